@@ -1,0 +1,196 @@
+"""Unsupervised region proposals, for people without a detector: compact, contrasting segments of an image.
+
+Segments come from graph-based segmentation (Felzenszwalb and Huttenlocher, IJCV 2004; scikit-image) of the image at
+several sizes. Each is described by colour, texture, shape and size; its "class" is the nearest of 15 appearance
+prototypes (k-means centres, scikit-learn) fitted on the train images; its score comes from its contrast to what lies
+around it. Nothing is random: the same images give the same regions.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+from skimage.color import rgb2lab
+from skimage.segmentation import felzenszwalb
+from sklearn.cluster import KMeans
+from threadpoolctl import threadpool_limits
+
+from layers.drea import CLASSES, Regions
+
+DESCRIPTION = ("L", "a", "b", "deviation_L", "deviation_ab", "edges", "elongation", "compactness", "log_area")
+
+
+@dataclass(frozen=True)
+class ProposalOptions:
+    """The rules of the proposals, with their defaults (ours; chosen by eye on UCM train images).
+
+    side: images are scaled to this length of the longer side in pixels, so that time and thresholds do not depend on
+        their resolution. 256, the size that the model sees.
+    shrink, scale, sigma, min_size: segmentation at 1/shrink of that size, with Felzenszwalb's scale, smoothing and
+        smallest segment (in its own pixels). The small sizes find large things at little cost.
+    min_area, max_area: share of the image that a region covers. Below, it is noise; above, it is background.
+    max_area_at_corner: the same for segments that meet two sides of the image or more; these are background more often.
+    min_compactness: area over the area of the ellipse with the same second moments (1 for an ellipse, 0.95 for a
+        rectangle, less for branching or hollow segments).
+    max_elongation: longest over shortest axis; longer ones are lines and shadows.
+    min_contrast: CIELAB distance of the segment's mean colour and that of its surroundings.
+    full_contrast: the contrast at which the score 1 - exp(-(contrast / full_contrast)^2) is 0.63. The square keeps large
+        pieces of background, which are a little different from the rest, from outranking small targets.
+    """
+
+    side: int = 256
+    shrink: tuple[int, ...] = (1, 2, 4)
+    scale: float = 100.0
+    sigma: float = 0.7
+    min_size: int = 24
+    min_area: float = 0.0005
+    max_area: float = 0.25
+    max_area_at_corner: float = 0.04
+    min_compactness: float = 0.8
+    max_elongation: float = 8.0
+    min_contrast: float = 8.0
+    full_contrast: float = 30.0
+
+
+DEFAULTS = ProposalOptions()
+
+
+class Proposals(NamedTuple):
+    """The segments kept in one image. score (n,) in [0, 1]; box (n, 4) as in Regions; description (n, 9) float64."""
+
+    score: np.ndarray
+    box: np.ndarray
+    description: np.ndarray
+
+
+class Prototypes(NamedTuple):
+    """Appearance prototypes: centres (at most 15, 9) in units of `deviation` from `mean`, both (9,)."""
+
+    centres: np.ndarray
+    mean: np.ndarray
+    deviation: np.ndarray
+
+
+def propose(image: Image.Image, options: ProposalOptions = DEFAULTS) -> Proposals:
+    """The compact, contrasting segments of an image (any mode and size), over all sizes of the segmentation."""
+    found = []
+    shrink_to_side = options.side / max(image.size)
+    for shrink in options.shrink:
+        size = [max(8, round(side * shrink_to_side / shrink)) for side in image.size]
+        rgb = np.asarray(image.convert("RGB").resize(size, Image.Resampling.BOX))
+        found.append(_segments(rgb, options))
+    return Proposals(*(np.concatenate(part) for part in zip(*found, strict=True)))
+
+
+def fit_prototypes(description: np.ndarray, most: int = 50_000, seed: int = 0) -> Prototypes:
+    """k-means prototypes of region descriptions (n, 9); of more than `most`, evenly spaced ones are used.
+
+    There are 15 (one for each class of a node), or as many as there are distinct descriptions if these are fewer.
+    """
+    if len(description) == 0:
+        none = np.zeros(len(DESCRIPTION))
+        return Prototypes(np.zeros((0, len(DESCRIPTION))), none, none + 1)
+    description = description[np.linspace(0, len(description) - 1, min(len(description), most)).astype(int)]
+    mean, deviation = description.mean(axis=0), description.std(axis=0)
+    deviation[deviation < 1e-9] = 1
+    standard = (description - mean) / deviation
+    distinct = len(np.unique(standard, axis=0))
+    with threadpool_limits(1):  # the sums of several threads come in any order, and rounding with them
+        fitted = KMeans(min(len(CLASSES), distinct), n_init=4, random_state=seed).fit(standard)
+    centres = fitted.cluster_centers_
+    return Prototypes(centres[np.lexsort(centres.T[::-1])], mean, deviation)
+
+
+def classify(proposals: Proposals, prototypes: Prototypes) -> Regions:
+    """Regions whose class is the nearest prototype."""
+    if len(proposals.score) == 0 or len(prototypes.centres) == 0:
+        return Regions.empty()
+    standard = (proposals.description - prototypes.mean) / prototypes.deviation
+    distance = ((standard[:, None] - prototypes.centres[None]) ** 2).sum(axis=-1)
+    return Regions(distance.argmin(axis=1), proposals.score, proposals.box)
+
+
+def _segments(rgb: np.ndarray, options: ProposalOptions) -> Proposals:
+    """Segment one image (h, w, 3) uint8 and keep what is compact, contrasting and of a fitting size."""
+    height, width = rgb.shape[:2]
+    lab = rgb2lab(rgb)
+    label = felzenszwalb(rgb, scale=options.scale, sigma=options.sigma, min_size=options.min_size)
+    flat = label.ravel()
+    count = np.bincount(flat).astype(np.float64)
+
+    def mean(values: np.ndarray) -> np.ndarray:
+        return np.bincount(flat, values.ravel()) / count
+
+    y, x = (axis + 0.5 for axis in np.mgrid[:height, :width])
+    centre_x, centre_y = mean(x), mean(y)
+    # A pixel is a square of side 1, which has a variance of 1/12 of its own.
+    variance_x = mean(x * x) - centre_x**2 + 1 / 12
+    variance_y = mean(y * y) - centre_y**2 + 1 / 12
+    covariance = mean(x * y) - centre_x * centre_y
+    half_trace = (variance_x + variance_y) / 2
+    spread = np.sqrt(((variance_x - variance_y) / 2) ** 2 + covariance**2)
+    major, minor = half_trace + spread, np.maximum(half_trace - spread, 1 / 12)
+    compactness = count / (4 * np.pi * np.sqrt(major * minor))
+    elongation = np.sqrt(major / minor)
+
+    left, right, top, bottom = _bounds(label)
+    colour = np.stack([mean(lab[..., channel]) for channel in range(3)], axis=1)
+    contrast = _contrast(lab, colour, count, left, right, top, bottom)
+    area = count / (height * width)
+    keep = (area >= options.min_area) & (area <= options.max_area) & (compactness >= options.min_compactness)
+    keep &= (elongation <= options.max_elongation) & (contrast >= options.min_contrast)
+    sides_met = (left == 0).astype(int) + (right == width) + (top == 0) + (bottom == height)
+    keep &= (sides_met < 2) | (area < options.max_area_at_corner)
+
+    variance = np.stack([mean(lab[..., channel] ** 2) for channel in range(3)], axis=1) - colour**2
+    variance = np.maximum(variance, 0)
+    edges = mean(np.hypot(*np.gradient(lab[..., 0])))
+    description = np.column_stack(
+        [
+            colour,
+            np.sqrt(variance[:, 0]),
+            np.sqrt(variance[:, 1] + variance[:, 2]),
+            edges,
+            np.log(elongation),
+            compactness,
+            np.log(area),
+        ]
+    )
+    box = np.column_stack([(left + right) / 2, (top + bottom) / 2, right - left, bottom - top])
+    box = box / [width, height, width, height]
+    score = 1 - np.exp(-((contrast / options.full_contrast) ** 2))
+    return Proposals(score[keep], box[keep], description[keep])
+
+
+def _bounds(label: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """First and last-plus-one column and row of each segment: left, right, top, bottom, in pixels."""
+    flat = label.ravel()
+    n = flat.max() + 1
+    row, column = np.divmod(np.arange(flat.size), label.shape[1])
+    low, high = np.full((2, n), label.size), np.zeros((2, n), np.int64)
+    for axis, place in enumerate((column, row)):
+        np.minimum.at(low[axis], flat, place)
+        np.maximum.at(high[axis], flat, place + 1)
+    return low[0], high[0], low[1], high[1]
+
+
+def _contrast(lab: np.ndarray, colour: np.ndarray, count: np.ndarray, left, right, top, bottom) -> np.ndarray:
+    """CIELAB distance of each segment's mean colour (n, 3) and that of the rest of its box, widened by half its size.
+
+    Sums over boxes come from the summed-area table.
+    """
+    height, width = lab.shape[:2]
+    table = np.zeros((height + 1, width + 1, 4))
+    table[1:, 1:, :3] = lab
+    table[1:, 1:, 3] = 1
+    table = table.cumsum(axis=0).cumsum(axis=1)
+    margin_x, margin_y = (right - left) // 4 + 2, (bottom - top) // 4 + 2
+    left, right = np.maximum(left - margin_x, 0), np.minimum(right + margin_x, width)
+    top, bottom = np.maximum(top - margin_y, 0), np.minimum(bottom + margin_y, height)
+    around = table[bottom, right] - table[top, right] - table[bottom, left] + table[top, left]
+    around -= np.column_stack([colour * count[:, None], count])
+    pixels = np.maximum(around[:, 3:], 1)
+    return np.where(around[:, 3] > 0.5, np.linalg.norm(around[:, :3] / pixels - colour, axis=1), 0)
