@@ -1,0 +1,282 @@
+"""The schema of the option files: published keys, the keys added here, and what each may hold.
+
+Every key added here has a default under which a published file keeps its meaning.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from utils import InputError, read_text
+
+# Published keys that nothing reads (design section 2): accepted, and named once as unused.
+UNUSED = ("model.cross_attention", "model.fusion.correct_local_", "model.fusion.supplement_global_",
+          "model.global_local_weight", "global_local_weight", "cross_attention", "fusion.correct_local_",
+          "fusion.supplement_global_", "dataset.data_split")  # fmt: skip
+
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+Count = Annotated[int, Field(ge=1)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Name = Annotated[str, Field(min_length=1)]
+
+
+class Section(BaseModel):
+    """A block of options: unknown keys are errors, values do not change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class Multiscale(Section):
+    multiscale_input_channel: Literal[3] = 3
+    multiscale_output_channel: Literal[1] = 1
+
+
+class Seq2Vec(Section):
+    """Text encoder. `pretrained: false` starts from random weights of the free widths below."""
+
+    arch: Literal["skipthoughts"] = "skipthoughts"
+    type: Literal["BayesianUniSkip", "UniSkip", "BiSkip"] = "BayesianUniSkip"
+    dir_st: str = "seq2vec"
+    dropout: Fraction = 0.25
+    fixed_emb: bool = False
+    pretrained: bool = True
+    embedding_dim: Count = 620
+    hidden_dim: Count = 2400
+
+
+class Fusion(Section):
+    """MIDF. `gate`: the paper's two weights, or the released code's single one (design section 5)."""
+
+    gate: Literal["paper", "released"] = "released"
+    dynamic_fusion_dim: Count = 512
+    dynamic_fusion_drop: Fraction = 0.2
+    mca_DROPOUT_R: Fraction = 0.1
+    mca_HIDDEN_SIZE: Count = 512
+    mca_FF_SIZE: Count = 1024
+    mca_MULTI_HEAD: Count = 8
+    mca_HIDDEN_SIZE_HEAD: Count = 64
+
+
+class Embed(Section):
+    embed_dim: Count = 512
+
+
+class Model(Section):
+    """`pretrained`: imagenet, none, or the path of a ResNet-18 state dict."""
+
+    name: Literal["GaLR"] = "GaLR"
+    pretrained: Name = "imagenet"
+    multiscale: Multiscale = Multiscale()
+    seq2vec: Seq2Vec = Seq2Vec()
+    fusion: Fusion = Fusion()
+    embed: Embed = Embed()
+
+    @model_validator(mode="after")
+    def _widths_fit(self) -> Model:
+        if self.fusion.mca_HIDDEN_SIZE != self.embed.embed_dim:
+            raise ValueError(f"model.fusion.mca_HIDDEN_SIZE ({self.fusion.mca_HIDDEN_SIZE}) must equal "
+                             f"model.embed.embed_dim ({self.embed.embed_dim})")  # fmt: skip
+        if self.fusion.mca_MULTI_HEAD * self.fusion.mca_HIDDEN_SIZE_HEAD != self.fusion.mca_HIDDEN_SIZE:
+            raise ValueError("model.fusion.mca_MULTI_HEAD times mca_HIDDEN_SIZE_HEAD must equal mca_HIDDEN_SIZE")
+        return self
+
+
+class Dataset(Section):
+    """`local_path`: HDF5, published .npy, or `zeros` (no local features: the ablation)."""
+
+    datatype: Name
+    data_path: Name
+    image_path: Name
+    vocab_path: Name
+    local_path: Name
+    batch_size: Annotated[int, Field(ge=2)] = 100
+    batch_size_val: Count = 70
+    workers: Annotated[int, Field(ge=0, le=64)] = 3
+    image_size: Annotated[int, Field(ge=32, le=1024, multiple_of=32)] = 256
+    cache: Literal["none", "ram", "h5"] = "ram"
+
+
+class Optim(Section):
+    """`resume`: a checkpoint to fine-tune from. `max_violation`: hardest negatives only."""
+
+    epochs: Count = 20
+    lr: Positive = 0.0002
+    lr_decay_param: Positive = 0.7
+    lr_update_epoch: Count = 20
+    grad_clip: Annotated[float, Field(ge=0)] = 0
+    max_violation: bool = False
+    margin: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.2
+    resume: Literal[False] | Name = False
+    precision: Literal["fp32", "bf16"] = "fp32"
+    compile: bool = False
+
+
+class Logs(Section):
+    """Validate every `eval_step` epochs, log every `print_freq` steps, save every `save_steps` (0: each epoch only)."""
+
+    eval_step: Count = 1
+    print_freq: Count = 10
+    save_steps: Annotated[int, Field(ge=0)] = 0
+    ckpt_save_path: Name = "checkpoint/"
+    logger_name: Name = "logs/"
+
+
+class KFold(Section):
+    """`shuffle`: nums independent shuffles, as released; `disjoint`: real folds. `seed`: of the split alone."""
+
+    experiment_name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    nums: Count = 1
+    current_num: Annotated[int, Field(ge=0)] = 0
+    mode: Literal["shuffle", "disjoint"] = "shuffle"
+    val_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    seed: Annotated[int, Field(ge=0)] = 0
+
+    @model_validator(mode="after")
+    def _folds(self) -> KFold:
+        if self.current_num >= self.nums:
+            raise ValueError(f"k_fold.current_num ({self.current_num}) must be below k_fold.nums ({self.nums})")
+        if self.mode == "disjoint" and self.nums < 2:
+            raise ValueError("k_fold.mode disjoint needs k_fold.nums of 2 or more")
+        return self
+
+
+class Options(Section):
+    """All options of a run, by attribute: `options.optim.lr`."""
+
+    model: Model = Model()
+    dataset: Dataset
+    optim: Optim = Optim()
+    logs: Logs = Logs()
+    k_fold: KFold
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain nested dicts, as in the YAML file with every default filled in."""
+        return self.model_dump()
+
+
+def load_options(path: str | os.PathLike, overrides: Sequence[str] = ()) -> Options:
+    """Read a YAML option file, apply `key=value` overrides (`optim.lr=1e-4`), and check everything.
+
+    Published keys that nothing reads are named once on standard error.
+    Raises InputError, naming file and key, for anything that the schema does not admit.
+    """
+    tree = _read_yaml(path)
+    for override in overrides:
+        _override(tree, override)
+    tree = _without_none(tree)
+    if unused := _drop_unused(tree):
+        import sys
+
+        print(f"note: {path}: nothing reads {', '.join(unused)}", file=sys.stderr)
+    try:
+        return Options(**tree)
+    except ValidationError as error:
+        raise InputError(_explain(error, path)) from None
+
+
+def _read_yaml(path: str | os.PathLike) -> dict[str, Any]:
+    text = read_text(path, "option file", "the shipped ones are option/*/*.yaml")
+    try:
+        tree = yaml.load(text, Loader=_UniqueKeyLoader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}" if mark else ""
+        raise InputError(f"option file {path}{where}: not YAML ({getattr(error, 'problem', error)})") from None
+    except (RecursionError, ValueError) as error:
+        raise InputError(f"option file {path}: not readable ({error})") from None
+    if not isinstance(tree, dict) or not all(isinstance(key, str) for key in tree):
+        raise InputError(f"option file {path}: expected blocks such as model:, dataset:, optim:, k_fold:")
+    return tree
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """The safe loader, which also refuses a key given twice and reads 1e-4 as a number."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        seen = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, str):
+                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is not a name", key_node.start_mark)
+            if key in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is given twice", key_node.start_mark)
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+def _override(tree: dict, override: str) -> None:
+    key, equals, value = override.partition("=")
+    if not equals or not key:
+        raise InputError(f"--set {override}: expected KEY=VALUE, such as optim.lr=1e-4")
+    *blocks, last = key.split(".")
+    for block in blocks:
+        tree = tree.setdefault(block, {})
+        if not isinstance(tree, dict):
+            raise InputError(f"--set {override}: {block} is a value, not a block of options")
+    if isinstance(tree.get(last), dict):
+        raise InputError(f"--set {override}: {last} is a block of options, not a value")
+    try:
+        tree[last] = yaml.safe_load(value)
+    except (yaml.YAMLError, ValueError, RecursionError):
+        raise InputError(f"--set {override}: the value is not YAML") from None
+
+
+def _without_none(tree: dict) -> dict:
+    """Drop keys whose value is nothing (`null`, or the string "None" of published files): the default holds."""
+    kept = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            kept[key] = _without_none(value)
+        elif value is not None and value != "None":
+            kept[key] = value
+    return kept
+
+
+def _drop_unused(tree: dict, prefix: str = "") -> list[str]:
+    dropped = []
+    for key in list(tree):
+        name = prefix + key
+        if name.startswith(UNUSED):
+            dropped.append(name)
+            del tree[key]
+        elif isinstance(tree[key], dict):
+            dropped += _drop_unused(tree[key], name + ".")
+    return dropped
+
+
+def _explain(error: ValidationError, path: str | os.PathLike) -> str:
+    """One line for all faults of a file: unknown keys with the nearest known one, then values."""
+    return f"option file {path}: " + "; ".join(_fault(fault) for fault in error.errors())
+
+
+def _fault(fault: dict) -> str:
+    name = ".".join(str(part) for part in fault["loc"] if not str(part).startswith(("literal", "constrained-str")))
+    if fault["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(name, list(_known_keys(Options)), n=1, cutoff=0)
+        return f"unknown key {name}" + (f" (nearest known key: {near[0]})" if near else "")
+    if fault["type"] == "missing":
+        return f"{name} is missing"
+    message = fault["msg"].removeprefix("Value error, ")
+    return f"{name} = {fault['input']!r}: {message}" if name and fault["type"] != "value_error" else message
+
+
+def _known_keys(section: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    for name, field in section.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
+            yield from _known_keys(field.annotation, f"{prefix}{name}.")
+        yield prefix + name
+
+
+def save_options(options: Options, path: str | os.PathLike) -> None:
+    """Write the options with all defaults filled in, as YAML."""
+    from utils import write_text
+
+    write_text(Path(path), yaml.safe_dump(options.to_dict(), sort_keys=False))

@@ -1,0 +1,129 @@
+"""Captions -> vocabulary. Tokens, stop words, the vocabulary file, and the command that builds it.
+
+    python vocab.py --data_path data/rsitmd_precomp --data_name rsitmd_precomp --out vocab/rsitmd_vocab.json
+
+NLTK's tokenizers are used without any of its downloads: sentences by an untrained Punkt model, words by the Treebank
+rules, as `nltk.word_tokenize` combines them.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+from nltk.tokenize import NLTKWordTokenizer
+from nltk.tokenize.punkt import PunktSentenceTokenizer
+
+from utils import InputError, Parser, read_json, run_command, write_json
+
+UNKNOWN = "<unk>"
+MARKS = frozenset(", . : ; ? ( ) [ ] & ! * @ # $ %".split())
+
+# NLTK's 179 English stop words: its corpus is a download, and releases of it since have grown to 198.
+STOP_WORDS = frozenset(
+    """i me my myself we our ours ourselves you you're you've you'll you'd your yours yourself yourselves he him his
+    himself she she's her hers herself it it's its itself they them their theirs themselves what which who whom this
+    that that'll these those am is are was were be been being have has had having do does did doing a an the and but if
+    or because as until while of at by for with about against between into through during before after above below to
+    from up down in out on off over under again further then once here there when where why how all any both each few
+    more most other some such no nor not only own same so than too very s t can will just don don't should should've
+    now d ll m o re ve y ain aren aren't couldn couldn't didn didn't doesn doesn't hadn hadn't hasn hasn't haven
+    haven't isn isn't ma mightn mightn't mustn mustn't needn needn't shan shan't shouldn shouldn't wasn wasn't weren
+    weren't won won't wouldn wouldn't""".split()
+)
+
+
+class Vocabulary(NamedTuple):
+    """Words in index order: `words[i]` has index i + 1, 0 is padding, `<unk>` is last."""
+
+    words: tuple[str, ...]
+
+    @property
+    def index(self) -> dict[str, int]:
+        return {word: i for i, word in enumerate(self.words, start=1)}
+
+
+@cache
+def _tokenizers() -> tuple[PunktSentenceTokenizer, NLTKWordTokenizer]:
+    return PunktSentenceTokenizer(), NLTKWordTokenizer()
+
+
+def tokenize(caption: str) -> list[str]:
+    """Lower-case words of a caption, without punctuation marks; sentence ends inside it are split off."""
+    sentences, words = _tokenizers()
+    return [
+        token
+        for sentence in sentences.tokenize(caption.lower())
+        for token in words.tokenize(sentence)
+        if token not in MARKS
+    ]
+
+
+def build(captions: Iterable[str], threshold: int = 5, keep_stopwords: bool = False) -> Vocabulary:
+    """Words with at least `threshold` occurrences, in order of first appearance, `<unk>` last (released code)."""
+    counts = Counter(token for caption in captions for token in tokenize(caption))
+    dropped = frozenset() if keep_stopwords else STOP_WORDS
+    words = [word for word, count in counts.items() if count >= threshold and word not in dropped | {UNKNOWN}]
+    return Vocabulary((*words, UNKNOWN))
+
+
+def encode(caption: str, index: dict[str, int]) -> list[int]:
+    """Token indices of a caption; words without one become `<unk>`, and so does a caption without any word."""
+    unknown = index[UNKNOWN]
+    return [index.get(token, unknown) for token in tokenize(caption)] or [unknown]
+
+
+def save(vocabulary: Vocabulary, path: str | os.PathLike) -> None:
+    """Write the published JSON form: word2idx, idx2word, and idx, the next free index."""
+    index = vocabulary.index
+    write_json(path, {"word2idx": index, "idx2word": {str(i): w for w, i in index.items()}, "idx": len(index) + 1})
+
+
+def load(path: str | os.PathLike) -> Vocabulary:
+    """Read a vocabulary file. Raises InputError where its parts do not agree."""
+    tree = read_json(path, "vocabulary", "build it with: python vocab.py --data_path DIR --data_name NAME_precomp")
+    index = tree.get("word2idx") if isinstance(tree, dict) else None
+    if not isinstance(index, dict) or not index or any(type(i) is not int for i in index.values()):
+        raise InputError(f"vocabulary {path}: no table word2idx of words and whole numbers")
+    words = sorted(index, key=index.__getitem__)
+    if [index[word] for word in words] != list(range(1, len(words) + 1)):
+        raise InputError(f"vocabulary {path}: the indices are not 1 to {len(words)}, each once")
+    if UNKNOWN not in index:
+        raise InputError(f"vocabulary {path}: the word {UNKNOWN} is missing")
+    return Vocabulary(tuple(words))
+
+
+def main() -> None:
+    parser = Parser(prog="vocab.py", description="Build the vocabulary of a data set from its captions.")
+    parser.add_argument("--data_path", required=True, help="folder that holds {train,test}_caps.txt")
+    parser.add_argument("--data_name", required=True, help="name of the data set, such as rsitmd_precomp")
+    parser.add_argument("--splits", nargs="+", default=["train", "test"], choices=["train", "test"],
+                        help="captions to read; `train` alone gives a vocabulary that has not seen the test")  # fmt: skip
+    parser.add_argument("--threshold", type=int, default=5, help="keep words with so many occurrences (default 5)")
+    parser.add_argument("--keep-stopwords", action="store_true", help="keep words such as above, between, under")
+    parser.add_argument("--out", help="default: vocab/NAME_vocab.json")
+    arguments = parser.parse_args()
+    if arguments.threshold < 1:
+        raise InputError(f"--threshold {arguments.threshold}: must be 1 or more")
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", arguments.data_name):
+        raise InputError(f"--data_name {arguments.data_name}: letters, digits, '.', '_' and '-' only")
+
+    from data import read_captions
+
+    splits: Sequence[str] = sorted(set(arguments.splits), reverse=True)  # train before test
+    captions = [caption for split in splits for caption in read_captions(arguments.data_path, split)]
+    vocabulary = build(captions, arguments.threshold, arguments.keep_stopwords)
+    if len(vocabulary.words) == 1:
+        raise InputError(f"no word of the {len(captions)} captions occurs {arguments.threshold} times; lower --threshold")
+    out = Path(arguments.out or f"vocab/{arguments.data_name.removesuffix('_precomp')}_vocab.json")
+    save(vocabulary, out)
+    print(f"{out}: {len(vocabulary.words)} words from {len(captions)} captions ({' and '.join(splits)})")
+
+
+if __name__ == "__main__":
+    run_command(main)
