@@ -157,3 +157,24 @@ def read_json(path: str | os.PathLike, what: str, advice: str = "") -> Any:
 def some(names: list[str], most: int = 5) -> str:
     """The first few of many names, for a message."""
     return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
+
+
+def load_torch(path: str | os.PathLike, what: str) -> Any:
+    """Read a file of torch.save without running anything in it (`weights_only`), onto the CPU.
+
+    Raises InputError for a missing or damaged file and for one that holds more than tensors and plain containers.
+    """
+    import pickle
+
+    import torch
+
+    existing_file(path, what)
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        reason = str(error).split("\n")[0]
+        raise InputError(f"{what} {path} is damaged, or holds more than weights, and was not read ({reason})") from None
+    except MemoryError:
+        raise
+    except Exception as error:  # a damaged archive raises errors of many kinds
+        raise InputError(f"{what} {path} is damaged ({' '.join(str(error).split())[:200]})") from None

@@ -1,0 +1,157 @@
+"""The gated recurrent unit of skip-thoughts, with Bayesian dropout: masks drawn once per sequence and kept over time.
+
+    r = sigmoid(W_r (m_xr x) + b_r + U_r (m_hr h))          reset
+    z = sigmoid(W_z (m_xz x) + b_z + U_z (m_hz h))          update
+    n = tanh   (W_n (m_xn x) + b_n + r (U_n (m_hn h)))      candidate
+    h <- (1 - z) n + z h
+
+Released code, `BayesianUniSkip`; without dropout it is the plain GRU of `UniSkip` and `BiSkip`. There is no hidden bias.
+
+What makes it fast: sequences are packed (longest first, so that step t works on the sequences that still have a word),
+the input products of all words are one batched product, the three hidden products of a step are another, and the
+backward pass, written by hand, forms each weight gradient in one product over all words.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+
+class Packing(NamedTuple):
+    """How padded sequences (B, T) are packed, longest first.
+
+    rows: (M,) row of each packed word among the sorted sequences; words: (M,) its place in the flattened (B, T);
+    order: (B,) sorted -> given; sizes: the number of sequences that have a word t, for each t.
+    """
+
+    rows: Tensor
+    words: Tensor
+    order: Tensor
+    sizes: list[int]
+
+
+def pack(lengths: Tensor, width: int, device: torch.device, reverse: bool = False) -> Packing:
+    """Packing of sequences with these lengths (B,), on the CPU, in a (B, width) array; `reverse` reads them backwards."""
+    lengths, order = lengths.cpu().sort(descending=True, stable=True)
+    steps = torch.arange(int(lengths[0]))
+    t, rows = torch.nonzero(steps[:, None] < lengths[None, :], as_tuple=True)
+    place = lengths[rows] - 1 - t if reverse else t
+    words = order[rows] * width + place
+    sizes = torch.bincount(t).tolist()
+    rows, words, order = (x.to(device, non_blocking=True) for x in (rows, words, order))
+    return Packing(rows, words, order, sizes)
+
+
+class GRU(nn.Module):
+    """One direction. Gates are stacked in the order reset, update, candidate.
+
+    Args: input_size E, hidden_size H, dropout: rate of the Bayesian masks in training.
+    """
+
+    def __init__(self, input_size: int, hidden_size: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.dropout = dropout
+        self.input_weight = nn.Parameter(torch.empty(3, hidden_size, input_size))
+        self.input_bias = nn.Parameter(torch.zeros(3, hidden_size))
+        self.hidden_weight = nn.Parameter(torch.empty(3, hidden_size, hidden_size))
+
+    def initialise(self) -> None:
+        """Glorot input weights and orthogonal hidden weights, gate by gate."""
+        for gate in range(3):
+            nn.init.xavier_uniform_(self.input_weight[gate])
+            nn.init.orthogonal_(self.hidden_weight[gate])
+
+    def forward(self, words: Tensor, packing: Packing) -> Tensor:
+        """words (M, E), packed -> the state after the last word of each sequence (B, H), in the given order."""
+        batch = packing.sizes[0]
+        input_mask, hidden_mask = self._masks(words, batch)
+        if input_mask is None:
+            words = words.expand(3, -1, -1)
+        else:
+            words = words * input_mask[:, packing.rows]
+        gates = torch.baddbmm(self.input_bias.unsqueeze(1), words, self.input_weight.transpose(1, 2))
+        last = _Recurrence.apply(gates.float(), self.hidden_weight, hidden_mask, packing)
+        return torch.empty_like(last).index_copy(0, packing.order, last)
+
+    def _masks(self, words: Tensor, batch: int) -> tuple[Tensor, Tensor] | tuple[None, None]:
+        """Masks (3, B, E) and (3, B, H): one for each gate and sequence, with values 0 and 1 / keep rate."""
+        if not self.training or self.dropout == 0:
+            return None, None
+        keep = 1 - self.dropout
+        widths = self.input_weight.shape[2], self.input_weight.shape[1]
+        return tuple(words.new_empty(3, batch, width).bernoulli_(keep).div_(keep) for width in widths)
+
+
+class _Recurrence(torch.autograd.Function):
+    """gates (3, M, H) of all packed words, U (3, H, H), hidden mask (3, B, H) or None -> last states (B, H).
+
+    The state and everything elementwise stay in float32; the products run in autocast's type where it is on.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, gates: Tensor, weight: Tensor, mask: Tensor | None, packing: Packing) -> Tensor:
+        device = gates.device.type
+        low = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
+        weight = weight.to(low)
+        keep = any(ctx.needs_input_grad)
+        state = gates.new_zeros(packing.sizes[0], gates.shape[2])
+        if keep:  # per packed word: r, z, n, the candidate's hidden product, the state before it
+            saved = gates.new_empty(5, *gates.shape[1:])
+        start = 0
+        for step, size in enumerate(packing.sizes):
+            here = slice(start, start + size)
+            before = state[:size]
+            if step == 0:  # the state is zero
+                product = gates.new_zeros(3, size, gates.shape[2])
+            else:
+                masked = before.expand(3, -1, -1) if mask is None else before * mask[:, :size]
+                product = torch.bmm(masked.to(low), weight.transpose(1, 2)).float()
+            reset, update = torch.sigmoid(gates[:2, here] + product[:2])
+            candidate = torch.tanh(torch.addcmul(gates[2, here], reset, product[2]))
+            after = torch.lerp(candidate, before, update)
+            if keep:
+                torch.stack((reset, update, candidate, product[2], before), out=saved[:, here])
+            state = after if size == len(state) else torch.cat((after, state[size:]))
+            start += size
+        if keep:
+            ctx.save_for_backward(saved, weight, mask)
+            ctx.packing = packing
+        return state
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        saved, weight, mask = ctx.saved_tensors
+        packing, low = ctx.packing, weight.dtype
+        grad = grad.contiguous().clone()
+        reset, update, candidate, product, before = saved
+        grad_gates = torch.empty_like(saved[:3])  # of r, z, n before their squashing
+        end = len(packing.rows)
+        # what does not depend on the gradient of the state, for all words at once
+        to_update = (before - candidate) * update * (1 - update)
+        to_candidate = (1 - update) * (1 - candidate * candidate)
+        to_reset = product * reset * (1 - reset)
+        for step in reversed(range(len(packing.sizes))):
+            size = packing.sizes[step]
+            here = slice(end - size, end)
+            above = grad[:size]
+            d_reset, d_update, d_candidate = grad_gates[:, here]
+            torch.mul(above, to_candidate[here], out=d_candidate)
+            torch.mul(above, to_update[here], out=d_update)
+            torch.mul(d_candidate, to_reset[here], out=d_reset)
+            if step > 0:
+                d_product = torch.stack((d_reset, d_update, d_candidate * reset[here]))
+                below = torch.bmm(d_product.to(low), weight).float()
+                if mask is not None:
+                    below *= mask[:, :size]
+                grad[:size] = above * update[here] + below.sum(0)
+            end -= size
+        grad_weight = None
+        if ctx.needs_input_grad[1]:
+            d_product = torch.stack((grad_gates[0], grad_gates[1], grad_gates[2] * reset))
+            masked = before.expand(3, -1, -1) if mask is None else before * mask[:, packing.rows]
+            first = packing.sizes[0]  # at the first word the state is zero
+            grad_weight = torch.bmm(d_product[:, first:].to(low).transpose(1, 2), masked[:, first:].to(low)).float()
+        return grad_gates, grad_weight, None, None
