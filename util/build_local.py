@@ -7,13 +7,15 @@ docs/REGIONS.md tells how to get regions for one's own images.
 
 from __future__ import annotations
 
+import argparse
+import contextlib
 import os
 import signal
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict
-from functools import partial
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -22,48 +24,129 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from layers.drea import DreaOptions, Regions, denoise, enhanced_adjacency
-from utils import InputError, Parser, RunError, atomic, existing_file, read_text, run_command
+from data import read_names
+from layers.drea import Denoised, DreaOptions, Regions, denoise, enhanced_adjacency
+from util.images import LARGEST, MODES, safe_paths
+from util.local_features import stem
+from util.regions import FORMATS, read_detections, to_regions
+from utils import InputError, Interrupted, Parser, RunError, atomic, run_command, some
+
+PROPOSALS = "proposals"
+DESCRIPTION = "Turn detected regions into the local features that training reads (see docs/REGIONS.md)."
+
+
+def main() -> None:
+    arguments = _parse()
+    signal.signal(signal.SIGTERM, _stop)
+    names = image_names(arguments.data_path)
+    if arguments.regions == PROPOSALS:
+        regions, attributes = proposed_regions(arguments, names)
+    else:
+        regions, attributes = detected_regions(arguments, names)
+    shown = np.linspace(0, len(names) - 1, min(arguments.preview, len(names))).astype(int)
+    pictures = [open_image(path) for path in safe_paths(arguments.image_path, [names[index] for index in shown])]
+
+    denoised, adjacency = drea(tqdm(regions, "DREA", disable=None), arguments.options)
+    attributes |= {f"drea.{key}": value for key, value in asdict(arguments.options).items()}
+    rep = np.stack([one.nodes for one in denoised])
+    stems = [stem(name) for name in names]
+    write_local(arguments.out, stems, rep, adjacency, attributes)
+    if arguments.published:
+        write_published(arguments.published, stems, rep, adjacency)
+    if pictures:
+        from util.preview import write_sheets
+
+        cases = [(names[i], p, regions[i], denoised[i], adjacency[i]) for i, p in zip(shown, pictures, strict=True)]
+        write_sheets(arguments.out.with_suffix(""), cases)
+    _report("regions", [len(one.score) for one in regions])
+    _report("nodes", [len(one.region_of_node) for one in denoised])
 
 
 def image_names(data_path: Path) -> list[str]:
-    """The image file names of the train list and then the test list, each once, in order of first appearance."""
-    names = {}
-    for split in ("train", "test"):
-        names.update(dict.fromkeys(read_list(data_path, split)))
-    return list(names)
+    """The image names of the train list and then the test list, each once, in order of first appearance.
+
+    Raises InputError for a missing or blank list, and for two images of one stem (local features are kept by stem).
+    """
+    names = list(dict.fromkeys(name for split in ("train", "test") for name in read_names(data_path, split)))
+    first: dict[str, str] = {}
+    for name in names:
+        if first.setdefault(stem(name), name) != name or not stem(name):
+            other = first[stem(name)]
+            raise InputError(f"images {other} and {name} of {data_path} share a name up to the first dot; rename one")
+    return names
 
 
-def read_list(data_path: Path, split: str) -> list[str]:
-    """The lines of {data_path}/{split}_filename.txt."""
-    path = data_path / f"{split}_filename.txt"
-    lines = [line.strip() for line in read_text(path, "image list").rstrip().split("\n")]
-    for number, name in enumerate(lines, 1):
-        if not name:
-            raise InputError(f"image list {path}, line {number}: blank; one image name on each line is needed")
-    return lines
+def open_image(path: str | Path) -> Image.Image:
+    """An RGB image. Raises InputError for a file that is missing, damaged, too large, or not 8 bits a channel."""
+    with _opened(path) as image:
+        if image.mode not in MODES:
+            raise InputError(f"image {path} has pixels of mode {image.mode}; convert it to 8 bits a channel")
+        return image.convert("RGB")
 
 
-def stem(name: str) -> str:
-    """The name of an image up to its first dot, without folders."""
-    return Path(name).name.split(".")[0]
+def image_size(path: str | Path) -> tuple[int, int]:
+    """Width and height in pixels, from the head of the file alone. Raises InputError."""
+    with _opened(path) as image:
+        return image.size
 
 
-def image_file(folder: Path, name: str) -> Path:
-    """The path of an image, which must lie inside the folder, links followed."""
-    path = folder / name
-    if not path.resolve().is_relative_to(folder.resolve()):
-        raise InputError(f"image {name} lies outside of the image folder {folder}")
-    return existing_file(path, "image")
-
-
-def open_image(path: Path) -> Image.Image:
-    """An RGB image, or InputError."""
+@contextlib.contextmanager
+def _opened(path: str | Path) -> Iterator[Image.Image]:
     try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise InputError(f"image {path} cannot be read: {error}") from None
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(path) as image:
+                if image.width * image.height > LARGEST:
+                    raise InputError(f"image {path} is {image.width} x {image.height} pixels; more than is allowed")
+                yield image
+    except InputError:
+        raise
+    except FileNotFoundError:
+        raise InputError(f"image {path} is not there") from None
+    except Exception as error:  # decoders raise errors of many kinds on damaged files
+        raise InputError(f"image {path} cannot be decoded ({error})") from None
+
+
+def detected_regions(arguments: argparse.Namespace, names: list[str]) -> tuple[list[Regions], dict[str, Any]]:
+    """The regions of each image from a detector's files, and where they come from (attributes)."""
+    source = Path(arguments.regions)
+    detections, form = read_detections(source, arguments.format, arguments.classes, arguments.coco_images)
+    name_of = {stem(name): name for name in names}
+
+    def size_of(key: str) -> tuple[int, int]:
+        return image_size(safe_paths(arguments.image_path, [name_of[key]])[0])
+
+    regions = to_regions(detections, list(name_of), size_of, arguments.allow_missing)
+    return regions, {"source": str(source), "format": form}
+
+
+def proposed_regions(arguments: argparse.Namespace, names: list[str]) -> tuple[list[Regions], dict[str, Any]]:
+    """Unsupervised proposals of each image, and how they were made (attributes). Prototypes see train images only."""
+    from util import proposals
+
+    paths = dict(zip(names, safe_paths(arguments.image_path, names), strict=True))
+    missing = [name for name, path in paths.items() if not Path(path).exists()]
+    if missing and not arguments.allow_missing:
+        raise InputError(
+            f"{len(missing)} of {len(names)} images are not in {arguments.image_path}: {some(missing)}; "
+            "add them, or give --allow-missing"
+        )
+    found = dict.fromkeys(names, proposals.NOTHING)
+    for name in missing:
+        del paths[name]
+    found |= zip(paths, in_parallel(_propose_file, list(paths.values()), arguments.workers, "proposals"), strict=True)
+    train = dict.fromkeys(read_names(arguments.data_path, "train"))
+    prototypes = proposals.fit_prototypes(np.concatenate([found[name].description for name in train]))
+    attributes: dict[str, Any] = {"source": PROPOSALS, "prototypes.description": proposals.DESCRIPTION}
+    attributes |= {f"proposals.{key}": value for key, value in asdict(proposals.DEFAULTS).items()}
+    attributes |= {f"prototypes.{key}": value for key, value in prototypes._asdict().items()}
+    return [proposals.classify(found[name], prototypes) for name in names], attributes
+
+
+def _propose_file(path: str) -> Any:
+    from util.proposals import propose
+
+    return propose(open_image(path))
 
 
 def in_parallel(function: Callable, items: list, workers: int, what: str) -> Iterator:
@@ -71,50 +154,32 @@ def in_parallel(function: Callable, items: list, workers: int, what: str) -> Ite
     if workers == 1 or len(items) < 2:
         yield from tqdm(map(function, items), what, len(items), disable=None)
         return
+    pool = ProcessPoolExecutor(min(workers, len(items)), initializer=_leave_signals_to_parent)
     try:
-        ignore_interrupt = partial(signal.signal, signal.SIGINT, signal.SIG_IGN)  # the parent handles it
-        with ProcessPoolExecutor(min(workers, len(items)), initializer=ignore_interrupt) as pool:
-            yield from tqdm(pool.map(function, items, chunksize=4), what, len(items), disable=None)
+        yield from tqdm(pool.map(function, items, chunksize=4), what, len(items), disable=None)
     except BrokenProcessPool:
-        raise RunError(f"a worker process died ({what}); was memory short? Try --workers 1") from None
+        raise RunError(f"a worker process died ({what}); if memory was short, try --workers 1") from None
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
-def _propose_file(path: Path):
-    from util.proposals import propose
-
-    return propose(open_image(path))
-
-
-def proposed_regions(
-    data_path: Path, image_path: Path, names: list[str], workers: int
-) -> tuple[list[Regions], dict[str, Any]]:
-    """Unsupervised proposals of each image, and how they were made (attributes). Prototypes see train images only."""
-    from util import proposals
-
-    paths = [image_file(image_path, name) for name in names]
-    found = list(in_parallel(_propose_file, paths, workers, "proposals"))
-    train = set(read_list(data_path, "train"))
-    seen = [proposal.description for name, proposal in zip(names, found, strict=True) if name in train]
-    prototypes = proposals.fit_prototypes(np.concatenate(seen))
-    attributes = {f"proposals.{key}": value for key, value in asdict(proposals.DEFAULTS).items()}
-    attributes |= {f"prototypes.{key}": value for key, value in prototypes._asdict().items()}
-    attributes["prototypes.description"] = proposals.DESCRIPTION
-    return [proposals.classify(proposal, prototypes) for proposal in found], attributes
+def _leave_signals_to_parent() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
-def local_features(regions: Iterable[Regions], options: DreaOptions) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """DREA over images: local_rep (N, 20, 20), local_adj (N, 20, 20), both float32, and the multiplicities (N, 20)."""
-    rep, adj, multiplicity = [], [], []
-    for one in regions:
-        denoised = denoise(one, options)
-        rep.append(denoised.nodes)
-        multiplicity.append(denoised.multiplicity)
-        adj.append(enhanced_adjacency(denoised.nodes, denoised.multiplicity, options))
-    return np.stack(rep), np.stack(adj), np.stack(multiplicity)
+def _stop(signum: int, frame: Any) -> None:
+    raise Interrupted(signum, "stopped; nothing was written")
+
+
+def drea(regions: Iterable[Regions], options: DreaOptions) -> tuple[list[Denoised], np.ndarray]:
+    """DREA over images: their denoised representations, and the adjacency matrices (N, 20, 20) float32."""
+    denoised = [denoise(one, options) for one in regions]
+    return denoised, np.stack([enhanced_adjacency(one.nodes, one.multiplicity, options) for one in denoised])
 
 
 def write_local(path: Path, stems: list[str], rep: np.ndarray, adj: np.ndarray, attributes: dict[str, Any]) -> None:
-    """Write the HDF5 file of local features."""
+    """Write the HDF5 file of local features (design, section 4)."""
     with atomic(path) as temporary, h5py.File(temporary, "w") as file:
         file.create_dataset("name", data=stems, dtype=h5py.string_dtype())
         file.create_dataset("local_rep", data=rep)
@@ -122,31 +187,67 @@ def write_local(path: Path, stems: list[str], rep: np.ndarray, adj: np.ndarray, 
         file.attrs.update(attributes)
 
 
-def _arguments() -> Parser:
-    parser = Parser(description="Turn detected regions into the local features that training reads.")
+def write_published(path: Path, stems: list[str], rep: np.ndarray, adj: np.ndarray) -> None:
+    """Write the layout of the released files: one pickled dict, keyed by stem + '.txt', of nested lists."""
+    keys = [f"{name}.txt" for name in stems]
+    layout = {
+        name: dict(zip(keys, part.tolist(), strict=True)) for name, part in (("adj_matrix", adj), ("local_rep", rep))
+    }
+    with atomic(path) as temporary, temporary.open("wb") as file:
+        np.save(file, np.array(layout, dtype=object))
+
+
+def _report(what: str, counts: list[int]) -> None:
+    print(f"{what} per image: mean {np.mean(counts):.1f}, median {np.median(counts):g}, most {max(counts)}")
+
+
+def _parse() -> argparse.Namespace:
+    parser = Parser(prog="python -m util.build_local", description=DESCRIPTION)
     parser.add_argument("--data_path", type=Path, required=True, help="folder with {train,test}_filename.txt")
     parser.add_argument("--image_path", type=Path, required=True, help="folder of the images")
-    parser.add_argument("--regions", required=True, help="folder or file of detected regions, or the word proposals")
+    parser.add_argument(
+        "--regions",
+        required=True,
+        help="a folder (DOTA, YOLO-OBB) or file (COCO) of detections, or the word proposals: no detector is needed",
+    )
     parser.add_argument("--out", type=Path, required=True, help="the HDF5 file to write")
-    parser.add_argument("--no-denoise", action="store_true", help="keep the 20 most salient raw regions (ablation)")
-    parser.add_argument("--no-enhance", action="store_true", help="join all nodes alike (ablation)")
+    parser.add_argument("--published", type=Path, help="also write the layout of the released files (.npy)")
+    parser.add_argument("--preview", type=int, default=0, metavar="N", help="draw N images, on PNG sheets beside --out")
+    parser.add_argument("--format", choices=("auto", *FORMATS), default="auto", help="default: told from the content")
+    parser.add_argument("--classes", type=Path, help="YOLO-OBB: class names in index order (default: DOTA-v1.0)")
+    parser.add_argument("--coco-images", type=Path, help="COCO: the JSON file that names images and categories")
+    parser.add_argument("--allow-missing", action="store_true", help="images without regions get zeros")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes (default: one per core)")
-    return parser
+    default = DreaOptions()
+    parser.add_argument("--no-denoise", action="store_true", help="keep the most salient raw regions (ablation)")
+    parser.add_argument("--no-enhance", action="store_true", help="join all nodes alike (ablation)")
+    parser.add_argument("--similarity", choices=("box", "iou"), default=default.similarity, help="what merges regions")
+    for name in ("similarity_threshold", "distance_scale", "saliency_weighting", "multiplicity_weighting"):
+        value = getattr(default, name)
+        parser.add_argument(f"--{name.replace('_', '-')}", type=float, default=value, help=f"default {value:g}")
+    arguments = parser.parse_args()
+
+    given = {option.name: getattr(arguments, option.name) for option in fields(DreaOptions) if option.name in arguments}
+    try:
+        arguments.options = DreaOptions(denoise=not arguments.no_denoise, enhance=not arguments.no_enhance, **given)
+    except ValueError as error:
+        raise InputError(str(error)) from None
+    if arguments.workers < 1 or arguments.preview < 0:
+        raise InputError("--workers must be at least 1 and --preview at least 0")
+    if arguments.published == arguments.out:
+        raise InputError("--published and --out name the same file")
+    for path in filter(None, (arguments.out, arguments.published)):
+        _check_writable(path)
+    return arguments
 
 
-def main() -> None:
-    arguments = _arguments().parse_args()
-    options = DreaOptions(denoise=not arguments.no_denoise, enhance=not arguments.no_enhance)
-    names = image_names(arguments.data_path)
-    regions, attributes = proposed_regions(arguments.data_path, arguments.image_path, names, arguments.workers)
-    rep, adj, _ = local_features(tqdm(regions, "DREA", disable=None), options)
-    attributes["source"] = arguments.regions
-    attributes |= {f"drea.{key}": value for key, value in asdict(options).items()}
-    write_local(arguments.out, [stem(name) for name in names], rep, adj, attributes)
-    before = np.array([len(one.score) for one in regions])
-    after = (rep.any(axis=2)).sum(axis=1)
-    for what, count in (("regions", before), ("nodes", after)):
-        print(f"{what} per image: mean {count.mean():.1f}, median {np.median(count):.0f}, most {count.max()}")
+def _check_writable(path: Path) -> None:
+    """Raise InputError now, not after the work is done, where `path` cannot become a file."""
+    if path.is_dir():
+        raise InputError(f"cannot write {path}: it is a folder; give the name of a file")
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise InputError(f"cannot write {path}: {folder} is not a folder that you may write to")
 
 
 if __name__ == "__main__":

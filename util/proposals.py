@@ -37,8 +37,8 @@ class ProposalOptions:
         rectangle, less for branching or hollow segments).
     max_elongation: longest over shortest axis; longer ones are lines and shadows.
     min_contrast: CIELAB distance of the segment's mean colour and that of its surroundings.
-    full_contrast: the contrast at which the score 1 - exp(-(contrast / full_contrast)^2) is 0.63. The square keeps large
-        pieces of background, which are a little different from the rest, from outranking small targets.
+    full_contrast: the contrast at which the score 1 - exp(-(contrast / full_contrast)^2) is 0.63. The square keeps
+        large pieces of background, which are a little different from the rest, from outranking small targets.
     """
 
     side: int = 256
@@ -64,6 +64,9 @@ class Proposals(NamedTuple):
     score: np.ndarray
     box: np.ndarray
     description: np.ndarray
+
+
+NOTHING = Proposals(np.zeros(0), np.zeros((0, 4)), np.zeros((0, len(DESCRIPTION))))
 
 
 class Prototypes(NamedTuple):
