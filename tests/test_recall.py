@@ -1,0 +1,185 @@
+"""Recall: exact against the golden numbers and a direct reading of the definition; ties, odd shapes and bad files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from postprocessing.recall import chance, image_of_caption, load, ranks, recall
+from utils import InputError
+
+GOLDEN = np.load(Path(__file__).parent / "golden" / "similarity_a.npz", allow_pickle=False)
+
+
+def slow_ranks(sims: np.ndarray, owner: np.ndarray) -> tuple[list[int], list[int]]:
+    """Sort the answers of each query with every wrong one before the right ones that tie with it."""
+
+    def first_right(similarity, right) -> int:
+        order = sorted(range(len(similarity)), key=lambda j: (-similarity[j], right[j]))
+        return next(place for place, j in enumerate(order) if right[j])
+
+    images, captions = sims.shape
+    i2t = [first_right(sims[i], [o == i for o in owner]) for i in range(images) if i in owner]
+    t2i = [first_right(sims[:, c], [i == owner[c] for i in range(images)]) for c in range(captions)]
+    return i2t, t2i
+
+
+@st.composite
+def problems(draw, dtypes=(np.float32, np.float64)):
+    """A matrix, non-square, with many ties or none, and images with any number of captions, none included."""
+    images, captions = draw(st.integers(1, 9)), draw(st.integers(1, 16))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    sims = rng.uniform(-0.3, 1, (images, captions)) if draw(st.booleans()) else rng.integers(1, 5, (images, captions))
+    if draw(st.booleans()) and captions >= images:  # one caption per image
+        return sims[:, :images].astype(draw(st.sampled_from(dtypes))), rng.permutation(images)
+    return sims.astype(draw(st.sampled_from(dtypes))), rng.integers(0, images, captions)
+
+
+def test_golden_metrics_are_exact():
+    i2t, t2i, mr = recall(GOLDEN["sims"], np.arange(200) // 5)
+    assert list(i2t.values()) == GOLDEN["i2t"].tolist() and list(t2i.values()) == GOLDEN["t2i"].tolist()
+    assert list(i2t) == list(t2i) == ["r1", "r5", "r10", "medr", "meanr"]
+    assert mr == pytest.approx((GOLDEN["i2t"][:3].sum() + GOLDEN["t2i"][:3].sum()) / 6, abs=1e-12)
+
+
+def test_golden_ranks_are_equal():
+    i2t, t2i = ranks(GOLDEN["sims"], np.arange(200) // 5)
+    assert (i2t == GOLDEN["i2t_ranks"]).all() and (t2i == GOLDEN["t2i_ranks"]).all()
+
+
+@settings(deadline=None, max_examples=150)
+@given(problems(dtypes=(np.float32, np.float64, np.int32, np.float16)))
+def test_ranks_agree_with_the_definition(problem):
+    sims, owner = problem
+    i2t, t2i = ranks(sims, owner)
+    assert (i2t.tolist(), t2i.tolist()) == slow_ranks(sims, owner)
+
+
+def test_blocks_join_to_the_same_ranks(monkeypatch):
+    rng = np.random.default_rng(0)
+    sims, owner = rng.integers(0, 50, (301, 90)).astype(np.float32), rng.integers(0, 301, 90)
+    whole = ranks(sims, owner)
+    monkeypatch.setattr("postprocessing.recall.BLOCK", 1)
+    for one, other in zip(whole, ranks(sims, owner), strict=True):
+        assert (one == other).all()
+
+
+def test_a_constant_matrix_scores_like_the_worst_ranking():
+    i2t, t2i, mr = recall(np.full((40, 200), 0.7, np.float32), image_of_caption(40, 200))
+    assert mr == 0
+    assert (i2t["medr"], i2t["meanr"], t2i["medr"], t2i["meanr"]) == (196, 196, 40, 40)
+
+
+def test_a_perfect_matrix_scores_100():
+    i2t, t2i, mr = recall(np.eye(12), np.arange(12))
+    assert mr == 100 and i2t["meanr"] == t2i["medr"] == 1
+
+
+def test_the_median_rank_is_the_floor_of_the_median_from_0_plus_1():
+    sims = np.array([[1.0, 0.0], [1.0, 0.0]])  # ranks from 0: image 0: 0, image 1: 1 -> median 0.5 -> 1
+    assert recall(sims, np.arange(2))[0]["medr"] == 1
+
+
+def test_an_image_without_captions_is_no_query_but_stays_in_the_gallery():
+    sims = np.array([[0.9, 0.1], [0.2, 0.3], [0.1, 0.8]])  # image 2 has none
+    i2t, t2i = ranks(sims, np.array([0, 1]))
+    assert i2t.tolist() == [0, 0]
+    assert t2i.tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_a_value_that_is_not_finite_is_an_error_that_names_its_place(value):
+    sims = np.zeros((3, 6))
+    sims[2, 4] = value
+    with pytest.raises(InputError, match=r"row 2, column 4"):
+        recall(sims, np.arange(6) // 2)
+
+
+@pytest.mark.parametrize(
+    ("sims", "owner", "message"),
+    [
+        (np.zeros((3, 6)), np.zeros(5, int), "3 images x 6 captions.*shape \\(5,\\)"),
+        (np.zeros((3, 6)), np.zeros((6, 1), int), "6 integers"),
+        (np.zeros((3, 6)), np.zeros(6), "float64"),
+        (np.zeros((3, 6)), np.array([0, 0, 1, 1, 2, 3]), "caption 5 belongs to image 3"),
+        (np.zeros((3, 6)), np.array([0, -1, 1, 1, 2, 2]), "caption 1 belongs to image -1"),
+        (np.zeros(6), np.zeros(6, int), "two dimensions"),
+        (np.zeros((0, 6)), np.zeros(6, int), "empty"),
+        (np.zeros((3, 0)), np.zeros(0, int), "empty"),
+        (np.zeros((1, 1), complex), np.zeros(1, int), "complex"),
+        (np.array([["a"]]), np.zeros(1, int), "real numbers"),
+    ],
+)
+def test_what_does_not_fit_is_an_input_error(sims, owner, message):
+    with pytest.raises(InputError, match=message):
+        recall(sims, owner)
+
+
+def test_captions_that_do_not_share_the_images_evenly_are_an_error_with_both_counts():
+    assert image_of_caption(2, 6).tolist() == [0, 0, 0, 1, 1, 1]
+    for images, captions in [(4, 10), (10, 4), (0, 3), (3, 0)]:
+        with pytest.raises(InputError, match=f"{captions} captions.* {images} images"):
+            image_of_caption(images, captions)
+
+
+def test_chance_of_the_known_galleries():
+    assert chance(image_of_caption(40, 200), 40)[2] == pytest.approx(12.9, abs=0.05)
+    assert chance(image_of_caption(210, 1050), 210)[2] == pytest.approx(2.5, abs=0.05)
+
+
+def test_chance_is_the_mean_over_random_matrices():
+    rng = np.random.default_rng(0)
+    owner = np.array([0, 0, 0, 1, 2, 2, 4, 5, 5, 5, 5, 6])  # image 3 has no caption
+    drawn = [recall(rng.random((7, 12)), owner) for _ in range(4000)]
+    i2t, t2i, mr = chance(owner, 7)
+    assert mr == pytest.approx(np.mean([score[2] for score in drawn]), abs=0.5)
+    for at in ("r1", "r5", "r10"):
+        assert i2t[at] == pytest.approx(np.mean([score[0][at] for score in drawn]), abs=1)
+        assert t2i[at] == pytest.approx(np.mean([score[1][at] for score in drawn]), abs=1)
+
+
+def save(folder: Path, sims: np.ndarray, owner: np.ndarray | None = None) -> Path:
+    np.save(folder / "run_0.npy", sims)
+    if owner is not None:
+        np.save(folder / "run_0_images.npy", owner)
+    return folder / "run_0.npy"
+
+
+def test_a_saved_matrix_comes_with_the_images_file_beside_it_or_even_shares(tmp_path):
+    sims = np.random.default_rng(0).random((2, 6), np.float32)
+    assert load(save(tmp_path, sims))[1].tolist() == [0, 0, 0, 1, 1, 1]
+    loaded, owner = load(save(tmp_path, sims, np.array([1, 0, 0, 1, 0, 1])))
+    assert (loaded == sims).all() and owner.tolist() == [1, 0, 0, 1, 0, 1]
+    assert isinstance(loaded, np.memmap)
+
+
+def test_files_that_are_no_matrix_are_input_errors_that_name_them(tmp_path):
+    good = tmp_path / "good.npy"
+    np.save(good, np.zeros((20, 100), np.float32))
+    bad = {
+        "cut.npy": good.read_bytes()[:-100],
+        "head.npy": good.read_bytes()[:20],
+        "empty.npy": b"",
+        "text.npy": b"hello, this is text",
+        "zip.npy": b"PK\x03\x04 broken",
+        "huge.npy": good.read_bytes().replace(b"(20, 100)", b"(2" + b"0" * 4 + b",9)"),
+    }
+    for name, content in bad.items():
+        (tmp_path / name).write_bytes(content)
+    np.save(tmp_path / "object.npy", np.array([[{}]]), allow_pickle=True)
+    np.save(tmp_path / "flat.npy", np.zeros(5))
+    np.save(tmp_path / "nothing.npy", np.zeros((0, 5)))
+    np.save(tmp_path / "nan.npy", np.full((2, 4), np.nan))
+    np.save(tmp_path / "uneven.npy", np.zeros((2, 5)))
+    with (tmp_path / "archive.npy").open("wb") as file:
+        np.savez(file, a=np.zeros(3))
+    names = [*bad, "object.npy", "flat.npy", "nothing.npy", "nan.npy", "uneven.npy", "archive.npy", "missing.npy"]
+    for name in names:
+        with pytest.raises(InputError, match=name):
+            load(tmp_path / name)
+    with pytest.raises(InputError, match="run_0_images.npy.*6 captions"):
+        load(save(tmp_path, np.zeros((2, 6)), np.zeros(5, int)))

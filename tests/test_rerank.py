@@ -1,0 +1,318 @@
+"""Rerank: the golden scores and orders, a direct reading of the equations, and the command."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from postprocessing import rerank
+from postprocessing.recall import recall
+from postprocessing.rerank import multivariate, multivariate_order, rerank_recall, reverse_order
+from tests.test_recall import problems
+from utils import InputError
+
+ROOT = Path(__file__).parent.parent
+GOLDEN = np.load(Path(__file__).parent / "golden" / "similarity_a.npz", allow_pickle=False)
+SETTINGS = ("k30", "k10", "k20")
+
+
+def slow_positions(sims):
+    """Position of each column in each row's ranking, equal similarities in index order."""
+    position = []
+    for row in sims:
+        order = sorted(range(len(row)), key=lambda j: (-row[j], j))
+        position.append([order.index(j) for j in range(len(row))])
+    return position
+
+
+def slow_multivariate(sims, k, w_similarity, w_reverse, xi, variant, l):  # noqa: E741
+    """The equations, one number at a time. Returns for each query {candidate: score}, best candidate first."""
+    forward, back = slow_positions(sims), slow_positions(sims.T)
+    k = min(max(k, 10) if variant == "released" else k, sims.shape[1])
+    answer = []
+    for i in range(len(sims)):
+        chosen = sorted(range(sims.shape[1]), key=lambda j: forward[i][j])[:k]
+        by_reverse = sorted(chosen, key=lambda j: (back[j][i], forward[i][j]))
+        score = {}
+        for j in chosen:
+            c_forward = math.exp(-xi * (forward[i][j] + 1))
+            c_similarity = float(sims[i, j]) / math.fsum(float(s) for s in sims[:, j])
+            if variant == "released":
+                c_reverse = math.exp(-xi * (by_reverse.index(j) + 1))
+            else:
+                c_reverse = math.exp(-xi * (back[j][i] + 1)) if l is None or back[j][i] < l else 0
+            score[j] = c_forward + w_similarity * c_similarity + w_reverse * c_reverse
+        answer.append(score)
+    return answer
+
+
+def agrees_with_the_equations(sims, k, w_similarity, w_reverse, xi, variant, l):  # noqa: E741
+    expected = slow_multivariate(sims, k, w_similarity, w_reverse, xi, variant, l)
+    scores = multivariate(sims, k, w_similarity, w_reverse, xi, variant, l)
+    assert scores.shape == sims.shape and scores.dtype == sims.dtype
+    for row, old, candidates in zip(scores, sims, expected, strict=True):
+        chosen = list(candidates)
+        np.testing.assert_allclose(row[chosen], list(candidates.values()), rtol=1e-6, atol=1e-6)
+        others = np.delete(row, chosen)
+        assert (others < row[chosen].min()).all()
+        _, old_order = np.unique(np.delete(old, chosen), return_inverse=True)
+        _, new_order = np.unique(others, return_inverse=True)
+        assert (old_order == new_order).all()
+
+
+setting = st.fixed_dictionaries(
+    {
+        "k": st.integers(1, 20),
+        "w_similarity": st.sampled_from([0.0, 0.3, 5.0]),
+        "w_reverse": st.sampled_from([0.0, 1.1]),
+        "xi": st.sampled_from([0.05, 0.3]),
+        "variant": st.sampled_from(["released", "paper"]),
+        "l": st.sampled_from([None, 0, 2, 5]),
+    }
+)
+
+
+def summable(sims):
+    """No row or column sums to almost nothing, where c_similarity is undefined or rounding."""
+    return min(abs(sims.sum(0)).min(), abs(sims.sum(1)).min()) > 1e-2
+
+
+@settings(deadline=None, max_examples=1000)
+@given(problems().filter(lambda problem: summable(problem[0])), setting)
+def test_both_directions_agree_with_the_equations(problem, setting):
+    agrees_with_the_equations(problem[0], **setting)
+    agrees_with_the_equations(problem[0].T, **setting)
+
+
+@settings(deadline=None, max_examples=150)
+@given(problems(), setting)
+def test_recall_after_the_rerank_is_that_of_the_reranked_matrices(problem, setting):
+    sims, owner = problem
+    if not summable(sims):
+        return
+    i2t, _, _ = recall(multivariate(sims, **setting), owner)
+    _, t2i, _ = recall(multivariate(sims.T, **setting).T, owner)
+    streamed = rerank_recall(sims, owner, **setting)
+    assert streamed[:2] == (i2t, t2i)
+    assert streamed[2] == pytest.approx(sum(d[r] for d in (i2t, t2i) for r in ("r1", "r5", "r10")) / 6)
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+@pytest.mark.parametrize("direction", ["i2t", "t2i"])
+def test_golden_scores_of_the_candidates(name, direction):
+    sims, golden = GOLDEN["sims"], GOLDEN[f"{name}_multivariate_{direction}"]
+    if direction == "t2i":
+        sims, golden = sims.T, golden.T
+    k, w_similarity, w_reverse = GOLDEN[f"{name}_params"]
+    for precision in (np.float64, np.float32):
+        scores = multivariate(sims.astype(precision), int(k), w_similarity, w_reverse)
+        inside = golden != 0
+        assert (inside.sum(axis=1) == k).all()
+        assert np.abs(scores - golden)[inside].max() < 1e-6
+        assert (np.where(inside, np.inf, scores).max(axis=1) > 0).all()
+        assert (np.where(inside, -np.inf, scores).max(1) < np.where(inside, scores, np.inf).min(1)).all()
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_golden_reverse_orders_and_recalls(name):
+    sims, (k, w_similarity, w_reverse) = GOLDEN["sims"], GOLDEN[f"{name}_params"]
+    assert (reverse_order(sims, int(k)) == GOLDEN[f"{name}_reverse_i2t_order"]).all()
+    assert (reverse_order(sims.T, int(k)).T == GOLDEN[f"{name}_reverse_t2i_order"]).all()
+    i2t, t2i, _ = rerank_recall(
+        sims, np.arange(200) // 5, k=int(k), w_similarity=float(w_similarity), w_reverse=float(w_reverse)
+    )
+    assert [i2t["r1"], i2t["r5"], i2t["r10"]] == GOLDEN[f"{name}_multivariate_i2t_recall"].tolist()
+    assert [t2i["r1"], t2i["r5"], t2i["r10"]] == GOLDEN[f"{name}_multivariate_t2i_recall"].tolist()
+
+
+def test_the_order_is_that_of_the_scores():
+    sims = GOLDEN["sims"]
+    order = multivariate_order(sims, k=20)
+    scores = multivariate(sims, 20, 0.3, 1.1)
+    assert (order == np.argsort(-scores, axis=1, kind="stable")[:, :20]).all()
+
+
+def test_ties_alone_still_follow_the_index_order():
+    agrees_with_the_equations(np.full((12, 30), 0.5, np.float32), 11, 0.3, 1.1, 0.05, "released", None)
+    agrees_with_the_equations(np.full((30, 12), 0.5), 3, 0.3, 1.1, 0.05, "paper", 4)
+
+
+@pytest.mark.parametrize("scale", [1e-300, 1.0, 1e20])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_others_stay_below_in_their_old_order_whatever_the_size_of_the_similarities(scale, sign):
+    rng = np.random.default_rng(0)
+    sims = sign * scale * rng.uniform(0.5, 1, (6, 40))
+    sims[:, :10] = sign * scale * np.array([[3.0], [2.0], [1.0], [0.9], [0.8], [0.7]])
+    agrees_with_the_equations(sims, 10, 0.3, 1.1, 0.05, "released", None)
+
+
+def test_others_that_differ_by_less_than_any_sum_shows_stay_apart():
+    sims = np.full((3, 14), 2.0)
+    sims[:, 10:] = [5e-324, 0.0, 1e-310, 1.5]  # 1.5 is above the lowest score
+    agrees_with_the_equations(sims, 10, 0.3, 1.1, 0.05, "released", None)
+
+
+def test_a_column_that_sums_to_zero_has_no_share():
+    sims = np.array([[0.5, 0.2], [-0.5, 0.1]])
+    assert multivariate(sims, 2, 10.0, 0.0)[:, 0] == pytest.approx([math.exp(-0.05), math.exp(-0.1)])
+
+
+def test_blocks_join_to_the_same_scores(monkeypatch):
+    sims = np.random.default_rng(0).random((300, 170), np.float32)
+    whole = multivariate(sims, 12, 0.3, 1.1)
+    monkeypatch.setattr("postprocessing.recall.BLOCK", 1)
+    assert (multivariate(sims, 12, 0.3, 1.1) == whole).all()
+
+
+def test_k_is_at_most_the_gallery_and_in_the_released_variant_at_least_10():
+    sims = np.random.default_rng(0).random((7, 40))
+    assert (multivariate(sims, 3, 0.3, 1.1) == multivariate(sims, 10, 0.3, 1.1)).all()
+    assert (multivariate(sims, 99, 0.3, 1.1) == multivariate(sims, 40, 0.3, 1.1)).all()
+    assert multivariate_order(sims, k=3, variant="paper").shape == (7, 3)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_value_that_is_not_finite_is_an_error_that_names_its_place(value):
+    sims = np.ones((5, 20))
+    sims[4, 13] = value
+    for call in (lambda: multivariate(sims, 10, 0.3, 1.1), lambda: rerank_recall(sims, np.arange(20) // 4)):
+        with pytest.raises(InputError, match="row 4, column 13"):
+            call()
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"k": 0},
+        {"k": 2.5},
+        {"w_similarity": np.nan},
+        {"w_reverse": -1.0},
+        {"xi": np.inf},
+        {"l": -1},
+        {"variant": "other"},
+    ],
+)
+def test_a_setting_that_means_nothing_is_an_input_error(wrong):
+    good = {"k": 5, "w_similarity": 0.3, "w_reverse": 1.1}
+    with pytest.raises(InputError, match=next(iter(wrong))):
+        multivariate(np.ones((3, 6)), **good | wrong)
+    with pytest.raises(InputError):
+        rerank_recall(np.ones((3, 6)), np.arange(6) // 2, **wrong)
+
+
+def test_the_input_is_left_as_it_was():
+    sims = np.random.default_rng(0).random((20, 50))
+    before = sims.copy()
+    multivariate(sims, 10, 0.3, 1.1)
+    multivariate(sims.T, 10, 0.3, 1.1)
+    assert (sims == before).all()
+
+
+def test_the_search_finds_the_best_setting_of_its_grid(monkeypatch):
+    monkeypatch.setattr(rerank, "GRID", {"k": (10, 20), "w_similarity": (0.0, 0.3), "w_reverse": (0.0, 1.1, 3.0)})
+    sims, owner = GOLDEN["sims"], np.arange(200) // 5
+    best, mr, grid = rerank.search([rerank.Reranker(sims, owner, 20)], 0.05, "released", None)
+    by_hand = {
+        (k, s, r): rerank_recall(sims, owner, k=k, w_similarity=s, w_reverse=r)[2]
+        for k in grid["k"]
+        for s in grid["w_similarity"]
+        for r in grid["w_reverse"]
+    }
+    assert mr.ravel().tolist() == list(by_hand.values())
+    assert by_hand[best["k"], best["w_similarity"], best["w_reverse"]] == max(by_hand.values())
+    assert mr[0, 0, 0] == pytest.approx(recall(sims, owner)[2])  # both weights 0: the order stays
+
+
+# The command
+
+
+def command(*arguments, cwd=ROOT):
+    process = subprocess.run(
+        [sys.executable, "-m", "postprocessing.rerank", *map(str, arguments)], capture_output=True, text=True, cwd=cwd
+    )
+    return process.returncode, process.stdout, process.stderr
+
+
+@pytest.fixture
+def saved(tmp_path):
+    rng = np.random.default_rng(0)
+    for fold in range(2):
+        for part, images in (("", 30), ("_val", 41)):
+            sims = 0.3 + 0.1 * rng.standard_normal((images, 3 * images)).astype(np.float32)
+            owner = rng.permutation(np.arange(3 * images) // 3)
+            sims[owner, np.arange(3 * images)] += 0.15
+            np.save(tmp_path / f"run_{fold}{part}.npy", sims)
+            np.save(tmp_path / f"run_{fold}{part}_images.npy", owner)
+    return tmp_path
+
+
+def test_the_command_gives_the_mean_of_a_glob_before_and_after(saved):
+    status, out, err = command("--sims", saved / "run_*.npy", "--k", 20, "--out", saved / "scores.json")
+    assert (status, err) == (0, "")
+    written = json.loads((saved / "scores.json").read_text())
+    assert [Path(matrix["file"]).name for matrix in written["matrices"]] == ["run_0.npy", "run_1.npy"]
+    after = []
+    for fold in range(2):
+        sims, owner = np.load(saved / f"run_{fold}.npy"), np.load(saved / f"run_{fold}_images.npy")
+        assert written["matrices"][fold]["before"]["mr"] == pytest.approx(recall(sims, owner)[2])
+        after.append(rerank_recall(sims, owner, k=20)[2])
+    assert written["mean"]["after"]["mr"] == pytest.approx(np.mean(after))
+    assert f"{np.mean(after):.2f}" in out and "30 images, 90 captions, chance mR" in out
+    shell_expanded = command("--sims", *sorted(saved.glob("run_*.npy")), "--k", 20)
+    assert shell_expanded == command("--sims", saved / "run_*.npy", "--k", 20)
+
+
+def test_the_search_reports_the_test_matrix_with_the_setting_chosen_on_validation(saved):
+    status, out, err = command("--sims", saved / "run_0.npy", "--search", "--out", saved / "scores.json")
+    assert status == 0, err
+    written = json.loads((saved / "scores.json").read_text())
+    sims, owner = (np.load(saved / f"run_0_val{part}.npy") for part in ("", "_images"))
+    chosen, _, _ = rerank.search([rerank.Reranker(sims, owner, 100)], 0.05, "released", None)
+    assert written["setting"] == chosen
+    sims, owner = (np.load(saved / f"run_0{part}.npy") for part in ("", "_images"))
+    assert written["mean"]["after"]["mr"] == pytest.approx(rerank_recall(sims, owner, **chosen)[2])
+    assert (saved / "run_0_grid.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--sims", "missing.npy"], "missing.npy is not there"),
+        (["--sims", "none_*.npy"], "no file matches none_"),
+        (["--sims", "nan.npy"], "nan.npy: the similarity in row 1, column 2 is nan"),
+        (["--sims", "run_0.npy", "--k", "0"], "k, the number of candidates"),
+        (["--sims", "run_0.npy", "--k", "x"], "invalid int value"),
+        (["--sims", "run_0.npy", "--w_reverse", "nan"], "w_reverse"),
+        (["--sims", "run_0.npy", "--l", "5"], "--l belongs to"),
+        (["--sims", "run_0.npy", "--val", "run_0_val.npy"], "--val is for --search"),
+        (["--sims", "run_0.npy", "--search", "--val", "./run_0.npy"], "both the test and the validation matrix"),
+        (["--sims", "run_0.npy", "run_1.npy", "--search", "--val", "run_0_val.npy"], "1 validation matrices for 2"),
+        (["--sims", "run_0.npy", "--search", "--val", "missing.npy"], "missing.npy is not there"),
+        (["--sims", "run_0_images.npy"], "run_0_images.npy: a similarity matrix has two dimensions"),
+    ],
+)
+def test_wrong_input_is_one_line_and_status_2(saved, monkeypatch, capsys, arguments, message):
+    from utils import exit_status
+
+    np.save(saved / "nan.npy", np.array([[0, 0, 0, 0], [0, 0, np.nan, 0]]))
+    before = sorted(saved.iterdir())
+    monkeypatch.chdir(saved)
+    monkeypatch.setattr(sys, "argv", ["rerank", *arguments])
+    assert exit_status(rerank.main) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+    assert sorted(saved.iterdir()) == before
+
+
+def test_the_rerank_needs_neither_torch_nor_matplotlib():
+    code = "import sys, postprocessing.rerank; print({'torch', 'matplotlib'} & set(sys.modules))"
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert process.stdout.strip() == "set()"
