@@ -1,0 +1,100 @@
+"""The embedded demonstration data: drawn scenes with exact boxes and true captions, in the published layout.
+
+    python -m util.make_demo --out data/demo_precomp
+
+writes `{train,test}_caps.txt`, `{train,test}_filename.txt`, `images/*.png`, `boxes/*.txt` (DOTA annotation text, pixel
+coordinates, oriented boxes) and `demo.json`, the arguments that made them. The same arguments give the same bytes.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from util.demo_captions import CAPTIONS_PER_IMAGE, write_captions
+from util.demo_drawing import draw_scene
+from util.demo_scene import Scene, plan_scenes
+from utils import InputError, Parser, atomic, read_json, run_command, write_json, write_text
+
+MARK = "demo.json"  # written first: a folder that holds it is ours to write again
+TEST_EVERY = 5  # every fifth image is a test image
+
+
+def make_demo(out: Path, images: int, size: int, seed: int) -> None:
+    """Write the data set. Raises InputError for impossible arguments and for a folder that holds anything else."""
+    check_arguments(images, size, seed)
+    arguments = {"images": images, "size": size, "seed": seed}
+    check_folder(out, arguments)
+    write_json(out / MARK, arguments)
+    scenes = plan_scenes(images, seed)
+    for scene in tqdm(scenes, desc=f"drawing {out}", unit="image", disable=None):
+        with atomic(out / "images" / f"{scene.name}.png") as temporary:
+            Image.fromarray(draw_scene(scene, size)).save(temporary, format="PNG")
+        write_text(out / "boxes" / f"{scene.name}.txt", annotation(scene, size))
+    write_lists(out, scenes, seed)
+
+
+def check_arguments(images: int, size: int, seed: int) -> None:
+    if not TEST_EVERY <= images <= 9999:
+        raise InputError(f"--images {images}: give a number from {TEST_EVERY} (four to train, one to test) to 9999")
+    if not 32 <= size <= 2048:
+        raise InputError(f"--size {size}: give the images' side in pixels, from 32 to 2048")
+    if seed < 0:
+        raise InputError(f"--seed {seed}: give a number from 0")
+
+
+def check_folder(out: Path, arguments: dict[str, int]) -> None:
+    """Refuse to mix with files that are not ours, or that other arguments made."""
+    if not out.exists():
+        return
+    if not out.is_dir():
+        raise InputError(f"--out {out} is a file; name a new folder")
+    if (out / MARK).exists():
+        made = read_json(out / MARK, "the mark of a demonstration set")
+        if made != arguments:
+            raise InputError(f"--out {out} holds a set made with {made}; name a new folder or remove that one")
+    elif any(not path.name.startswith(".") for path in out.iterdir()):
+        raise InputError(f"--out {out} holds other files; name a new or empty folder")
+
+
+def annotation(scene: Scene, size: int) -> str:
+    """DOTA text: `x1 y1 x2 y2 x3 y3 x4 y4 class difficulty`, one object a line, clockwise, in pixels."""
+    lines = []
+    for thing in scene.things:
+        corners = " ".join(f"{value:.2f}" for value in (size * thing.corners()).ravel())
+        lines.append(f"{corners} {thing.kind} 0\n")
+    return "".join(lines)
+
+
+def write_lists(out: Path, scenes: list[Scene], seed: int) -> None:
+    """Captions one a line; the train list names each image once, the test list once per caption, as published."""
+    for split, repeats in (("train", 1), ("test", CAPTIONS_PER_IMAGE)):
+        chosen = [scene for scene in scenes if (scene.index % TEST_EVERY == TEST_EVERY - 1) == (split == "test")]
+        captions = [
+            caption
+            for scene in chosen
+            for caption in write_captions(scene, np.random.default_rng([seed, 2, scene.index]))
+        ]
+        names = [f"{scene.name}.png" for scene in chosen for _ in range(repeats)]
+        write_text(out / f"{split}_caps.txt", "".join(f"{caption}\n" for caption in captions))
+        write_text(out / f"{split}_filename.txt", "".join(f"{name}\n" for name in names))
+
+
+def main() -> None:
+    parser = Parser(prog="python -m util.make_demo", description="Draw the demonstration data set.")
+    parser.add_argument(
+        "--out", type=Path, required=True, help="folder to write, new or empty, such as data/demo_precomp"
+    )
+    parser.add_argument("--images", type=int, default=200, help="how many, a fifth of them for the test (default 200)")
+    parser.add_argument("--size", type=int, default=128, help="side of the images in pixels, 32 to 2048 (default 128)")
+    parser.add_argument("--seed", type=int, default=0, help="another seed, another set (default 0)")
+    given = parser.parse_args()
+    make_demo(given.out, given.images, given.size, given.seed)
+    print(f"{given.images} images and {given.images * CAPTIONS_PER_IMAGE} captions written to {given.out}")
+
+
+if __name__ == "__main__":
+    run_command(main)
