@@ -30,6 +30,7 @@ CLASSES = (
     "swimming-pool",
 )  # DOTA-v1.0, in the order of the one-hot part of a node
 FEATURES = len(CLASSES) + 5  # one-hot class, score, centre x, centre y, width, height
+THRESHOLDS = {"iou": 0.5, "box": 0.95}  # default for each meaning of "similar"
 
 
 class Regions(NamedTuple):
@@ -55,11 +56,13 @@ class DreaOptions:
 
     nodes: rows of X. 20, the size of the released matrices; the published weights fit no other.
     denoise: merge similar regions; False keeps the most salient raw regions, duplicates and all (ablation).
-    similarity: what "similar" means for two regions of one class. `box`: 1 - half the Euclidean distance of their
-        (centre x, centre y, width, height), which is 1 for equal boxes and 0 for the furthest apart; neighbours of one
-        size, such as the cars of a row, become one node with a multiplicity, so that 20 nodes span a crowded image.
-        `iou`: intersection over union, as in non-maximum suppression; only repeated detections merge.
-    similarity_threshold: regions at least this similar merge. 0.95 under `box` is a distance of a tenth of the image.
+    similarity: what "similar" means for two regions of one class. `iou`: intersection over union, as in non-maximum
+        suppression; repeated detections of one target merge, neighbours never do, so that two pools stay two. `box`:
+        1 - half the Euclidean distance of their (centre x, centre y, width, height), which is 1 for equal boxes and 0
+        for the furthest apart; neighbours of one size, such as the cars of a row, become one node with a
+        multiplicity, so that 20 nodes span a crowded image.
+    similarity_threshold: regions at least this similar merge. None is 0.5 under `iou`, the custom of the field, and
+        0.95 under `box`, a distance of a tenth of the image.
     enhance: weigh the edges; False joins all real nodes alike (ablation).
     distance_scale: sigma of the affinity exp(-d^2 / (2 sigma^2)), d the distance of two centres in image sides. 0.25:
         targets in the same quarter of the image are linked strongly, opposite corners hardly.
@@ -70,8 +73,8 @@ class DreaOptions:
 
     nodes: int = 20
     denoise: bool = True
-    similarity: Literal["box", "iou"] = "box"
-    similarity_threshold: float = 0.95
+    similarity: Literal["iou", "box"] = "iou"
+    similarity_threshold: float | None = None
     enhance: bool = True
     distance_scale: float = 0.25
     saliency_weighting: float = 0.5
@@ -80,15 +83,17 @@ class DreaOptions:
     def __post_init__(self) -> None:
         if self.nodes < 1:
             raise ValueError(f"nodes is {self.nodes}; at least 1 is needed")
-        if self.similarity not in ("box", "iou"):
-            raise ValueError(f"similarity is {self.similarity!r}; box or iou is needed")
+        if self.similarity not in THRESHOLDS:
+            raise ValueError(f"similarity is {self.similarity!r}; iou or box is needed")
+        if self.similarity_threshold is None:
+            object.__setattr__(self, "similarity_threshold", THRESHOLDS[self.similarity])
         if not 0 < self.similarity_threshold <= 1:
             raise ValueError(f"similarity_threshold is {self.similarity_threshold}; it lies above 0 and up to 1")
         if not 0 < self.distance_scale < float("inf"):
             raise ValueError(f"distance_scale is {self.distance_scale}; it lies above 0")
         for name in ("saliency_weighting", "multiplicity_weighting"):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise ValueError(f"{name} is {getattr(self, name)}; it is 0 or more")
+            if not 0 <= getattr(self, name) <= 10:
+                raise ValueError(f"{name} is {getattr(self, name)}; it lies from 0 to 10")
 
 
 DEFAULTS = DreaOptions()
@@ -163,9 +168,9 @@ def enhanced_adjacency(
     edges = np.ones((len(nodes), len(nodes)))
     if options.enhance:
         centre = nodes[:, len(CLASSES) + 1 : len(CLASSES) + 3]
-        square_distance = ((centre[:, None] - centre[None]) ** 2).sum(axis=-1)
+        square_distance = (((centre[:, None] - centre[None]) / options.distance_scale) ** 2).sum(axis=-1)
         weight = _weight(nodes, multiplicity, options)
-        edges = weight[:, None] * weight[None] * np.exp(-square_distance / (2 * options.distance_scale**2))
+        edges = weight[:, None] * weight[None] * np.exp(-square_distance / 2)
         np.fill_diagonal(edges, 1)
     edges = edges * (real[:, None] & real[None])
     scale = 1 / np.sqrt(np.where(real, edges.sum(axis=1), 1))

@@ -25,7 +25,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from data import read_names
-from layers.drea import Denoised, DreaOptions, Regions, denoise, enhanced_adjacency
+from layers.drea import THRESHOLDS, Denoised, DreaOptions, Regions, denoise, enhanced_adjacency
 from util.images import LARGEST, MODES, safe_paths
 from util.local_features import stem
 from util.regions import FORMATS, read_detections, to_regions
@@ -221,8 +221,9 @@ def _parse() -> argparse.Namespace:
     default = DreaOptions()
     parser.add_argument("--no-denoise", action="store_true", help="keep the most salient raw regions (ablation)")
     parser.add_argument("--no-enhance", action="store_true", help="join all nodes alike (ablation)")
-    parser.add_argument("--similarity", choices=("box", "iou"), default=default.similarity, help="what merges regions")
-    for name in ("similarity_threshold", "distance_scale", "saliency_weighting", "multiplicity_weighting"):
+    parser.add_argument("--similarity", choices=THRESHOLDS, default=default.similarity, help="what merges regions")
+    parser.add_argument("--similarity-threshold", type=float, help=f"default: {THRESHOLDS}".replace("'", ""))
+    for name in ("distance_scale", "saliency_weighting", "multiplicity_weighting"):
         value = getattr(default, name)
         parser.add_argument(f"--{name.replace('_', '-')}", type=float, default=value, help=f"default {value:g}")
     arguments = parser.parse_args()
@@ -234,7 +235,7 @@ def _parse() -> argparse.Namespace:
         raise InputError(str(error)) from None
     if arguments.workers < 1 or arguments.preview < 0:
         raise InputError("--workers must be at least 1 and --preview at least 0")
-    if arguments.published == arguments.out:
+    if arguments.published and arguments.published.resolve() == arguments.out.resolve():
         raise InputError("--published and --out name the same file")
     for path in filter(None, (arguments.out, arguments.published)):
         _check_writable(path)

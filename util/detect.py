@@ -1,0 +1,245 @@
+"""Detect regions with a torchvision detector and one's own weights; writes DOTA result text.
+
+    python -m util.detect --image_path DIR --weights FILE --out DIR
+
+The detector is one of torchvision's Faster R-CNN or RetinaNet, trained as torchvision has it: label 0 is the
+background, label i the i-th name of the class file. Each finished batch goes into a journal in --out; the same command
+run again goes on from there. docs/REGIONS.md shows the whole way.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import signal
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torchvision.models import get_model
+from tqdm import tqdm
+
+from layers.drea import CLASSES
+from util.build_local import open_image
+from util.local_features import stem
+from util.regions import read_classes
+from utils import InputError, Interrupted, Parser, RunError, existing_file, read_text, run_command, some, write_text
+
+ARCHITECTURES = (
+    "fasterrcnn_resnet50_fpn",
+    "fasterrcnn_resnet50_fpn_v2",
+    "fasterrcnn_mobilenet_v3_large_fpn",
+    "fasterrcnn_mobilenet_v3_large_320_fpn",
+    "retinanet_resnet50_fpn",
+    "retinanet_resnet50_fpn_v2",
+)
+JOURNAL = ".detections.jsonl"  # first line: the settings; then one line an image
+
+
+def main() -> None:
+    arguments = _parse()
+    signal.signal(signal.SIGTERM, _stop)
+    classes = read_classes(arguments.classes) if arguments.classes else list(CLASSES)
+    check_folder(arguments.out, classes)
+    device = choose_device(arguments.device)
+    paths = image_paths(arguments.image_path)
+    model = load_detector(arguments.arch, arguments.weights, len(classes), arguments.min_size, arguments.max_size)
+    settings = {
+        "weights": hashlib.sha256(arguments.weights.read_bytes()).hexdigest(),
+        "classes": classes,
+        **{name: getattr(arguments, name) for name in ("arch", "threshold", "min_size", "max_size")},
+    }
+    found = read_journal(arguments.out / JOURNAL, settings)
+    left = [path for path in paths if stem(path.name) not in found]
+    with (arguments.out / JOURNAL).open("a", encoding="utf-8") as journal:
+        batches = detect(model.to(device), left, device, arguments.threshold, arguments.batch_size, arguments.workers)
+        for batch in tqdm(batches, "detecting", -(-len(left) // arguments.batch_size), disable=None):
+            journal.writelines(json.dumps(entry) + "\n" for entry in batch)
+            journal.flush()
+            found.update(batch)
+    write_results(arguments.out, {stem(path.name): found[stem(path.name)] for path in paths}, classes)
+    (arguments.out / JOURNAL).unlink()
+    print(f"{sum(len(found[stem(path.name)]) for path in paths)} regions in {len(paths)} images")
+
+
+def load_detector(
+    arch: str, weights: Path, classes: int, min_size: int | None = None, max_size: int | None = None
+) -> torch.nn.Module:
+    """A torchvision detector with the user's weights, in evaluation mode.
+
+    The file holds a state dict, or a dict with one under `model` or `state_dict` (torchvision's own training scripts
+    write `model`). min_size, max_size: to what the detector scales images; None is the architecture's default.
+    Raises InputError for a file that is no such thing or does not fit the architecture and number of classes.
+    """
+    path = existing_file(weights, "detector weights")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # damaged files raise errors of many kinds
+        raise InputError(f"detector weights {path} cannot be read: {str(error).splitlines()[0]}") from None
+    for key in ("model", "state_dict"):
+        state = state.get(key, state) if isinstance(state, dict) else state
+    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        raise InputError(f"detector weights {path} hold no state dict (names -> tensors)")
+    state = {str(name).removeprefix("module."): value for name, value in state.items()}
+    sizes = {name: size for name, size in (("min_size", min_size), ("max_size", max_size)) if size}
+    model = get_model(arch, weights=None, weights_backbone=None, num_classes=classes + 1, **sizes)
+    own = model.state_dict()
+    wrong = [name for name in sorted(own.keys() | state.keys()) if _shape(own, name) != _shape(state, name)]
+    if wrong:
+        first = f"{wrong[0]} is {_shape(state, wrong[0])} in the file and {_shape(own, wrong[0])} in the model"
+        raise InputError(
+            f"detector weights {path} do not fit {arch} with {classes} classes and background: {len(wrong)} tensors "
+            f"differ; {first}; check --arch and --classes"
+        )
+    model.load_state_dict(state)
+    return model.eval()
+
+
+def image_paths(folder: Path) -> list[Path]:
+    """The images of a folder (not of its subfolders), by name. Raises InputError for none, or two of one stem."""
+    if not folder.is_dir():
+        raise InputError(f"image folder {folder} is not there")
+    suffixes = Image.registered_extensions()
+    paths = sorted(p for p in folder.iterdir() if p.suffix.lower() in suffixes and p.name[0] != "." and p.is_file())
+    if not paths:
+        raise InputError(f"image folder {folder} holds no images")
+    first: dict[str, Path] = {}
+    for path in paths:
+        if first.setdefault(stem(path.name), path) is not path:
+            other = first[stem(path.name)].name
+            raise InputError(f"images {other} and {path.name} of {folder} share a name up to the first dot; rename one")
+        if stem(path.name).split() != [stem(path.name)]:
+            raise InputError(f"image {path.name!r} of {folder} has spaces in its name, which DOTA text cannot hold")
+    return paths
+
+
+@torch.inference_mode()
+def detect(
+    model: torch.nn.Module, paths: list[Path], device: torch.device, threshold: float, batch_size: int, workers: int
+) -> Iterator[list[tuple[str, list[list[float]]]]]:
+    """Batches of (stem, detections); a detection is label, score, left, top, right, bottom, in pixels.
+
+    Threads decode the next batch meanwhile. Raises InputError for a damaged image, RunError when memory is short.
+    """
+    batches = [paths[start : start + batch_size] for start in range(0, len(paths), batch_size)]
+    with ThreadPoolExecutor(workers) as pool:
+        ahead = [pool.submit(_pixels, path) for path in batches[0]] if batches else []
+        for batch, following in zip(batches, [*batches[1:], []], strict=True):
+            pixels, ahead = ahead, [pool.submit(_pixels, path) for path in following]
+            try:
+                outputs = model([one.result().to(device) for one in pixels])
+            except torch.OutOfMemoryError:
+                raise RunError(f"the GPU has too little memory for {batch_size} images; lower --batch_size") from None
+            yield [(stem(path.name), _rows(output, threshold)) for path, output in zip(batch, outputs, strict=True)]
+
+
+def check_folder(out: Path, classes: list[str]) -> None:
+    """Raise InputError where classes cannot name files, or `out` holds text files that would mix with the results."""
+    for name in classes:
+        if "/" in name or "\\" in name:
+            raise InputError(f"class name {name!r}: a result file is named after it, so it cannot hold / or \\")
+    other = sorted({path.name for path in out.glob("*.txt")} - {result_file(name) for name in classes})
+    if other:
+        raise InputError(f"{out} holds other text files ({some(other)}); choose another folder for --out")
+
+
+def result_file(class_name: str) -> str:
+    """The name of a class's file of horizontal boxes, as DOTA's second task has it."""
+    return f"Task2_{class_name}.txt"
+
+
+def read_journal(path: Path, settings: dict[str, Any]) -> dict[str, list[list[float]]]:
+    """What an interrupted run with the same settings has found so far; begins a journal where there is none.
+
+    A line that a crash cut short is taken off. Raises InputError for the journal of other settings.
+    """
+    head = json.dumps(settings) + "\n"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        raise InputError(f"cannot make the folder {path.parent}: a file stands in its way") from None
+    if not path.exists():
+        write_text(path, head)
+        return {}
+    whole, _, _ = read_text(path, "journal").rpartition("\n")
+    first, *lines = whole.split("\n")
+    if first + "\n" != head:
+        raise InputError(f"{path} is from a run with other weights or options; delete it, or choose another --out")
+    try:
+        found = dict(json.loads(line) for line in lines)
+    except (ValueError, TypeError):
+        raise InputError(f"{path} is damaged; delete it and run again") from None
+    write_text(path, whole + "\n")
+    return found
+
+
+def write_results(folder: Path, found: dict[str, list[list[float]]], classes: list[str]) -> None:
+    """DOTA result text: Task2_{class}.txt for each class, `image score left top right bottom` in pixels."""
+    lines: dict[str, list[str]] = {name: [] for name in classes}
+    for image, detections in found.items():
+        for label, score, *box in detections:
+            lines[classes[int(label) - 1]].append(f"{image} {score:.4f} " + " ".join(f"{side:.2f}" for side in box))
+    for name, part in lines.items():
+        write_text(folder / result_file(name), "".join(line + "\n" for line in part))
+
+
+def choose_device(name: str) -> torch.device:
+    """`cpu`, `cuda`, or `auto`: a GPU where there is one."""
+    if name == "cuda" and not torch.cuda.is_available():
+        raise InputError("--device cuda: PyTorch finds no GPU here; use --device cpu")
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def _pixels(path: Path) -> torch.Tensor:
+    """An image as (3, H, W) float32 in [0, 1]."""
+    return torch.from_numpy(np.array(open_image(path))).permute(2, 0, 1).float() / 255
+
+
+def _rows(output: dict[str, torch.Tensor], threshold: float) -> list[list[float]]:
+    score = output["scores"]
+    keep = (score >= threshold) & (output["labels"] > 0) & output["boxes"].isfinite().all(dim=1)
+    rows = torch.cat([output["labels"][keep, None].float(), score[keep, None], output["boxes"][keep]], dim=1)
+    return rows.cpu().tolist()
+
+
+def _shape(state: dict[str, torch.Tensor], name: str) -> str:
+    return str(tuple(state[name].shape)) if name in state else "absent"
+
+
+def _stop(signum: int, frame: Any) -> None:
+    raise Interrupted(signum, "stopped; run the same command again to go on")
+
+
+def _parse() -> argparse.Namespace:
+    parser = Parser(prog="python -m util.detect", description="Detect regions with a torchvision detector.")
+    parser.add_argument("--image_path", type=Path, required=True, help="folder of the images")
+    parser.add_argument("--weights", type=Path, required=True, help="the detector's weights (a state dict)")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the DOTA result text; --regions reads it")
+    parser.add_argument("--arch", choices=ARCHITECTURES, default=ARCHITECTURES[0], help="torchvision's name")
+    parser.add_argument(
+        "--classes", type=Path, help="class names, one a line, for labels 1, 2, ... (default: DOTA-v1.0)"
+    )
+    parser.add_argument("--threshold", type=float, default=0.3, help="lowest score that is kept (default 0.3)")
+    parser.add_argument("--min-size", type=int, help="scale the shorter side to this (default: the architecture's)")
+    parser.add_argument("--max-size", type=int, help="but the longer side to no more than this")
+    parser.add_argument("--batch_size", type=int, default=8, help="images at a time (default 8)")
+    parser.add_argument("--workers", type=int, default=2, help="threads that decode images (default 2)")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    arguments = parser.parse_args()
+    if not 0 <= arguments.threshold <= 1:
+        raise InputError(f"--threshold is {arguments.threshold:g}; 0 to 1 is needed")
+    if arguments.batch_size < 1 or arguments.workers < 1:
+        raise InputError("--batch_size and --workers must be at least 1")
+    for size in (arguments.min_size, arguments.max_size):
+        if size is not None and size < 1:
+            raise InputError("--min-size and --max-size must be at least 1")
+    return arguments
+
+
+if __name__ == "__main__":
+    run_command(main)
