@@ -84,9 +84,9 @@ def published(dataset: str) -> list[dict]:
     return rows
 
 
-def chance_mr(images: int, captions: int) -> float:
-    """mR, in per cent, of a random ranking of a gallery whose captions share the images as evenly as they can."""
-    return chance(np.arange(captions) * images // captions, images)[2]
+def chance_of(images: int, captions: int) -> tuple[dict, dict, float]:
+    """The `chance` of a gallery whose captions share the images as evenly as they can."""
+    return chance(np.arange(captions) * images // captions, images)
 
 
 def write_tables(results: dict, folder: str | os.PathLike) -> None:
@@ -136,7 +136,7 @@ def _rows(results: dict) -> list[dict]:
         rows += published(results["dataset"])
         for row in rows:
             sizes = row["images"], row["captions"]
-            row["chance"] = chance_mr(*sizes) if all(isinstance(n, int) and n > 0 for n in sizes) else None
+            row["chance"] = chance_of(*sizes)[2] if all(isinstance(n, int) and n > 0 for n in sizes) else None
             _values(row)
     except (KeyError, TypeError, AttributeError) as error:
         raise InputError(f"the results are not of the form of results.json ({type(error).__name__}: {error})") from None
@@ -147,15 +147,17 @@ def _fold_rows(part: dict, suffix: str) -> list[dict]:
     folds = part["folds"]
     rows = [{**fold, "name": f"fold {fold['fold']}{suffix}"} for fold in folds]
     mean, std = (part["mean"], part["std"]) if "mean" in part else summarise(folds)
-    gallery = {key: _common([fold[key] for fold in folds]) for key in ("split", "images", "captions")}
+    gallery = gallery_of(folds)
     rows.append({**gallery, **mean, "name": f"mean{suffix}"})
     if std["mr"] is not None:
-        rows.append({**gallery, **std, "name": f"standard deviation{suffix}"})
+        rows.append({**gallery, **std, "name": f"std{suffix}"})
     return rows
 
 
-def _common(values: list):
-    return values[0] if len(set(values)) == 1 else None
+def gallery_of(folds: Sequence[dict]) -> dict:
+    """The split and the numbers of images and captions that the folds have in common; None where they differ."""
+    values = {key: {fold[key] for fold in folds} for key in ("split", "images", "captions")}
+    return {key: found.pop() if len(found) == 1 else None for key, found in values.items()}
 
 
 def _values(row: dict) -> list:

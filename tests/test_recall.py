@@ -181,5 +181,5 @@ def test_files_that_are_no_matrix_are_input_errors_that_name_them(tmp_path):
     for name in names:
         with pytest.raises(InputError, match=name):
             load(tmp_path / name)
-    with pytest.raises(InputError, match="run_0_images.npy.*6 captions"):
+    with pytest.raises(InputError, match=r"run_0_images\.npy.*6 captions"):
         load(save(tmp_path, np.zeros((2, 6)), np.zeros(5, int)))

@@ -1,0 +1,226 @@
+"""Figures: what they show, read back from the drawn objects, and the command on a run's files."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from matplotlib.colors import to_hex
+from matplotlib.patches import Rectangle
+from PIL import Image
+
+from postprocessing import figures
+from postprocessing.figures import draw_run, grid_figure, recall_bars, retrieval_sheet, save_figure, training_curve
+from postprocessing.rerank import multivariate_order
+from tests.test_tables import fold, reranked, results
+from utils import InputError, exit_status
+
+ROOT = Path(__file__).parent.parent
+
+
+def history(batches: int = 200, chance: float | None = 2.5) -> dict:
+    train = [{"epoch": s // 50, "step": s, "loss": 100.0 / (1 + s), "lr": 1e-4} for s in range(1, batches + 1)]
+    val = [{"epoch": s // 50, "step": s, "mr": 10.0 + s / 50, "chance": chance} for s in range(50, batches + 1, 50)]
+    return {"train": train, "val": val}
+
+
+def texts(figure) -> list[str]:
+    import matplotlib.text
+
+    return [text.get_text() for text in figure.findobj(matplotlib.text.Text) if text.get_text()]
+
+
+def gallery(folder: Path, images: int = 12, per_image: int = 2) -> tuple[np.ndarray, list[str], list[str], np.ndarray]:
+    """A random matrix, image files, captions, and the image of each caption."""
+    rng = np.random.default_rng(0)
+    paths = [str(folder / f"image_{i}.png") for i in range(images)]
+    for i, path in enumerate(paths):
+        Image.new("RGB", (20 + i, 30), (10 * i, 100, 50)).save(path)
+    sims = rng.uniform(0.1, 0.9, (images, images * per_image))
+    captions = [f"caption number {c}" for c in range(images * per_image)]
+    return sims, paths, captions, np.arange(images * per_image) // per_image
+
+
+def test_the_curve_shows_losses_validation_and_chance():
+    figure = training_curve(history(), "run, fold 0")
+    loss, mr = figure.axes
+    np.testing.assert_allclose(loss.lines[0].get_ydata(), [row["loss"] for row in history()["train"]])
+    np.testing.assert_allclose(mr.lines[0].get_xydata(), [(row["step"], row["mr"]) for row in history()["val"]])
+    assert mr.lines[-1].get_linestyle() == "--" and set(mr.lines[-1].get_ydata()) == {2.5}
+    assert {"run, fold 0", "best mR 14.00", "chance mR 2.50"} <= set(texts(figure))
+
+
+def test_the_smoothed_loss_is_the_mean_around_each_batch():
+    loss = figures.training_curve(history(200)).axes[0]
+    values = [row["loss"] for row in history(200)["train"]]
+    assert loss.lines[1].get_ydata()[0] == pytest.approx(np.mean(values[:6]))
+    assert loss.lines[1].get_ydata()[100] == pytest.approx(np.mean(values[95:106]))
+
+
+@pytest.mark.parametrize("rows", [history(1), history(60, None), {"train": [], "val": history()["val"]}])
+def test_short_histories_are_drawn(rows, tmp_path):
+    save_figure(training_curve(rows), tmp_path / "curve.png")
+    assert Image.open(tmp_path / "curve.png").size[0] > 800
+
+
+@pytest.mark.parametrize("wrong", [{}, {"train": [], "val": []}, {"train": 1, "val": 2}, {"train": [{}], "val": []}])
+def test_what_is_no_history_is_an_input_error(wrong):
+    with pytest.raises(InputError, match="history"):
+        training_curve(wrong)
+
+
+def test_the_bars_show_this_run_and_the_published_recalls():
+    run = results([fold(0, 0.0), fold(1, 2.0)], rerank=reranked([fold(0, 3.0), fold(1, 4.0)]))
+    figure = recall_bars(run)
+    heights = [[bar.get_height() for bar in bars] for bars in figure.axes[0].containers if hasattr(bars, "patches")]
+    assert heights[0] == pytest.approx([11, 21, 32, 5, 21, 32])
+    assert heights[1] == pytest.approx([13.5, 23.5, 37, 5, 23.5, 37])
+    assert heights[2] == [13.05, 30.09, 42.70, 10.47, 36.34, 53.35]
+    assert [bar.get_width() for bar in figure.axes[1].patches] == pytest.approx([18.5, 21, 31.00, 31.41])
+    assert any("test split, 452 images, 2260 captions, 2 folds" in text for text in texts(figure))
+
+
+def test_the_bars_of_one_fold_and_of_an_unknown_data_set_are_drawn(tmp_path):
+    save_figure(recall_bars(results([fold(0, 0.0)], "DEMO")), tmp_path / "bars.png")
+    save_figure(recall_bars(results([fold(0, 0.0), fold(1, 1.0, 453, 2265)], "ucm")), tmp_path / "bars.png")
+    with pytest.raises(InputError, match="form of results"):
+        recall_bars({"folds": [{}]})
+
+
+def test_the_grid_frames_the_best_setting():
+    grid = {"k": (10, 20), "w_similarity": (0.0, 0.3), "w_reverse": (0.0, 1.1, 2.0)}
+    mr = np.arange(12.0).reshape(2, 2, 3)
+    mr[1, 0, 1] = 50
+    figure = grid_figure(mr, grid, "search")
+    assert (figure.axes[0].images[0].get_array() == mr[0]).all()
+    assert [tuple(line.get_xydata()[0]) for line in figure.axes[1].lines] == [(1, 0)]
+    assert "search; best 50.00 at k 20, w_similarity 0, w_reverse 1.1" in texts(figure)
+
+
+def frames(figure) -> list[tuple]:
+    """(column of frames from the left, row from the top, colour) of every framed image."""
+    drawn = [p for p in figure.axes[0].findobj(Rectangle) if not p.get_fill() and p.get_width() < 2]
+    return [(round(p.get_x(), 2), round(p.get_y(), 2), to_hex(p.get_edgecolor())) for p in drawn]
+
+
+@pytest.mark.parametrize("rerank", [None, {"k": 10, "w_similarity": 0.3, "w_reverse": 1.1, "folds": []}])
+def test_the_sheet_frames_the_right_image_where_it_ranks(tmp_path, rerank):
+    sims, paths, captions, owner = gallery(tmp_path)
+    figure = retrieval_sheet(sims, paths, captions, owner, rerank, "title", queries=1)
+    asked = 12  # one query: the middle of the 24 captions
+    orders = [np.argsort(-sims[:, asked], kind="stable")]
+    if rerank:
+        orders.append(multivariate_order(sims.T, k=10)[asked])
+    caption_row = min(y for _, y, _ in frames(figure))
+    drawn = [colour == figures.RIGHT for _, y, colour in sorted(frames(figure)) if y == caption_row]
+    assert drawn == [image == owner[asked] for order in orders for image in order[:5]]
+    ranks = [str(1 + int(np.flatnonzero(order == owner[asked])[0])) for order in orders]
+    assert "right at rank " + ", reranked ".join(ranks) in texts(figure)
+    assert len(figure.axes[0].images) == 5 * len(orders) + 1
+
+
+def test_the_sheet_ticks_the_right_captions(tmp_path):
+    sims, paths, captions, owner = gallery(tmp_path)
+    figure = retrieval_sheet(sims, paths, captions, owner, queries=1)
+    best = np.argsort(-sims[6], kind="stable")[:5]
+    lines = [text for text in texts(figure) if text[0] in "\u2713\u2013"]
+    assert lines == [f"{chr(0x2713 if owner[c] == 6 else 0x2013)} {captions[c]}" for c in best]
+
+
+def test_odd_captions_missing_images_and_tiny_galleries_are_drawn(tmp_path, recwarn):
+    sims, paths, _, owner = gallery(tmp_path, 3, 2)
+    Path(paths[0]).unlink()
+    Path(paths[1]).write_bytes(b"no image")
+    captions = ["$\\frac{", "", "x" * 500, "两个 字", "tab\tand\nline", "50% & more_ ^"]
+    figure = retrieval_sheet(sims, paths, captions, owner, {"k": 30})
+    save_figure(figure, tmp_path / "sheet.png")
+    assert {"(missing)", "(unreadable)"} <= {text.split("\n")[-1] for text in texts(figure)}
+    assert not list(recwarn)
+    save_figure(retrieval_sheet(np.ones((1, 1)), paths[:1], ["one"], np.array([0])), tmp_path / "one.png")
+
+
+def test_a_gallery_that_does_not_fit_the_matrix_is_an_input_error(tmp_path):
+    with pytest.raises(InputError, match="2 image paths and 4 captions"):
+        retrieval_sheet(np.ones((3, 4)), ["a", "b"], list("abcd"), np.zeros(4, int))
+
+
+@pytest.fixture
+def run(tmp_path):
+    """checkpoint/run with two folds and file/ with the matrices of the first."""
+    folder, matrices = tmp_path / "checkpoint" / "run", tmp_path / "file"
+    matrices.mkdir()
+    for number in range(2):
+        (folder / str(number)).mkdir(parents=True)
+        (folder / str(number) / "history.json").write_text(json.dumps(history()))
+    sims, paths, captions, owner = gallery(tmp_path)
+    for suffix in ("", "_val"):
+        np.save(matrices / f"run_0{suffix}.npy", sims.astype(np.float32))
+        np.save(matrices / f"run_0{suffix}_images.npy", owner)
+        (matrices / f"run_0{suffix}_gallery.json").write_text(json.dumps({"images": paths, "captions": captions}))
+    folds = [fold(0, 0.0), fold(1, 2.0)]
+    (folder / "results.json").write_text(json.dumps(results(folds, rerank=reranked(folds))))
+    return folder
+
+
+def test_a_run_is_drawn_from_its_files_and_missing_ones_are_named(run):
+    written, missing = draw_run(run, matrices=run.parent.parent / "file")
+    names = ["recall", "curve_0", "sheet_0", "sheet_0_val", "curve_1"]
+    assert [path.name for path in written] == [f"{name}.png" for name in names]
+    assert all(path.parent == run / "figures" and path.read_bytes().startswith(b"\x89PNG") for path in written)
+    assert {path.name for path in missing} == {
+        f"run_1{suffix}" for suffix in (".npy", "_gallery.json", "_val.npy", "_val_gallery.json")
+    }
+
+
+def test_the_command_draws_where_it_is_told(run, tmp_path):
+    out = tmp_path / "pictures"
+    arguments = ["--run", run, "--out", out, "--matrices", run.parent.parent / "file"]
+    process = subprocess.run(
+        [sys.executable, "-m", "postprocessing.figures", *map(str, arguments)], capture_output=True, text=True, cwd=ROOT
+    )
+    assert (process.returncode, process.stderr) == (0, "")
+    assert len(list(out.iterdir())) == 5 and "run_1_gallery.json" in process.stdout
+
+
+@pytest.mark.parametrize(
+    ("damage", "content", "message"),
+    [
+        ("results.json", "{", "results.json, line 1: not JSON"),
+        ("results.json", "[]", "an object is expected"),
+        ("results.json", '{"folds": []}', "results.json: the results are not of the form"),
+        ("0/history.json", '{"train": 3}', "history.json: the history is not of the form"),
+        ("../../file/run_0_gallery.json", '{"images": [1]}', "run_0_gallery.json: two lists"),
+        ("../../file/run_0_gallery.json", '{"images": [], "captions": []}', "run_0_gallery.json: 0 image paths"),
+        ("../../file/run_0.npy", "x", "run_0.npy: not a .npy file"),
+    ],
+)
+def test_damaged_files_are_one_line_and_nothing_is_drawn(run, monkeypatch, capsys, damage, content, message):
+    (run / damage).write_text(content)
+    matrices = str(run.parent.parent / "file")
+    monkeypatch.setattr(sys, "argv", ["figures", "--run", str(run), "--matrices", matrices])
+    assert exit_status(figures.main) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+    assert not (run / "figures").exists()
+
+
+def test_a_run_with_nothing_to_draw_is_an_input_error(tmp_path):
+    with pytest.raises(InputError, match="is not there"):
+        draw_run(tmp_path / "none")
+    with pytest.raises(InputError, match=r"nothing to draw.*results.json"):
+        draw_run(tmp_path)
+
+
+def test_no_figure_makes_a_window_or_touches_pyplot():
+    code = (
+        "import sys, numpy as np; from postprocessing.figures import *;"
+        "assert 'matplotlib' not in sys.modules;"
+        "retrieval_sheet(np.ones((2, 2)), ['a', 'b'], ['c', 'd'], np.arange(2));"
+        "print('matplotlib.pyplot' in sys.modules)"
+    )
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert process.stdout.strip() == "False", process.stderr
