@@ -89,8 +89,8 @@ class DreaOptions:
             object.__setattr__(self, "similarity_threshold", THRESHOLDS[self.similarity])
         if not 0 < self.similarity_threshold <= 1:
             raise ValueError(f"similarity_threshold is {self.similarity_threshold}; it lies above 0 and up to 1")
-        if not 0 < self.distance_scale < float("inf"):
-            raise ValueError(f"distance_scale is {self.distance_scale}; it lies above 0")
+        if not 0.001 <= self.distance_scale <= 1000:
+            raise ValueError(f"distance_scale is {self.distance_scale}; it lies from 0.001 to 1000")
         for name in ("saliency_weighting", "multiplicity_weighting"):
             if not 0 <= getattr(self, name) <= 10:
                 raise ValueError(f"{name} is {getattr(self, name)}; it lies from 0 to 10")
@@ -211,7 +211,7 @@ def _checked(regions: Regions) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 def _by_saliency(class_id: np.ndarray, score: np.ndarray, box: np.ndarray) -> np.ndarray:
     """Indices, most salient first; equal ones by their values, so that only exact duplicates are left to chance."""
-    return np.lexsort((*box.T, class_id, -score, -saliency(score, box[:, 2], box[:, 3])))
+    return np.lexsort((*box.T[::-1], class_id, -score, -saliency(score, box[:, 2], box[:, 3])))
 
 
 def _merge(class_id: np.ndarray, box: np.ndarray, options: DreaOptions) -> tuple[np.ndarray, np.ndarray]:

@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import signal
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -28,7 +27,18 @@ from layers.drea import CLASSES
 from util.build_local import open_image
 from util.local_features import stem
 from util.regions import read_classes
-from utils import InputError, Interrupted, Parser, RunError, existing_file, read_text, run_command, some, write_text
+from utils import (
+    InputError,
+    Parser,
+    RunError,
+    StopSignals,
+    load_torch,
+    pick_device,
+    read_text,
+    run_command,
+    some,
+    write_text,
+)
 
 ARCHITECTURES = (
     "fasterrcnn_resnet50_fpn",
@@ -43,10 +53,9 @@ JOURNAL = ".detections.jsonl"  # first line: the settings; then one line an imag
 
 def main() -> None:
     arguments = _parse()
-    signal.signal(signal.SIGTERM, _stop)
     classes = read_classes(arguments.classes) if arguments.classes else list(CLASSES)
     check_folder(arguments.out, classes)
-    device = choose_device(arguments.device)
+    device = pick_device(arguments.device)
     paths = image_paths(arguments.image_path)
     model = load_detector(arguments.arch, arguments.weights, len(classes), arguments.min_size, arguments.max_size)
     settings = {
@@ -56,12 +65,13 @@ def main() -> None:
     }
     found = read_journal(arguments.out / JOURNAL, settings)
     left = [path for path in paths if stem(path.name) not in found]
-    with (arguments.out / JOURNAL).open("a", encoding="utf-8") as journal:
+    with StopSignals() as stop, (arguments.out / JOURNAL).open("a", encoding="utf-8") as journal:
         batches = detect(model.to(device), left, device, arguments.threshold, arguments.batch_size, arguments.workers)
         for batch in tqdm(batches, "detecting", -(-len(left) // arguments.batch_size), disable=None):
             journal.writelines(json.dumps(entry) + "\n" for entry in batch)
             journal.flush()
             found.update(batch)
+            stop.check()
     write_results(arguments.out, {stem(path.name): found[stem(path.name)] for path in paths}, classes)
     (arguments.out / JOURNAL).unlink()
     print(f"{sum(len(found[stem(path.name)]) for path in paths)} regions in {len(paths)} images")
@@ -76,15 +86,11 @@ def load_detector(
     write `model`). min_size, max_size: to what the detector scales images; None is the architecture's default.
     Raises InputError for a file that is no such thing or does not fit the architecture and number of classes.
     """
-    path = existing_file(weights, "detector weights")
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # damaged files raise errors of many kinds
-        raise InputError(f"detector weights {path} cannot be read: {str(error).splitlines()[0]}") from None
+    state = load_torch(weights, "detector weights")
     for key in ("model", "state_dict"):
         state = state.get(key, state) if isinstance(state, dict) else state
     if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
-        raise InputError(f"detector weights {path} hold no state dict (names -> tensors)")
+        raise InputError(f"detector weights {weights} hold no state dict (names -> tensors)")
     state = {str(name).removeprefix("module."): value for name, value in state.items()}
     sizes = {name: size for name, size in (("min_size", min_size), ("max_size", max_size)) if size}
     model = get_model(arch, weights=None, weights_backbone=None, num_classes=classes + 1, **sizes)
@@ -93,7 +99,7 @@ def load_detector(
     if wrong:
         first = f"{wrong[0]} is {_shape(state, wrong[0])} in the file and {_shape(own, wrong[0])} in the model"
         raise InputError(
-            f"detector weights {path} do not fit {arch} with {classes} classes and background: {len(wrong)} tensors "
+            f"detector weights {weights} do not fit {arch} with {classes} classes and background: {len(wrong)} tensors "
             f"differ; {first}; check --arch and --classes"
         )
     model.load_state_dict(state)
@@ -188,13 +194,6 @@ def write_results(folder: Path, found: dict[str, list[list[float]]], classes: li
         write_text(folder / result_file(name), "".join(line + "\n" for line in part))
 
 
-def choose_device(name: str) -> torch.device:
-    """`cpu`, `cuda`, or `auto`: a GPU where there is one."""
-    if name == "cuda" and not torch.cuda.is_available():
-        raise InputError("--device cuda: PyTorch finds no GPU here; use --device cpu")
-    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
-
-
 def _pixels(path: Path) -> torch.Tensor:
     """An image as (3, H, W) float32 in [0, 1]."""
     return torch.from_numpy(np.array(open_image(path))).permute(2, 0, 1).float() / 255
@@ -209,10 +208,6 @@ def _rows(output: dict[str, torch.Tensor], threshold: float) -> list[list[float]
 
 def _shape(state: dict[str, torch.Tensor], name: str) -> str:
     return str(tuple(state[name].shape)) if name in state else "absent"
-
-
-def _stop(signum: int, frame: Any) -> None:
-    raise Interrupted(signum, "stopped; run the same command again to go on")
 
 
 def _parse() -> argparse.Namespace:

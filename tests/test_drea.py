@@ -1,0 +1,265 @@
+"""DREA: what holds for any detections, a direct reading of its rules, and what the rules are for."""
+
+from __future__ import annotations
+
+import ast
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import layers.drea
+from layers.drea import CLASSES, DreaOptions, Regions, denoise, enhanced_adjacency, saliency
+from layers.local_branch import LocalBranch
+
+UNIT = st.sampled_from([0.0, 0.1, 0.25, 0.5, 1.0]) | st.floats(0, 1)  # few values, so that ties are frequent
+OPTIONS = st.builds(
+    DreaOptions,
+    denoise=st.booleans(),
+    enhance=st.booleans(),
+    similarity=st.sampled_from(["iou", "box"]),
+    similarity_threshold=st.none() | st.floats(0.01, 1),
+    distance_scale=st.floats(0.001, 1000),
+    saliency_weighting=st.floats(0, 10),
+    multiplicity_weighting=st.floats(0, 10),
+)
+
+
+@st.composite
+def detections(draw, most: int = 40) -> Regions:
+    rows = draw(st.lists(st.tuples(st.integers(0, 14) | st.just(3), UNIT, UNIT, UNIT, UNIT, UNIT), max_size=most))
+    if rows and draw(st.booleans()):
+        rows += draw(st.lists(st.sampled_from(rows), max_size=10))
+    return regions(rows)
+
+
+def regions(rows) -> Regions:
+    """Rows of class, score, centre x, centre y, width, height."""
+    table = np.array(rows, np.float64).reshape(-1, 6)
+    return Regions(table[:, 0].astype(int), table[:, 1], table[:, 2:])
+
+
+def take(one: Regions, index) -> Regions:
+    return Regions(*(part[index] for part in one))
+
+
+def both(one: Regions, options: DreaOptions):
+    denoised = denoise(one, options)
+    return denoised, enhanced_adjacency(denoised.nodes, denoised.multiplicity, options)
+
+
+@settings(deadline=None, max_examples=200)
+@given(detections(), OPTIONS)
+def test_the_adjacency_is_symmetric_finite_and_bounded_with_zero_padding(one, options):
+    denoised, adjacency = both(one, options)
+    assert denoised.nodes.shape == adjacency.shape == (20, 20)
+    assert denoised.nodes.dtype == adjacency.dtype == np.float32
+    real = len(denoised.region_of_node)
+    assert real <= min(20, len(one.score))
+    assert np.isfinite(denoised.nodes).all() and np.isfinite(adjacency).all()
+    assert np.array_equal(adjacency, adjacency.T)
+    assert (denoised.nodes[:real, : len(CLASSES)].sum(axis=1) == 1).all()
+    assert not denoised.nodes[real:].any() and not denoised.multiplicity[real:].any()
+    assert not adjacency[real:].any() and not adjacency[:, real:].any()
+    assert (np.diag(adjacency)[:real] > 0).all()
+    assert np.abs(np.linalg.eigvalsh(adjacency.astype(np.float64))).max() <= 1 + 1e-6
+
+
+@settings(deadline=None, max_examples=200)
+@given(detections(), OPTIONS, st.randoms(use_true_random=False))
+def test_the_order_of_the_detections_changes_nothing(one, options, random):
+    order = random.sample(range(len(one.score)), len(one.score))
+    denoised, adjacency = both(one, options)
+    shuffled, shuffled_adjacency = both(take(one, order), options)
+    assert np.array_equal(denoised.nodes, shuffled.nodes)
+    assert np.array_equal(denoised.multiplicity, shuffled.multiplicity)
+    assert np.array_equal(adjacency, shuffled_adjacency)
+
+
+@settings(deadline=None, max_examples=200)
+@given(detections(), OPTIONS, st.data())
+def test_an_exact_duplicate_leaves_the_nodes_as_they_are(one, options, data):
+    options = replace(options, denoise=True)
+    index = data.draw(st.lists(st.integers(0, max(len(one.score) - 1, 0)), max_size=5 if len(one.score) else 0))
+    more = Regions(*(np.concatenate([part, part[index]]) for part in one))
+    before, after = denoise(one, options), denoise(more, options)
+    assert np.array_equal(before.nodes, after.nodes)
+    node_of_copies = before.node_of_region[index]
+    counted = np.bincount(node_of_copies[node_of_copies >= 0], minlength=20)
+    assert np.array_equal(after.multiplicity, before.multiplicity + counted)
+
+
+@settings(deadline=None, max_examples=200)
+@given(detections(), OPTIONS)
+def test_denoising_is_the_greedy_rule_of_its_docstring(one, options):
+    options = replace(options, denoise=True)
+    ranked = sorted(
+        range(len(one.score)),
+        key=lambda i: (-saliency(one.score[i], *one.box[i, 2:]), -one.score[i], one.class_id[i], *one.box[i]),
+    )
+    nodes, count = [], []
+    for i in ranked:
+        near = [slow_similarity(one.box[k], one.box[i], options.similarity) for k in nodes]
+        fit = [
+            (-value, place)
+            for place, (k, value) in enumerate(zip(nodes, near, strict=True))
+            if one.class_id[k] == one.class_id[i] and value >= options.similarity_threshold
+        ]
+        if fit:
+            count[min(fit)[1]] += 1
+        elif len(nodes) < 20:
+            nodes.append(i)
+            count.append(1)
+    denoised = denoise(one, options)
+    expected = np.zeros((20, 20), np.float32)
+    for row, i in enumerate(nodes):
+        expected[row, one.class_id[i]] = 1
+        expected[row, 15:] = [one.score[i], *one.box[i]]
+    assert np.array_equal(denoised.nodes, expected)
+    assert denoised.multiplicity[: len(nodes)].tolist() == count
+
+
+def slow_similarity(one, other, similarity):
+    if similarity == "box":
+        return 1 - np.sqrt(((one - other) ** 2).sum()) / 2
+    if (one == other).all():
+        return 1.0
+    sides = []
+    for axis in (0, 1):
+        low = max(box[axis] - box[axis + 2] / 2 for box in (one, other))
+        sides.append(max(min(box[axis] + box[axis + 2] / 2 for box in (one, other)) - low, 0))
+    area = [
+        np.prod([(box[axis] + box[axis + 2] / 2) - (box[axis] - box[axis + 2] / 2) for axis in (0, 1)])
+        for box in (other, one)
+    ]
+    union = area[0] + area[1] - sides[0] * sides[1]
+    return sides[0] * sides[1] / union if union > 0 else 0.0
+
+
+def test_without_denoising_the_20_most_salient_raw_regions_stay_duplicates_and_all():
+    one = regions([(0, 0.9, 0.5, 0.5, 0.4, 0.4)] * 3 + [(1, s / 100, 0.5, 0.5, 0.1, 0.1) for s in range(30)])
+    denoised = denoise(one, DreaOptions(denoise=False))
+    assert denoised.nodes[:3, 0].all() and denoised.nodes[3:, 1].all()
+    assert np.allclose(denoised.nodes[3:, 15], np.arange(29, 12, -1) / 100)
+    assert denoised.multiplicity.tolist() == [1] * 20
+
+
+def test_without_enhancement_all_real_nodes_are_joined_alike():
+    denoised = denoise(regions([(0, 0.9, 0.1, 0.1, 0.1, 0.1), (1, 0.2, 0.9, 0.9, 0.2, 0.2)]))
+    adjacency = enhanced_adjacency(denoised.nodes, denoised.multiplicity, DreaOptions(enhance=False))
+    assert np.allclose(adjacency[:2, :2], 0.5)
+
+
+def test_an_image_without_detections_gives_zeros_and_trains():
+    denoised, adjacency = both(Regions.empty(), DreaOptions())
+    assert not denoised.nodes.any() and not adjacency.any() and len(denoised.node_of_region) == 0
+    branch = LocalBranch(32)
+    out = branch(torch.from_numpy(denoised.nodes)[None], torch.from_numpy(adjacency)[None])
+    out.square().sum().backward()
+    assert out.isfinite().all()
+    assert all(parameter.grad.isfinite().all() for parameter in branch.parameters())
+
+
+def test_neighbours_stay_apart_under_iou_and_merge_under_box():
+    cars = regions([(10, 0.9, 0.1 + 0.05 * i, 0.5, 0.04, 0.02) for i in range(3)])
+    assert denoise(cars).multiplicity[:3].tolist() == [1, 1, 1]
+    merged = denoise(cars, DreaOptions(similarity="box"))
+    assert merged.multiplicity[:2].tolist() == [3, 0]
+
+
+def test_regions_of_two_classes_never_merge():
+    denoised = denoise(regions([(0, 0.9, 0.5, 0.5, 0.2, 0.2), (1, 0.9, 0.5, 0.5, 0.2, 0.2)]))
+    assert denoised.multiplicity[:2].tolist() == [1, 1]
+
+
+def test_a_region_merges_into_the_most_similar_node():
+    denoised = denoise(
+        regions([(0, 0.9, 0.4, 0.5, 0.2, 0.2), (0, 0.8, 0.6, 0.5, 0.2, 0.2), (0, 0.1, 0.54, 0.5, 0.2, 0.2)]),
+        DreaOptions(similarity_threshold=0.1),
+    )
+    assert denoised.node_of_region.tolist() == [0, 1, 1]
+
+
+def test_edges_grow_with_nearness_saliency_and_multiplicity():
+    def edges(rows, multiplicity, options=None):
+        nodes = denoise(regions(rows), DreaOptions(denoise=False)).nodes
+        options = options or DreaOptions(saliency_weighting=1, multiplicity_weighting=1)
+        adjacency = enhanced_adjacency(nodes, np.array(multiplicity + [0] * (20 - len(rows))), options)[:3, :3]
+        inverse_degree = np.diag(adjacency)
+        return adjacency / np.sqrt(np.outer(inverse_degree, inverse_degree))  # takes the normalisation off again
+
+    size = (0.1, 0.1)
+    near_and_far = edges([(0, 0.9, 0.1, 0.5, *size), (0, 0.9, 0.2, 0.5, *size), (0, 0.9, 0.9, 0.5, *size)], [1, 1, 1])
+    assert near_and_far[0, 1] > near_and_far[1, 2] > near_and_far[0, 2] > 0
+    # Three nodes in a row, equally far apart: the middle one and its two neighbours.
+    row = [(0, 0.9, 0.3, 0.5, *size), (0, 0.9, 0.5, 0.5, *size), (0, 0.2, 0.7, 0.5, *size)]
+    strong_and_weak = edges(row, [1, 1, 1])
+    assert strong_and_weak[0, 1] > strong_and_weak[1, 2]
+    same = [(0, 0.9, x, 0.5, *size) for x in (0.3, 0.5, 0.7)]
+    one_and_many = edges(same, [1, 2, 4])
+    assert one_and_many[1, 2] > one_and_many[0, 1]
+    plain = edges(same, [1, 2, 4], DreaOptions(saliency_weighting=0, multiplicity_weighting=0))
+    assert np.isclose(plain[0, 1], plain[1, 2]) and np.isclose(plain[0, 1], np.exp(-(0.2**2) / (2 * 0.25**2)))
+
+
+def test_100_000_regions_are_counted_in_full():
+    rng = np.random.default_rng(0)
+    n = 100_000
+    one = Regions(np.zeros(n, int), rng.random(n), np.tile([0.5, 0.5, 0.2, 0.2], (n, 1)))
+    denoised = denoise(one)
+    assert denoised.multiplicity[0] == n and len(denoised.region_of_node) == 1
+    assert denoised.nodes[0, 15] == np.float32(one.score.max())
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        Regions(np.array([0]), np.array([np.nan]), np.full((1, 4), 0.5)),
+        Regions(np.array([0]), np.array([0.5]), np.array([[0.5, 0.5, np.inf, 0.1]])),
+        Regions(np.array([0]), np.array([1.5]), np.full((1, 4), 0.5)),
+        Regions(np.array([0]), np.array([0.5]), np.array([[0.5, 0.5, -0.1, 0.1]])),
+        Regions(np.array([15]), np.array([0.5]), np.full((1, 4), 0.5)),
+        Regions(np.array([-1]), np.array([0.5]), np.full((1, 4), 0.5)),
+        Regions(np.array([0.0]), np.array([0.5]), np.full((1, 4), 0.5)),
+        Regions(np.array([0, 1]), np.array([0.5]), np.full((1, 4), 0.5)),
+        Regions(np.array([0]), np.array([0.5]), np.full((1, 5), 0.5)),
+    ],
+)
+def test_what_is_no_region_is_refused(bad):
+    with pytest.raises(ValueError):
+        denoise(bad)
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"nodes": 0},
+        {"similarity": "cosine"},
+        {"similarity_threshold": 0},
+        {"similarity_threshold": float("nan")},
+        {"distance_scale": 0},
+        {"distance_scale": float("inf")},
+        {"saliency_weighting": -1},
+        {"multiplicity_weighting": float("nan")},
+    ],
+)
+def test_options_that_make_no_sense_are_refused(bad):
+    with pytest.raises(ValueError, match=next(iter(bad))):
+        DreaOptions(**bad)
+
+
+@pytest.mark.parametrize("nodes", [np.zeros((20, 19)), np.zeros(20), np.full((20, 20), np.nan)])
+def test_what_is_no_node_matrix_is_refused(nodes):
+    with pytest.raises(ValueError):
+        enhanced_adjacency(nodes)
+
+
+def test_drea_needs_nothing_but_numpy():
+    tree = ast.parse(Path(layers.drea.__file__).read_text())
+    imported = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    imported |= {name.name for node in ast.walk(tree) if isinstance(node, ast.Import) for name in node.names}
+    assert imported == {"__future__", "dataclasses", "typing", "numpy"}
