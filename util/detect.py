@@ -57,7 +57,9 @@ def main() -> None:
     check_folder(arguments.out, classes)
     device = pick_device(arguments.device)
     paths = image_paths(arguments.image_path)
-    model = load_detector(arguments.arch, arguments.weights, len(classes), arguments.min_size, arguments.max_size)
+    model = load_detector(
+        arguments.arch, arguments.weights, len(classes), arguments.threshold, arguments.min_size, arguments.max_size
+    )
     settings = {
         "weights": hashlib.sha256(arguments.weights.read_bytes()).hexdigest(),
         "classes": classes,
@@ -66,7 +68,7 @@ def main() -> None:
     found = read_journal(arguments.out / JOURNAL, settings)
     left = [path for path in paths if stem(path.name) not in found]
     with StopSignals() as stop, (arguments.out / JOURNAL).open("a", encoding="utf-8") as journal:
-        batches = detect(model.to(device), left, device, arguments.threshold, arguments.batch_size, arguments.workers)
+        batches = detect(model.to(device), left, device, arguments.batch_size, arguments.workers)
         for batch in tqdm(batches, "detecting", -(-len(left) // arguments.batch_size), disable=None):
             journal.writelines(json.dumps(entry) + "\n" for entry in batch)
             journal.flush()
@@ -78,12 +80,18 @@ def main() -> None:
 
 
 def load_detector(
-    arch: str, weights: Path, classes: int, min_size: int | None = None, max_size: int | None = None
+    arch: str,
+    weights: Path,
+    classes: int,
+    threshold: float,
+    min_size: int | None = None,
+    max_size: int | None = None,
 ) -> torch.nn.Module:
     """A torchvision detector with the user's weights, in evaluation mode.
 
     The file holds a state dict, or a dict with one under `model` or `state_dict` (torchvision's own training scripts
-    write `model`). min_size, max_size: to what the detector scales images; None is the architecture's default.
+    write `model`). threshold: lowest score of a detection. min_size, max_size: to what the detector scales images;
+    None is the architecture's default.
     Raises InputError for a file that is no such thing or does not fit the architecture and number of classes.
     """
     state = load_torch(weights, "detector weights")
@@ -93,7 +101,8 @@ def load_detector(
         raise InputError(f"detector weights {weights} hold no state dict (names -> tensors)")
     state = {str(name).removeprefix("module."): value for name, value in state.items()}
     sizes = {name: size for name, size in (("min_size", min_size), ("max_size", max_size)) if size}
-    model = get_model(arch, weights=None, weights_backbone=None, num_classes=classes + 1, **sizes)
+    least = {"score_thresh" if arch.startswith("retinanet") else "box_score_thresh": threshold}
+    model = get_model(arch, weights=None, weights_backbone=None, num_classes=classes + 1, **sizes, **least)
     own = model.state_dict()
     wrong = [name for name in sorted(own.keys() | state.keys()) if _shape(own, name) != _shape(state, name)]
     if wrong:
@@ -126,7 +135,7 @@ def image_paths(folder: Path) -> list[Path]:
 
 @torch.inference_mode()
 def detect(
-    model: torch.nn.Module, paths: list[Path], device: torch.device, threshold: float, batch_size: int, workers: int
+    model: torch.nn.Module, paths: list[Path], device: torch.device, batch_size: int, workers: int
 ) -> Iterator[list[tuple[str, list[list[float]]]]]:
     """Batches of (stem, detections); a detection is label, score, left, top, right, bottom, in pixels.
 
@@ -141,7 +150,7 @@ def detect(
                 outputs = model([one.result().to(device) for one in pixels])
             except torch.OutOfMemoryError:
                 raise RunError(f"the GPU has too little memory for {batch_size} images; lower --batch_size") from None
-            yield [(stem(path.name), _rows(output, threshold)) for path, output in zip(batch, outputs, strict=True)]
+            yield [(stem(path.name), _rows(output)) for path, output in zip(batch, outputs, strict=True)]
 
 
 def check_folder(out: Path, classes: list[str]) -> None:
@@ -199,11 +208,10 @@ def _pixels(path: Path) -> torch.Tensor:
     return torch.from_numpy(np.array(open_image(path))).permute(2, 0, 1).float() / 255
 
 
-def _rows(output: dict[str, torch.Tensor], threshold: float) -> list[list[float]]:
-    score = output["scores"]
-    keep = (score >= threshold) & (output["labels"] > 0) & output["boxes"].isfinite().all(dim=1)
-    rows = torch.cat([output["labels"][keep, None].float(), score[keep, None], output["boxes"][keep]], dim=1)
-    return rows.cpu().tolist()
+def _rows(output: dict[str, torch.Tensor]) -> list[list[float]]:
+    label, score, box = output["labels"], output["scores"], output["boxes"]
+    keep = (label > 0) & score.isfinite() & box.isfinite().all(dim=1)  # RetinaNet can say "background"
+    return torch.cat([label[keep, None].float(), score[keep, None], box[keep]], dim=1).cpu().tolist()
 
 
 def _shape(state: dict[str, torch.Tensor], name: str) -> str:

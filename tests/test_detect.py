@@ -1,0 +1,188 @@
+"""util.detect with small, randomly initialised detectors: loading, output, going on after a stop."""
+
+from __future__ import annotations
+
+import functools
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision.models import get_model
+
+from layers.drea import CLASSES
+from util import detect
+from util.regions import read_detections
+from utils import InputError, Interrupted, StopSignals
+
+ARCH = "fasterrcnn_mobilenet_v3_large_320_fpn"
+SIZES = {"min_size": 64, "max_size": 96}
+
+
+@pytest.fixture(scope="session")
+def weights(tmp_path_factory) -> Path:
+    torch.manual_seed(0)
+    model = get_model(ARCH, weights=None, weights_backbone=None, num_classes=16, **SIZES)
+    path = tmp_path_factory.mktemp("weights") / "detector.pth"
+    torch.save({"model": model.state_dict()}, path)
+    return path
+
+
+@pytest.fixture
+def images(tmp_path) -> Path:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for i, size in enumerate([(60, 80), (90, 50), (64, 64), (40, 40), (70, 70)]):
+        Image.fromarray(rng.integers(0, 255, (*size, 3), np.uint8)).save(folder / f"{i}.png")
+    (folder / "notes.md").write_text("not an image")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def load_once():
+    return functools.lru_cache(detect.load_detector)  # building a detector takes most of the time of these tests
+
+
+@pytest.fixture
+def run(tmp_path, images, weights, load_once, monkeypatch):
+    monkeypatch.setattr(detect, "load_detector", load_once)
+
+    def command(*extra: str, out: str = "out") -> dict[str, list[str]]:
+        arguments = ["--image_path", str(images), "--weights", str(weights), "--out", str(tmp_path / out)]
+        arguments += ["--arch", ARCH, "--min-size", "64", "--max-size", "96", "--threshold", "0.06"]
+        arguments += ["--batch_size", "2", "--device", "cpu", *extra]
+        monkeypatch.setattr(sys, "argv", ["detect", *arguments])
+        detect.main()
+        return {path.name: path.read_text().splitlines() for path in sorted((tmp_path / out).iterdir())}
+
+    return command
+
+
+def test_the_text_says_what_the_detector_found(run, tmp_path, images, weights, load_once, capsys):
+    files = run("--batch_size", "1")  # alone in its batch, an image is not padded to the size of another
+    model = load_once(ARCH, weights, 15, 0.06, 64, 96)
+    expected = {f"Task2_{name}.txt": [] for name in CLASSES}
+    for path in sorted(images.glob("*.png")):
+        pixels = torch.from_numpy(np.array(Image.open(path))).permute(2, 0, 1) / 255
+        with torch.inference_mode():
+            (output,) = model([pixels])
+        for label, score, box in zip(*(output[key].tolist() for key in ("labels", "scores", "boxes")), strict=True):
+            corners = " ".join(f"{side:.2f}" for side in box)
+            expected[f"Task2_{CLASSES[label - 1]}.txt"].append(f"{path.stem} {score:.4f} {corners}")
+    assert files == expected
+    detections, form = read_detections(tmp_path / "out")
+    assert form == "dota-result"
+    total = sum(map(len, files.values()))
+    assert sum(map(len, detections.rows.values())) == total > 10
+    assert f"{total} regions in 5 images" in capsys.readouterr().out
+
+
+def test_a_stopped_run_goes_on_where_it_was(run, tmp_path, monkeypatch):
+    whole = run(out="whole")
+    checks = iter([None, Interrupted(15, "stopped")])
+
+    def stop_in_second_batch(self):
+        if fault := next(checks, None):
+            raise fault
+
+    monkeypatch.setattr(StopSignals, "check", stop_in_second_batch)
+    with pytest.raises(Interrupted):
+        run()
+    journal = tmp_path / "out" / detect.JOURNAL
+    assert len(journal.read_text().splitlines()) == 1 + 4
+    with journal.open("a") as file:
+        file.write('["4", [[1, 0.9')  # a line that a crash cut short
+    seen = []
+    original = detect._pixels
+    monkeypatch.setattr(detect, "_pixels", lambda path: seen.append(path.stem) or original(path))
+    assert run() == whole
+    assert seen == ["4"]
+
+
+def test_a_damaged_image_is_named_and_the_others_are_not_lost(run, images, tmp_path):
+    (images / "3.png").write_bytes(b"\x89PNG no more")
+    with pytest.raises(InputError, match=r"3\.png"):
+        run()
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [detect.JOURNAL]
+
+
+def test_other_settings_do_not_go_on_from_a_journal(run, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / detect.JOURNAL).write_text(json.dumps({"arch": ARCH}) + "\n")
+    with pytest.raises(InputError, match="other weights or options"):
+        run()
+
+
+def test_a_class_file_names_the_labels(run, tmp_path):
+    classes = tmp_path / "classes.txt"
+    classes.write_text("\n".join(f"kind {i}" for i in range(15)))
+    assert list(run("--classes", str(classes))) == sorted(f"Task2_kind {i}.txt" for i in range(15))
+    classes.write_text("../../plane\n")
+    with pytest.raises(InputError, match="cannot hold /"):
+        run("--classes", str(classes), out="other")
+    classes.write_text("plane\nship\n")
+    with pytest.raises(InputError, match=r"do not fit .* with 2 classes"):
+        run("--classes", str(classes), out="other")
+    assert not (tmp_path / "other").exists()
+
+
+def test_text_of_another_run_is_not_mixed_in(run, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "Task2_airport.txt").write_text("")
+    with pytest.raises(InputError, match="Task2_airport"):
+        run()
+
+
+@pytest.mark.parametrize("extra", [["--threshold", "2"], ["--batch_size", "0"], ["--min-size", "0"]])
+def test_options_that_make_no_sense_are_refused(run, extra):
+    with pytest.raises(InputError):
+        run(*extra)
+
+
+def test_weights_that_do_not_fit_are_a_clear_error(tmp_path, weights):
+    bad = tmp_path / "bad.pth"
+    for content in (b"", b"garbage", weights.read_bytes()[:1000]):
+        bad.write_bytes(content)
+        with pytest.raises(InputError, match=r"bad\.pth"):
+            detect.load_detector(ARCH, bad, 15, 0.5)
+    torch.save(Path("code"), bad)  # an object, which only running code could restore
+    with pytest.raises(InputError, match=r"bad\.pth"):
+        detect.load_detector(ARCH, bad, 15, 0.5)
+    torch.save({"model": [1, 2]}, bad)
+    with pytest.raises(InputError, match="no state dict"):
+        detect.load_detector(ARCH, bad, 15, 0.5)
+    with pytest.raises(InputError, match="do not fit"):
+        detect.load_detector(ARCH, weights, 14, 0.5)
+    with pytest.raises(InputError, match="do not fit"):
+        detect.load_detector("retinanet_resnet50_fpn", weights, 15, 0.5)
+
+
+def test_a_retinanet_loads_and_detects(tmp_path, images):
+    torch.manual_seed(0)
+    made = get_model("retinanet_resnet50_fpn", weights=None, weights_backbone=None, num_classes=16)
+    state = {f"module.{name}": value for name, value in made.state_dict().items()}
+    torch.save({"state_dict": state}, tmp_path / "retina.pth")
+    model = detect.load_detector("retinanet_resnet50_fpn", tmp_path / "retina.pth", 15, 0.0, 64, 96)
+    assert not model.training
+    batches = list(detect.detect(model, sorted(images.glob("*.png"))[:3], torch.device("cpu"), 2, 1))
+    assert [[name for name, _ in batch] for batch in batches] == [["0", "1"], ["2"]]
+    rows = [row for batch in batches for _, found in batch for row in found]
+    assert rows and all(1 <= label <= 15 and 0 <= score <= 1 for label, score, *_ in rows)
+
+
+def test_folders_without_usable_images_are_clear_errors(tmp_path):
+    with pytest.raises(InputError, match="is not there"):
+        detect.image_paths(tmp_path / "missing")
+    with pytest.raises(InputError, match="holds no images"):
+        detect.image_paths(tmp_path)
+    for name in ("a.png", "a.jpg"):
+        (tmp_path / name).touch()
+    with pytest.raises(InputError, match="share a name"):
+        detect.image_paths(tmp_path)
+    (tmp_path / "a.jpg").rename(tmp_path / "b c.jpg")
+    with pytest.raises(InputError, match="spaces"):
+        detect.image_paths(tmp_path)
