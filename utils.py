@@ -7,14 +7,22 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import datetime
 import errno
+import importlib.metadata
 import json
 import os
+import platform
+import shutil
 import signal
+import subprocess
 import sys
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
+
+import filelock
 
 ROOT = Path(__file__).resolve().parent
 
@@ -77,11 +85,11 @@ def _complain(error: Exception | str, status: int) -> int:
 
 
 @contextlib.contextmanager
-def atomic(path: str | os.PathLike) -> Iterator[Path]:
+def atomic(path: str | os.PathLike, keep: Path | None = None) -> Iterator[Path]:
     """Give a temporary path beside `path`; what is written there takes the name `path` at the end, or not at all.
 
     The file is flushed to disk before it is renamed, and the folder after it, so that a crash leaves the old file
-    or the new one, never half of one.
+    or the new one, never half of one. With `keep`, the old file takes that name once the new one is complete.
     """
     path = Path(path)
     try:
@@ -93,6 +101,8 @@ def atomic(path: str | os.PathLike) -> Iterator[Path]:
         yield temporary
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
+        if keep and path.exists():
+            path.replace(keep)
         temporary.replace(path)
         folder = os.open(path.parent, os.O_RDONLY)
         try:
@@ -178,3 +188,227 @@ def load_torch(path: str | os.PathLike, what: str) -> Any:
         raise
     except Exception as error:  # a damaged archive raises errors of many kinds
         raise InputError(f"{what} {path} is damaged ({' '.join(str(error).split())[:200]})") from None
+
+
+# ---------------------------------------------------------------- checkpoints
+
+
+def save_checkpoint(state: dict[str, Any], path: Path, keep_previous: bool = False) -> None:
+    """Write a checkpoint atomically; with `keep_previous` the one before it stays beside it as `NAME.previous`.
+
+    Raises RunError where it cannot be written; what was there before is then still there.
+    """
+    import torch
+
+    try:
+        with atomic(path, keep=previous(path) if keep_previous else None) as temporary:
+            torch.save(state, temporary)
+    except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
+        free = shutil.disk_usage(path.parent).free / 2**20 if path.parent.is_dir() else 0
+        reason = f"{error.strerror}" if isinstance(error, OSError) else str(error).split("\n")[0]
+        raise RunError(
+            f"the checkpoint {path} cannot be written ({reason}; {free:.0f} MiB free); the one before it is intact: "
+            "make room and go on with --resume"
+        ) from None
+
+
+def previous(path: Path) -> Path:
+    """Where the checkpoint before this one is kept."""
+    return path.with_name(path.name + ".previous")
+
+
+def read_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
+    """Read a checkpoint, ours or a published one, without running anything in it. Raises InputError."""
+    state = load_torch(path, "checkpoint")
+    if not isinstance(state, dict) or not isinstance(state.get("model"), dict):
+        raise InputError(f"checkpoint {path} holds no table 'model' of weights")
+    return state
+
+
+def newest_checkpoint(path: Path) -> dict[str, Any] | None:
+    """The checkpoint at `path`; where it is missing or damaged, the one before it, saying so; None if there is none.
+
+    Raises InputError where checkpoints are there and all are damaged.
+    """
+    faults = []
+    for candidate in (path, previous(path)):
+        if not candidate.is_file():
+            continue
+        try:
+            check_archive(candidate)
+            state = read_checkpoint(candidate)
+        except InputError as error:
+            faults.append(str(error))
+            print(f"warning: {error}", file=sys.stderr)
+            continue
+        if candidate != path:
+            print(f"warning: going on from the checkpoint before, {candidate}", file=sys.stderr)
+        return state
+    if faults:
+        raise InputError(f"no usable checkpoint in {path.parent}: {faults[0]}; remove the folder to start anew")
+    return None
+
+
+def check_archive(path: Path) -> None:
+    """Compare every part of a checkpoint with its checksum (CRC-32). Raises InputError for a damaged one."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+    except (zipfile.BadZipFile, OSError, EOFError, ValueError, NotImplementedError, RuntimeError) as error:
+        raise InputError(f"checkpoint {path} is damaged ({error})") from None
+    if damaged:
+        raise InputError(f"checkpoint {path} is damaged (the checksum of {damaged} is wrong)")
+
+
+# ---------------------------------------------------------------- runs
+
+
+def pick_device(name: str) -> Any:
+    """`auto` takes a CUDA GPU where one is. Raises InputError for a GPU that is not there."""
+    import torch
+
+    if name == "cuda" and not torch.cuda.is_available():
+        raise InputError("--device cuda: PyTorch finds no CUDA GPU here; use --device cpu, or install a driver")
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def reuse_memory() -> None:
+    """Have the C library keep freed memory for the next step, and use huge pages: a fifth off a step on a CPU.
+
+    Otherwise every large tensor is mapped, filled with zeros by the kernel page by page, and unmapped again.
+    """
+    import ctypes
+
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # PyTorch reads it at its first large tensor
+    with contextlib.suppress(OSError, AttributeError):  # another C library: no harm
+        mallopt = ctypes.CDLL(None).mallopt
+        trim_threshold, top_pad, mmap_max = -1, -2, -4  # names of malloc.h
+        mallopt(mmap_max, 0)
+        mallopt(trim_threshold, -1)
+        mallopt(top_pad, 512 * 2**20)
+
+
+class StopSignals:
+    """Within it, Ctrl-C and SIGTERM are noted, and `check` raises Interrupted where the run can stop.
+
+    A second Ctrl-C stops at once.
+    """
+
+    def __enter__(self) -> StopSignals:
+        self.signum = 0
+        self._old = {s: signal.signal(s, self._note) for s in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for signum, handler in self._old.items():
+            signal.signal(signum, handler)
+
+    def _note(self, signum: int, _: object) -> None:
+        if self.signum and signum == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.signum = signum
+
+    def check(self) -> None:
+        """Raise Interrupted if a signal has come."""
+        if self.signum:
+            raise Interrupted(self.signum, f"stopped by {signal.Signals(self.signum).name}")
+
+
+@contextlib.contextmanager
+def only_writer(folder: Path) -> Iterator[None]:
+    """Hold the folder's lock. Raises InputError if another run holds it; a dead one's lock is free at once."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / ".lock"
+    try:
+        with filelock.FileLock(path, timeout=8):  # loader workers of a killed run let go of it within seconds
+            yield
+            path.unlink(missing_ok=True)
+    except filelock.Timeout:
+        raise InputError(
+            f"another run is writing to {folder}; wait for it, or choose another k_fold.experiment_name"
+        ) from None
+
+
+def provenance() -> dict[str, Any]:
+    """What made a run: command line, packages, commit, machine."""
+    packages = ("torch", "torchvision", "numpy", "pillow", "h5py", "nltk", "scikit-image", "pydantic")
+    git = subprocess.run(
+        ["git", "describe", "--always", "--dirty", "--abbrev=40"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    return {
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "commit": git.stdout.strip() or None,
+        "python": platform.python_version(),
+        "packages": {name: importlib.metadata.version(name) for name in packages},
+        "machine": {
+            "host": platform.node(),
+            "system": platform.platform(),
+            "cpu": platform.machine(),
+            "cores": os.cpu_count(),
+        },
+    }
+
+
+def now() -> str:
+    """Date and time in UTC, ISO 8601."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+class RunLog:
+    """The log of one fold, in three forms: log.txt for people, history.json for figures, TensorBoard.
+
+    rows: those of the run so far, when it goes on; the files are written anew from them, so that a resumed run's log
+    is that of an uninterrupted one.
+    """
+
+    def __init__(self, folder: Path, board: Path, rows: list[dict[str, Any]]) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.rows = list(rows)
+        self._folder = folder
+        self._board = SummaryWriter(str(board), purge_step=rows[-1]["step"] + 1 if rows else 0)
+        write_text(folder / "log.txt", "".join(_log_line(row) + "\n" for row in rows))
+        self._file = (folder / "log.txt").open("a", encoding="utf-8")
+
+    def train_row(self, row: dict[str, Any]) -> None:
+        """Note loss, learning rate and speed of the batches since the last row."""
+        self._add(row, {f"train/{key}": row[key] for key in ("loss", "lr", "samples_per_second")})
+
+    def val_row(self, row: dict[str, Any], sheet: Any = None) -> None:
+        """Note the validation recalls, with a figure of retrievals for TensorBoard."""
+        scalars = {f"val/{way}_{key}": value for way in ("i2t", "t2i") for key, value in row[way].items()}
+        self._add(row, scalars | {"val/mr": row["mr"]})
+        if sheet is not None:
+            self._board.add_figure("val/retrievals", sheet, row["step"])
+        self._board.flush()
+        history = {"train": [r for r in self.rows if "loss" in r], "val": [r for r in self.rows if "mr" in r]}
+        write_json(self._folder / "history.json", history)
+
+    def _add(self, row: dict[str, Any], scalars: dict[str, float]) -> None:
+        from tqdm import tqdm
+
+        self.rows.append(row)
+        line = _log_line(row)
+        print(line, file=self._file, flush=True)
+        tqdm.write(line)
+        for name, value in scalars.items():
+            self._board.add_scalar(name, value, row["step"])
+
+    def close(self) -> None:
+        self._file.close()
+        self._board.close()
+
+
+def _log_line(row: dict[str, Any]) -> str:
+    if "loss" in row:
+        return (
+            f"epoch {row['epoch']} batch {row['batch']}/{row['of']} loss {row['loss']:.4f} lr {row['lr']:.3g} "
+            f"{row['samples_per_second']} samples/s"
+        )
+    recalls = "  ".join(
+        f"{way} R@1 {row[way]['r1']:.2f} R@5 {row[way]['r5']:.2f} R@10 {row[way]['r10']:.2f}" for way in ("i2t", "t2i")
+    )
+    return (
+        f"epoch {row['epoch']} validation split, {row['images']} images, {row['captions']} captions: {recalls}  "
+        f"mR {row['mr']:.2f} (chance {row['chance']:.2f})"
+    )

@@ -103,7 +103,7 @@ def main() -> None:
     parser.add_argument("--data_path", required=True, help="folder that holds {train,test}_caps.txt")
     parser.add_argument("--data_name", required=True, help="name of the data set, such as rsitmd_precomp")
     parser.add_argument("--splits", nargs="+", default=["train", "test"], choices=["train", "test"],
-                        help="captions to read; `train` alone gives a vocabulary that has not seen the test")  # fmt: skip
+                        help="captions to read; `train` alone: a vocabulary that has not seen the test")  # fmt: skip
     parser.add_argument("--threshold", type=int, default=5, help="keep words with so many occurrences (default 5)")
     parser.add_argument("--keep-stopwords", action="store_true", help="keep words such as above, between, under")
     parser.add_argument("--out", help="default: vocab/NAME_vocab.json")
@@ -119,7 +119,9 @@ def main() -> None:
     captions = [caption for split in splits for caption in read_captions(arguments.data_path, split)]
     vocabulary = build(captions, arguments.threshold, arguments.keep_stopwords)
     if len(vocabulary.words) == 1:
-        raise InputError(f"no word of the {len(captions)} captions occurs {arguments.threshold} times; lower --threshold")
+        raise InputError(
+            f"no word of the {len(captions)} captions occurs {arguments.threshold} times; lower --threshold"
+        )
     out = Path(arguments.out or f"vocab/{arguments.data_name.removesuffix('_precomp')}_vocab.json")
     save(vocabulary, out)
     print(f"{out}: {len(vocabulary.words)} words from {len(captions)} captions ({' and '.join(splits)})")

@@ -14,6 +14,8 @@ import torchvision
 from torch import Tensor, nn
 from torch.nn import functional
 
+from layers.strided_conv import StridedConv2d
+
 
 def l2norm(x: Tensor) -> Tensor:
     """x / (|x| + 1e-8) along the last dimension (released code)."""
@@ -21,7 +23,11 @@ def l2norm(x: Tensor) -> Tensor:
 
 
 class MVSA(nn.Module):
-    """Multi-scale visual self-attention: a mask (B, D) from shallow and deep feature maps."""
+    """Multi-scale visual self-attention: a mask (B, D) from shallow and deep feature maps.
+
+    A convolution of a concatenation is the sum of its parts' convolutions, and one of an upsampled map is one of the
+    map itself with its taps summed. So neither `low` nor `high` is ever laid out, which costs more than the products.
+    """
 
     def __init__(self, size: int, embed_dim: int) -> None:
         super().__init__()
@@ -31,11 +37,32 @@ class MVSA(nn.Module):
         self.gate = nn.Conv2d(6, 1, kernel_size=1)
         self.mask = nn.Linear(size * size, embed_dim)
 
-    def forward(self, low: Tensor, high: Tensor) -> Tensor:
-        """low (B, 192, 4s, 4s), high (B, 768, s, s) -> (B, D)."""
-        b = self.high_conv(high)
-        c = torch.cat((self.low_conv(low), b), dim=1) + b.mean(dim=1, keepdim=True)
+    def forward(self, f1: Tensor, f2: Tensor, f3: Tensor, f4: Tensor) -> Tensor:
+        """f1 (B, 64, 4s, 4s), f2 (B, 128, 2s, 2s), f3 (B, 256, s, s), f4 (B, 512, s/2, s/2) -> (B, D)."""
+        b = self._high(f3, f4)
+        c = torch.cat((self._low(f1, f2), b), dim=1) + b.mean(dim=1, keepdim=True)
         return self.mask((self.value(c) * torch.sigmoid(self.gate(c))).flatten(1))
+
+    def _low(self, f1: Tensor, f2: Tensor) -> Tensor:
+        """low_conv([f1; up(f2)]): with stride 4, taps 0, 1, 2 meet pixels 0, 0, 1 of every other one of f2."""
+        of_f1, of_f2 = self.low_conv.weight.permute(0, 2, 3, 1).split((64, 128), dim=3)
+        of_f2 = torch.stack((of_f2[:, :2].sum(1), of_f2[:, 2]), dim=1)
+        of_f2 = torch.stack((of_f2[:, :, :2].sum(2), of_f2[:, :, 2]), dim=2)
+        a = functional.linear(_patches(f1, 4, 3), of_f1.flatten(1), self.low_conv.bias)
+        a = a + functional.linear(_patches(f2, 2, 2), of_f2.flatten(1))
+        return a.permute(0, 3, 1, 2)
+
+    def _high(self, f3: Tensor, f4: Tensor) -> Tensor:
+        """high_conv([f3; up(f4)])"""
+        of_f3, of_f4 = self.high_conv.weight.split((256, 512), dim=1)
+        deep = functional.interpolate(functional.conv2d(f4, of_f4), scale_factor=2)
+        return functional.conv2d(f3, of_f3, self.high_conv.bias) + deep
+
+
+def _patches(x: Tensor, stride: int, side: int) -> Tensor:
+    """Patches that do not overlap: (B, C, H, W) -> (B, H / stride, W / stride, side * side * C)."""
+    x = x.permute(0, 2, 3, 1).unflatten(2, (-1, stride)).unflatten(1, (-1, stride))
+    return x[:, :, :side, :, :side].permute(0, 1, 3, 2, 4, 5).flatten(3)
 
 
 class GlobalBranch(nn.Module):
@@ -44,21 +71,23 @@ class GlobalBranch(nn.Module):
     def __init__(self, image_size: int, embed_dim: int) -> None:
         super().__init__()
         self.resnet = torchvision.models.resnet18()  # its fc is not used, but published files carry it
+        for block in (self.resnet.layer2[0], self.resnet.layer3[0], self.resnet.layer4[0]):
+            channels = block.conv1.in_channels
+            block.conv1 = StridedConv2d(channels, 2 * channels, kernel_size=3, stride=2, padding=1, bias=False)
+            nn.init.kaiming_normal_(block.conv1.weight, mode="fan_out", nonlinearity="relu")  # as torchvision's
         self.solo = nn.Linear(512, embed_dim)
         self.mvsa = MVSA(image_size // 16, embed_dim)
 
-    def trunk(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """images (B, 3, S, S) -> low (B, 192, S/4, S/4), high (B, 768, S/16, S/16), mean of f4 (B, 512)."""
+    def trunk(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """images (B, 3, S, S) -> f1..f4, of 64, 128, 256, 512 channels and S/4, S/8, S/16, S/32 pixels a side."""
         net = self.resnet
         f1 = net.layer1(net.maxpool(net.relu(net.bn1(net.conv1(images)))))
         f2 = net.layer2(f1)
         f3 = net.layer3(f2)
-        f4 = net.layer4(f3)
-        low = torch.cat((f1, functional.interpolate(f2, scale_factor=2)), dim=1)
-        high = torch.cat((f3, functional.interpolate(f4, scale_factor=2)), dim=1)
-        return low, high, f4.mean(dim=(2, 3))
+        return f1, f2, f3, net.layer4(f3)
 
     def forward(self, images: Tensor) -> Tensor:
         """images (B, 3, S, S), normalised -> v_g (B, D), of unit length."""
-        low, high, mean = self.trunk(images)
-        return l2norm(self.solo(mean).float() * torch.sigmoid(self.mvsa(low, high).float()))
+        f1, f2, f3, f4 = self.trunk(images)
+        solo = self.solo(f4.mean(dim=(2, 3)))
+        return l2norm(solo.float() * torch.sigmoid(self.mvsa(f1, f2, f3, f4).float()))

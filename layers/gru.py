@@ -5,7 +5,7 @@
     n = tanh   (W_n (m_xn x) + b_n + r (U_n (m_hn h)))      candidate
     h <- (1 - z) n + z h
 
-Released code, `BayesianUniSkip`; without dropout it is the plain GRU of `UniSkip` and `BiSkip`. There is no hidden bias.
+Released code, `BayesianUniSkip`; without dropout the plain GRU of `UniSkip` and `BiSkip`. There is no hidden bias.
 
 What makes it fast: sequences are packed (longest first, so that step t works on the sequences that still have a word),
 the input products of all words are one batched product, the three hidden products of a step are another, and the
@@ -34,7 +34,7 @@ class Packing(NamedTuple):
 
 
 def pack(lengths: Tensor, width: int, device: torch.device, reverse: bool = False) -> Packing:
-    """Packing of sequences with these lengths (B,), on the CPU, in a (B, width) array; `reverse` reads them backwards."""
+    """Packing of sequences of these lengths (B,) that stand in a (B, width) array; `reverse` reads them backwards."""
     lengths, order = lengths.cpu().sort(descending=True, stable=True)
     steps = torch.arange(int(lengths[0]))
     t, rows = torch.nonzero(steps[:, None] < lengths[None, :], as_tuple=True)
@@ -68,10 +68,7 @@ class GRU(nn.Module):
         """words (M, E), packed -> the state after the last word of each sequence (B, H), in the given order."""
         batch = packing.sizes[0]
         input_mask, hidden_mask = self._masks(words, batch)
-        if input_mask is None:
-            words = words.expand(3, -1, -1)
-        else:
-            words = words * input_mask[:, packing.rows]
+        words = words.expand(3, -1, -1) if input_mask is None else words * input_mask[:, packing.rows]
         gates = torch.baddbmm(self.input_bias.unsqueeze(1), words, self.input_weight.transpose(1, 2))
         last = _Recurrence.apply(gates.float(), self.hidden_weight, hidden_mask, packing)
         return torch.empty_like(last).index_copy(0, packing.order, last)

@@ -5,6 +5,8 @@ X <- relu(W (A X)), three times        v_l = l2norm(Linear(flatten X))
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor, nn
 
@@ -19,7 +21,7 @@ class LocalBranch(nn.Module):
     def __init__(self, embed_dim: int) -> None:
         super().__init__()
         widths = (FEATURES, 20, 10, 20)
-        self.graph = nn.ModuleList(nn.Linear(i, o, bias=False) for i, o in zip(widths, widths[1:], strict=False))
+        self.graph = nn.ModuleList(nn.Linear(i, o, bias=False) for i, o in pairwise(widths))
         self.out = nn.Linear(NODES * widths[-1], embed_dim)
 
     def forward(self, local_rep: Tensor, local_adj: Tensor) -> Tensor:

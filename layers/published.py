@@ -5,7 +5,8 @@ The released model keeps each gate of the GRU apart; ours stacks them (reset, up
 
 from __future__ import annotations
 
-import re
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,8 +14,22 @@ from torch import Tensor, nn
 from layers.weights import mismatch
 from utils import InputError
 
-# published prefix -> ours; within these, the small renamings of PARTS
-PREFIXES = {
+ATTENTION = {"linear_v.": "value.", "linear_k.": "key.", "linear_q.": "query.", "linear_merge.": "merge."}
+FEEDFORWARD = {"ffn.mlp.fc.linear.": "feedforward.inner.", "ffn.mlp.linear.": "feedforward.outer."}
+
+
+def _block(attentions: dict[str, str], norms: int) -> dict[str, str]:
+    """The names within an SA or an SGA block."""
+    heads = {a + old: b + new for a, b in attentions.items() for old, new in ATTENTION.items()}
+    both = {"a_2": "a", "b_2": "b"}.items()
+    return heads | FEEDFORWARD | {f"norm{i}.{old}": f"norm{i}.{new}" for i in range(1, norms + 1) for old, new in both}
+
+
+SA = _block({"mhatt.": "attention."}, norms=2)
+SGA = _block({"mhatt1.": "attention1.", "mhatt2.": "attention2."}, norms=3)
+
+# the beginning of a published name -> of ours
+NAMES = {
     "extract_feature.resnet.": "global_branch.resnet.",
     "extract_feature.linear.": "global_branch.solo.",
     "mvsa.LF_conv.": "global_branch.mvsa.low_conv.",
@@ -28,24 +43,11 @@ PREFIXES = {
     "local_feature.out.": "local_branch.out.",
     "text_feature.seq2vec.embedding.": "text_encoder.embedding.",
     "text_feature.to_out.": "text_encoder.out.",
-    "fusion.l2l_SA.": "midf.local_sa.",
-    "fusion.g2g_SA.": "midf.global_sa.",
-    "fusion.g2l_SGA.": "midf.local_sga.",
-    "fusion.l2g_SGA.": "midf.global_sga.",
     "fusion.dynamic_weight.": "midf.gamma.",
-}
-PARTS = {
-    "mhatt1.": "attention1.",
-    "mhatt2.": "attention2.",
-    "mhatt.": "attention.",
-    "linear_v.": "value.",
-    "linear_k.": "key.",
-    "linear_q.": "query.",
-    "linear_merge.": "merge.",
-    "ffn.mlp.fc.linear.": "feedforward.inner.",
-    "ffn.mlp.linear.": "feedforward.outer.",
-    ".a_2": ".a",
-    ".b_2": ".b",
+    **{f"fusion.l2l_SA.{old}": f"midf.local_sa.{new}" for old, new in SA.items()},
+    **{f"fusion.g2g_SA.{old}": f"midf.global_sa.{new}" for old, new in SA.items()},
+    **{f"fusion.g2l_SGA.{old}": f"midf.local_sga.{new}" for old, new in SGA.items()},
+    **{f"fusion.l2g_SGA.{old}": f"midf.global_sga.{new}" for old, new in SGA.items()},
 }
 CELL = "text_feature.seq2vec.rnn.gru_cell."
 STACKED = {
@@ -55,17 +57,9 @@ STACKED = {
 }
 
 
-def _renamed(name: str, prefixes: dict[str, str], parts: dict[str, str]) -> str:
-    for old, new in prefixes.items():
-        if name.startswith(old):
-            rest = name[len(old) :]
-            if "fusion." in (old[:7], new[:7]):
-                for part, ours in parts.items():
-                    rest = re.sub(
-                        rf"(?<![a-z0-9_]){re.escape(part)}" if part[0] != "." else re.escape(part) + "$", ours, rest
-                    )
-            return new + rest
-    return name
+def _renamed(name: str, names: dict[str, str]) -> str:
+    old = next((old for old in names if name.startswith(old)), "")
+    return names.get(old, "") + name[len(old) :]
 
 
 def from_published(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -73,18 +67,18 @@ def from_published(state: dict[str, Tensor]) -> dict[str, Tensor]:
     stacked = {name: parts for name, parts in STACKED.items() if all(part in state for part in parts)}
     ours = {name: torch.stack([state[part] for part in parts]) for name, parts in stacked.items()}
     taken = {part for parts in stacked.values() for part in parts}
-    return ours | {_renamed(name, PREFIXES, PARTS): x for name, x in state.items() if name not in taken}
+    return ours | {_renamed(name, NAMES): x for name, x in state.items() if name not in taken}
 
 
 def to_published(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Our names -> published, for people who run the released code. Works for gradients as for weights."""
-    prefixes, parts = ({new: old for old, new in table.items()} for table in (PREFIXES, PARTS))
+    names = {new: old for old, new in NAMES.items()}
     published = {}
     for name, x in state.items():
         if name in STACKED:
             published |= dict(zip(STACKED[name], x.unbind(0), strict=True))
         else:
-            published[_renamed(name, prefixes, parts)] = x
+            published[_renamed(name, names)] = x
     return published
 
 
@@ -102,3 +96,22 @@ def load_published(model: nn.Module, state: dict[str, Tensor]) -> None:
     if fault:
         raise InputError(f"the published weights do not fit this model: {fault}")
     model.load_state_dict(from_published(state))
+
+
+def load_weights(model: nn.Module, checkpoint: dict[str, Any], words: Sequence[str]) -> None:
+    """Load the weights of a checkpoint, ours or a published one, made with this vocabulary.
+
+    Raises InputError where the vocabulary or the weights do not fit.
+    """
+    made_with = checkpoint.get("words")
+    if made_with is not None and list(made_with) != list(words):
+        raise InputError(
+            f"the vocabulary does not match the checkpoint: {len(words)} words against {len(made_with)} that it was "
+            "trained with; set dataset.vocab_path to the file that the run used"
+        )
+    if is_published(checkpoint["model"]):
+        load_published(model, checkpoint["model"])
+    elif fault := mismatch(checkpoint["model"], model.state_dict()):
+        raise InputError(f"the checkpoint's weights do not fit this model: {fault}")
+    else:
+        model.load_state_dict(checkpoint["model"])

@@ -74,8 +74,8 @@ def _list(names: list[str]) -> str:
 def load_skipthoughts(encoder: TextEncoder, options: Seq2Vec, words: Sequence[str]) -> None:
     """Fill the text encoder from the folder `dir_st`: `u` files for UniSkip and BayesianUniSkip, `b` files for BiSkip.
 
-    The table (2 GB) is memory-mapped and only the rows of `words` are read. Words that the dictionary lacks take the row
-    of `UNK` and are counted on standard output. Raises InputError that names a missing, truncated or misshapen file.
+    The table (2 GB) is memory-mapped and only the rows of `words` are read. Words that the dictionary lacks take the
+    row of `UNK` and are counted on standard output. Raises InputError that names a missing, damaged or misshapen file.
     """
     folder, kind = Path(options.dir_st), "b" if options.type == "BiSkip" else "u"
     dictionary = _text_lines(folder / "dictionary.txt")

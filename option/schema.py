@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import difflib
 import os
+import sys
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from utils import InputError, read_text
+from utils import InputError, read_text, write_text
 
 # Published keys that nothing reads (design section 2): accepted, and named once as unused.
 UNUSED = ("model.cross_attention", "model.fusion.correct_local_", "model.fusion.supplement_global_",
@@ -173,8 +173,6 @@ def load_options(path: str | os.PathLike, overrides: Sequence[str] = ()) -> Opti
         _override(tree, override)
     tree = _without_none(tree)
     if unused := _drop_unused(tree):
-        import sys
-
         print(f"note: {path}: nothing reads {', '.join(unused)}", file=sys.stderr)
     try:
         return Options(**tree)
@@ -198,7 +196,7 @@ def _read_yaml(path: str | os.PathLike) -> dict[str, Any]:
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
-    """The safe loader, which also refuses a key given twice and reads 1e-4 as a number."""
+    """The safe loader, which also refuses a key that is given twice or is not a name."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         seen = set()
@@ -277,6 +275,4 @@ def _known_keys(section: type[BaseModel], prefix: str = "") -> Iterator[str]:
 
 def save_options(options: Options, path: str | os.PathLike) -> None:
     """Write the options with all defaults filled in, as YAML."""
-    from utils import write_text
-
-    write_text(Path(path), yaml.safe_dump(options.to_dict(), sort_keys=False))
+    write_text(path, yaml.safe_dump(options.to_dict(), sort_keys=False))

@@ -1,0 +1,373 @@
+"""Captions, images and local features -> batches; and the k-fold splits.
+
+Training sees (caption, image) pairs; evaluation sees each image once and each caption once. Every random choice is
+drawn from the run's seed, the fold, the epoch and the step: a resumed run draws what an uninterrupted one would.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import util.images
+import vocab
+from option.schema import Dataset, KFold, Options
+from util.local_features import load_local
+from utils import InputError, RunError, read_text
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet
+LARGEST_ANGLE = 90  # degrees
+
+
+# ---------------------------------------------------------------- captions and lists
+
+
+class Split(NamedTuple):
+    """One split: image names, each once; captions; and the row of each caption's image."""
+
+    images: list[str]
+    captions: list[str]
+    image_of_caption: np.ndarray
+
+
+def read_lines(path: Path, what: str) -> list[str]:
+    """The lines of a text file, stripped. Raises InputError for an empty one."""
+    text = read_text(path, what, "set dataset.data_path to the folder that holds {train,test}_{caps,filename}.txt")
+    lines = [line.strip() for line in text.removesuffix("\n").split("\n")]
+    if not any(lines):
+        raise InputError(f"{what} {path} is empty")
+    return lines
+
+
+def read_captions(data_path: str | os.PathLike, split: str) -> list[str]:
+    """The captions of `train` or `test`, one a line; blank ones stay."""
+    return read_lines(Path(data_path) / f"{split}_caps.txt", "captions")
+
+
+def read_names(data_path: str | os.PathLike, split: str) -> list[str]:
+    """The lines of the image list of `train` or `test`, as they stand (an image may be named once per caption)."""
+    path = Path(data_path) / f"{split}_filename.txt"
+    names = read_lines(path, "image list")
+    for line, name in enumerate(names, start=1):
+        if not name:
+            raise InputError(f"image list {path}, line {line}: blank")
+    return names
+
+
+def read_split(data_path: str | os.PathLike, split: str) -> Split:
+    """Captions and images of a split; the image of each caption follows from the two counts (design section 4).
+
+    Blank captions of `train` are dropped, and images that have no other, with one warning; in `test` they stay.
+    Raises InputError where the counts do not fit.
+    """
+    captions, names = read_captions(data_path, split), read_names(data_path, split)
+    if len(captions) % len(names):
+        raise InputError(
+            f"{data_path}: {len(captions)} captions in {split}_caps.txt do not fit {len(names)} lines in "
+            f"{split}_filename.txt; each line needs the same whole number of captions"
+        )
+    each = len(captions) // len(names)
+    kept = [i for i, caption in enumerate(captions) if caption or split == "test"]
+    row: dict[str, int] = {}
+    image_of_caption = np.array([row.setdefault(names[i // each], len(row)) for i in kept], np.int64)
+    if blank := len(captions) - len(kept):
+        lost = len(set(names)) - len(row)
+        print(
+            f"warning: {data_path}: {blank} blank captions of the train list are dropped, and {lost} images with them"
+        )
+    return Split(list(row), [captions[i] for i in kept], image_of_caption)
+
+
+def subset(split: Split, images: np.ndarray) -> Split:
+    """The split of some of its images (rows, in this order), with their captions in the old order."""
+    new_row = np.full(len(split.images), -1)
+    new_row[images] = np.arange(len(images))
+    kept = np.flatnonzero(new_row[split.image_of_caption] >= 0)
+    return Split(
+        [split.images[i] for i in images],
+        [split.captions[i] for i in kept],
+        new_row[split.image_of_caption[kept]],
+    )
+
+
+def fold_rows(images: int, k_fold: KFold, fold: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of the train and of the validation images of a fold, each in rising order.
+
+    `shuffle`: an independent shuffle for each fold, as released; `disjoint`: real folds, which share no image.
+    Raises InputError where either is empty.
+    """
+    if k_fold.mode == "shuffle":
+        order = np.random.default_rng([k_fold.seed, fold]).permutation(images)
+        held_out = order[: round(images * k_fold.val_fraction)]
+    else:
+        held_out = np.array_split(np.random.default_rng(k_fold.seed).permutation(images), k_fold.nums)[fold]
+    chosen = np.zeros(images, bool)
+    chosen[held_out] = True
+    if chosen.all() or not chosen.any():
+        empty = "train" if chosen.all() else "validation"
+        raise InputError(
+            f"fold {fold} of {images} train images leaves no {empty} image; change k_fold.val_fraction or k_fold.nums"
+        )
+    return np.flatnonzero(~chosen), np.flatnonzero(chosen)
+
+
+# ---------------------------------------------------------------- one split, ready for the model
+
+
+class Data(NamedTuple):
+    """A split, ready for batches. Tensors stand on `device`, except the lengths (M,), which stay on the CPU.
+
+    pixels: (N, R, R, 3) uint8 in memory, or an object that gives them by rows; local_rep, local_adj: (N, 20, 20);
+    token_ids: (M, T), 0 = padding; image_of_caption: (M,) on the CPU.
+    """
+
+    split: Split
+    paths: list[str]
+    pixels: Pixels
+    local_rep: Tensor
+    local_adj: Tensor
+    token_ids: Tensor
+    lengths: Tensor
+    image_of_caption: Tensor
+
+
+def load_data(split: Split, options: Options, words: Sequence[str], device: torch.device, training: bool) -> Data:
+    """Read what a split needs and check all of it: local features, tokens and every image.
+
+    Images are resized to `image_size`, for training to the 278 / 256 of it that rotation and crop start from.
+    Raises InputError that counts and names what is missing or damaged.
+    """
+    paths = util.images.safe_paths(options.dataset.image_path, split.images)
+    local_rep, local_adj = load_local(options.dataset.local_path, split.images)
+    token_ids, lengths = encode_captions(split.captions, words)
+    size = resize_size(options.dataset.image_size) if training else options.dataset.image_size
+    return Data(
+        split,
+        paths,
+        open_pixels(paths, size, options.dataset, device),
+        torch.from_numpy(local_rep).to(device),
+        torch.from_numpy(local_adj).to(device),
+        token_ids.to(device),
+        lengths,
+        torch.from_numpy(split.image_of_caption),
+    )
+
+
+def encode_captions(captions: Sequence[str], words: Sequence[str]) -> tuple[Tensor, Tensor]:
+    """Captions -> token_ids (M, T) with 0 = padding, lengths (M,)."""
+    index = vocab.Vocabulary(tuple(words)).index
+    known: dict[str, list[int]] = {}  # the data sets repeat many captions
+    for caption in captions:
+        if caption not in known:
+            known[caption] = vocab.encode(caption, index)
+    lengths = torch.tensor([len(known[caption]) for caption in captions])
+    token_ids = torch.zeros(len(captions), int(lengths.max()), dtype=torch.int64)
+    for i, caption in enumerate(captions):
+        token_ids[i, : lengths[i]] = torch.tensor(known[caption])
+    return token_ids, lengths
+
+
+def resize_size(image_size: int) -> int:
+    """The side that training images are resized to before rotation and crop: 278 for 256."""
+    return round(278 * image_size / 256)
+
+
+# ---------------------------------------------------------------- pixels: in memory, in an HDF5 file, or decoded anew
+
+
+class Pixels:
+    """Decoded images by row. `batches(rows)` gives one (B, R, R, 3) uint8 tensor for each array of rows."""
+
+    def batches(self, rows: Sequence[np.ndarray]) -> Iterator[Tensor]:
+        raise NotImplementedError
+
+
+class MemoryPixels(Pixels):
+    """All images in one tensor, on the training device."""
+
+    def __init__(self, pixels: Tensor) -> None:
+        self.pixels = pixels
+
+    def batches(self, rows: Sequence[np.ndarray]) -> Iterator[Tensor]:
+        for batch in rows:
+            yield self.pixels[torch.from_numpy(batch).to(self.pixels.device)]
+
+
+class FilePixels(Pixels, torch.utils.data.Dataset):
+    """Images decoded anew, or read from the HDF5 cache, by loader workers."""
+
+    def __init__(self, paths: list[str], size: int, workers: int, cache: tuple[Path, np.ndarray] | None) -> None:
+        self.paths, self.size, self.workers, self.cache = paths, size, workers, cache
+        self._file = None
+
+    def __getitem__(self, row: int) -> np.ndarray:
+        if self.cache is None:
+            return util.images.decode(self.paths[row], self.size)
+        if self._file is None:  # opened by each worker for itself
+            import h5py
+
+            self._file = h5py.File(self.cache[0])
+        return self._file[str(self.size)][self.cache[1][row]]
+
+    def batches(self, rows: Sequence[np.ndarray]) -> Iterator[Tensor]:
+        loader = torch.utils.data.DataLoader(
+            self,
+            batch_sampler=[batch.tolist() for batch in rows],
+            num_workers=self.workers,
+            collate_fn=lambda images: torch.from_numpy(np.stack(images)),
+            pin_memory=torch.cuda.is_available(),
+        )
+        try:
+            yield from loader
+        except InputError as error:
+            raise RunError(f"{error}, though it was at the start; put it back and go on with --resume") from None
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            raise RunError(f"a loader worker died ({error}); go on with --resume") from None
+
+
+def open_pixels(paths: list[str], size: int, options: Dataset, device: torch.device) -> Pixels:
+    """The images of a split in the way that `dataset.cache` asks for, every one checked."""
+    if options.cache == "ram":
+        pixels = util.images.load_pixels(paths, size, options.workers)
+        return MemoryPixels(torch.from_numpy(pixels).to(device))
+    if options.cache == "none":
+        for _ in util.images.decode_all(paths, size, options.workers, "checking images"):
+            pass
+        return FilePixels(paths, size, options.workers, None)
+    cache, all_paths = open_cache(options)
+    row = {path: i for i, path in enumerate(all_paths)}
+    return FilePixels(paths, size, options.workers, (cache, np.array([row[path] for path in paths])))
+
+
+def open_cache(options: Dataset) -> tuple[Path, list[str]]:
+    """The HDF5 cache of a data set's images, built where it is missing or stale -> its path, the paths in its order."""
+    names = dict.fromkeys(read_names(options.data_path, "train") + read_names(options.data_path, "test"))
+    paths = util.images.safe_paths(options.image_path, list(names))
+    sizes = resize_size(options.image_size), options.image_size
+    cache = Path(options.data_path) / f"images_{options.image_size}.h5"
+    if not util.images.cache_is_fresh(cache, paths, sizes):
+        util.images.build_cache(cache, paths, sizes, options.workers)
+    return cache, paths
+
+
+# ---------------------------------------------------------------- transforms, on the training device
+
+
+class Augmentation(NamedTuple):
+    """What a training image undergoes: angles in degrees (B,), and the crop's first row and column (B, 2)."""
+
+    angles: np.ndarray
+    offsets: np.ndarray
+
+
+def draw_augmentation(rng: np.random.Generator, batch: int, image_size: int) -> Augmentation:
+    """Angles uniform in 0-90 degrees, crops uniform over all places."""
+    angles = rng.uniform(0, LARGEST_ANGLE, batch)
+    return Augmentation(angles, rng.integers(0, resize_size(image_size) - image_size + 1, (batch, 2)))
+
+
+def augment(pixels: Tensor, augmentation: Augmentation, image_size: int) -> Tensor:
+    """Rotate (nearest, zero fill), crop and normalise: (B, R, R, 3) uint8 -> (B, 3, S, S) float32, channels last.
+
+    One gather. PIL steps through the source in 16.16 fixed point, from pixel centres; so does this.
+    """
+    side, device = pixels.shape[1], pixels.device
+    a, b, c, d, e, f = torch.from_numpy(_inverse_rotations(augmentation, side)).to(device).unsqueeze(2)
+    place = torch.arange(image_size, dtype=torch.int32, device=device)
+    x = ((c + a * place).unsqueeze(1) + (b * place).unsqueeze(2)) >> 16  # (B, rows, columns)
+    y = ((f + d * place).unsqueeze(1) + (e * place).unsqueeze(2)) >> 16
+    inside = (x >= 0) & (x < side) & (y >= 0) & (y < side)
+    source = torch.where(inside, y * side + x, 0).flatten(1).long()
+    rows = torch.arange(len(pixels), device=device).unsqueeze(1) * side * side
+    chosen = pixels.reshape(-1, 3).index_select(0, (source + rows).flatten())
+    chosen = chosen.view(len(pixels), image_size, image_size, 3) * inside.unsqueeze(3)
+    return normalise(chosen)
+
+
+def _inverse_rotations(augmentation: Augmentation, side: int) -> np.ndarray:
+    """(6, B) int32: source x = a column + b row + c, source y = d column + e row + f, in 16.16 fixed point."""
+    angle = -np.deg2rad(augmentation.angles)
+    cos, sin, half = np.cos(angle), np.sin(angle), side / 2
+    c = half - cos * half - sin * half
+    f = half + sin * half - cos * half
+    exact = np.stack((cos, sin, c + cos / 2 + sin / 2, -sin, cos, f - sin / 2 + cos / 2))
+    a, b, c, d, e, f = np.floor(exact * 65536 + 0.5).astype(np.int64)
+    top, left = augmentation.offsets.T
+    return np.stack((a, b, c + a * left + b * top, d, e, f + d * left + e * top)).astype(np.int32)
+
+
+def normalise(pixels: Tensor) -> Tensor:
+    """(B, S, S, 3) uint8 -> (B, 3, S, S) float32 in channels-last memory, as ToTensor and Normalize give it."""
+    mean, std = (torch.tensor(x, device=pixels.device) for x in (MEAN, STD))
+    return pixels.float().div_(255).sub_(mean).div_(std).permute(0, 3, 1, 2)
+
+
+# ---------------------------------------------------------------- batches
+
+
+class Batch(NamedTuple):
+    """Of training: images (B, 3, S, S), local features (B, 20, 20), token_ids (B, T); lengths (B,) on the CPU."""
+
+    images: Tensor
+    local_rep: Tensor
+    local_adj: Tensor
+    token_ids: Tensor
+    lengths: Tensor
+
+
+ORDER, AUGMENT, DROPOUT, WEIGHTS = 1, 2, 3, 4  # what a random stream is for
+
+
+def random_stream(purpose: int, *place: int) -> np.random.Generator:
+    """The random stream of a place (seed, fold, epoch, step) in a run: the same place gives the same draws."""
+    return np.random.default_rng((purpose, *place))
+
+
+def batch_count(data: Data, batch_size: int) -> int:
+    """Batches in an epoch; the last may be smaller."""
+    return -(-len(data.lengths) // batch_size)
+
+
+def train_batches(data: Data, options: Options, fold: int, epoch: int, first: int = 0) -> Iterator[Batch]:
+    """The batches of an epoch from batch `first` on: pairs shuffled, the last partial batch kept."""
+    size, image_size = options.dataset.batch_size, options.dataset.image_size
+    order = random_stream(ORDER, options.seed, fold, epoch).permutation(len(data.lengths))
+    chosen = [order[i : i + size] for i in range(first * size, len(order), size)]
+    rows = [data.image_of_caption[captions].numpy() for captions in chosen]
+    for step, (captions, images, pixels) in enumerate(zip(chosen, rows, data.pixels.batches(rows), strict=True), first):
+        device = data.token_ids.device
+        drawn = draw_augmentation(random_stream(AUGMENT, options.seed, fold, epoch, step), len(captions), image_size)
+        captions, images = torch.from_numpy(captions), torch.from_numpy(images).to(device)
+        lengths = data.lengths[captions]
+        yield Batch(
+            augment(pixels.to(device, non_blocking=True), drawn, image_size),
+            data.local_rep[images],
+            data.local_adj[images],
+            data.token_ids[captions.to(device), : int(lengths.max())],
+            lengths,
+        )
+
+
+def image_batches(data: Data, size: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Each image once, in order: images (B, 3, S, S), local_rep and local_adj (B, 20, 20)."""
+    rows = [np.arange(i, min(i + size, len(data.paths))) for i in range(0, len(data.paths), size)]
+    for batch, pixels in zip(rows, data.pixels.batches(rows), strict=True):
+        here = slice(int(batch[0]), int(batch[-1]) + 1)
+        device = data.local_rep.device
+        yield normalise(pixels.to(device, non_blocking=True)), data.local_rep[here], data.local_adj[here]
+
+
+def caption_batches(data: Data, size: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Each caption once, longest first: rows (B,) on the CPU, token_ids (B, T), lengths (B,)."""
+    order = data.lengths.argsort(descending=True, stable=True)
+    for rows in order.split(size):
+        lengths = data.lengths[rows]
+        yield rows, data.token_ids[rows.to(data.token_ids.device), : int(lengths[0])], lengths

@@ -1,0 +1,102 @@
+"""Train one epoch; encode a split once and return its similarity matrix."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from data import DROPOUT, Data, caption_batches, image_batches, random_stream, train_batches
+from layers.galr import GaLR, cosine
+from layers.loss import TripletLoss
+from option.schema import Optim, Options
+
+CAPTION_BATCH = 512  # captions are small: a large batch reads the hidden weights less often
+
+
+class Step(NamedTuple):
+    """One training step: the number of its batch in the epoch, its loss (on the device), its number of pairs."""
+
+    number: int
+    loss: Tensor
+    pairs: int
+
+
+def prepare(model: GaLR, options: Options, device: torch.device) -> GaLR:
+    """Put the model on its device in the memory format and with the arithmetic that `options.optim` asks for."""
+    low = options.optim.precision == "bf16"
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = low
+    model = model.to(device, memory_format=torch.channels_last)
+    if options.optim.compile:
+        model.global_branch.trunk = torch.compile(model.global_branch.trunk)
+    return model
+
+
+def autocast(options: Options, device: torch.device) -> torch.autocast:
+    """bf16 products where the options ask for them; float32 otherwise."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=options.optim.precision == "bf16")
+
+
+def make_optimizer(model: GaLR) -> torch.optim.Adam:
+    """Adam, its update fused into one pass. The rate is set at the start of every epoch."""
+    return torch.optim.Adam([p for p in model.parameters() if p.requires_grad], fused=True)
+
+
+def learning_rate(options: Optim, epoch: int) -> float:
+    """The rate of an epoch (from 0): times `lr_decay_param` at the start of every one that ends an update period."""
+    return options.lr * options.lr_decay_param ** ((epoch + 1) // options.lr_update_epoch)
+
+
+def train_epoch(
+    model: GaLR, data: Data, options: Options, optimizer: torch.optim.Adam, fold: int, epoch: int, first: int = 0
+) -> Iterator[Step]:
+    """Train on the batches of an epoch from batch `first` on; yields after each step.
+
+    The dropout of a step is seeded by its place, and nothing here waits for the device.
+    """
+    device = data.token_ids.device
+    loss_of = TripletLoss(options.optim.margin, options.optim.max_violation)
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate(options.optim, epoch)
+    model.train()
+    for number, batch in enumerate(train_batches(data, options, fold, epoch, first), first):
+        torch.manual_seed(int(random_stream(DROPOUT, options.seed, fold, epoch, number).integers(2**63)))
+        with autocast(options, device):
+            loss = loss_of(model(*batch))
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        if options.optim.grad_clip > 0:
+            torch.nn.utils.clip_grad_norm_(model.parameters(), options.optim.grad_clip)
+        optimizer.step()
+        yield Step(number, loss.detach(), len(batch.lengths))
+
+
+@torch.no_grad()
+def encode_split(model: GaLR, data: Data, options: Options, check: Callable[[], None] = lambda: None) -> np.ndarray:
+    """Encode each image and each caption once -> cosine similarities, images x captions, float32.
+
+    `check` is called before each batch and may raise to stop.
+    """
+    model.eval()
+    device = data.token_ids.device
+    with autocast(options, device):
+        images = []
+        for batch in image_batches(data, options.dataset.batch_size_val):
+            check()
+            images.append(model.encode_image(*batch))
+        images = torch.cat(images)
+        captions = images.new_empty(len(data.lengths), images.shape[1])
+        for rows, token_ids, lengths in caption_batches(data, CAPTION_BATCH):
+            check()
+            captions[rows.to(device)] = model.encode_text(token_ids, lengths)
+    return cosine(images, captions).cpu().numpy()
+
+
+def slow_bf16(options: Options, device: torch.device) -> bool:
+    """Whether bf16 is asked for on a CPU that has no units for it, where float32 is faster."""
+    units = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    has_units = any(getattr(torch.cpu, name, lambda: False)() for name in units)
+    return options.optim.precision == "bf16" and device.type == "cpu" and not has_units

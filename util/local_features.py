@@ -1,0 +1,125 @@
+"""Local features from files: the HDF5 form, and the published pickled `.npy`, read without executing anything."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import h5py
+import numpy as np
+
+from utils import InputError, existing_file, some
+
+SHAPE = (20, 20)
+ADVICE = "make it with: python -m util.build_local (docs/REGIONS.md), or set dataset.local_path"
+
+
+def stem(name: str) -> str:
+    """An image's name up to the first dot, without folders: the key of its local features."""
+    return Path(name).name.split(".")[0]
+
+
+def load_local(path: str | os.PathLike, names: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Local features of the named images -> local_rep, local_adj, each (N, 20, 20) float32.
+
+    `zeros` as path gives zeros. Raises InputError for a damaged file, for images without features (how many, the first
+    five), and for features that are not finite or not 20 x 20.
+    """
+    if str(path) == "zeros":
+        return np.zeros((len(names), *SHAPE), np.float32), np.zeros((len(names), *SHAPE), np.float32)
+    path = existing_file(path, "local features", ADVICE)
+    keys = [stem(name) for name in names]
+    local_rep, local_adj = (_read_npy if path.suffix == ".npy" else _read_hdf5)(path, keys)
+    for what, array in (("local_rep", local_rep), ("local_adj", local_adj)):
+        bad = [key for key, finite in zip(keys, np.isfinite(array).all(axis=(1, 2)), strict=True) if not finite]
+        if bad:
+            raise InputError(f"local features {path}: {what} of {len(bad)} images is not finite: {some(bad)}")
+    return local_rep, local_adj
+
+
+def _read_hdf5(path: Path, keys: list[str]) -> tuple[np.ndarray, np.ndarray]:
+    try:
+        with h5py.File(path) as file:
+            known = {name: row for row, name in enumerate(file["name"].asstr()[:])}
+            _check_present(path, keys, known)
+            rows = [known[key] for key in keys]
+            arrays = []
+            for what in ("local_rep", "local_adj"):
+                if file[what].shape != (len(known), *SHAPE):
+                    raise InputError(f"local features {path}: {what} has shape {file[what].shape}, not (N, 20, 20)")
+                arrays.append(np.asarray(file[what][:], np.float32)[rows])
+            return arrays[0], arrays[1]
+    except InputError:
+        raise
+    except Exception as error:  # h5py raises errors of many kinds on damaged files
+        raise InputError(f"local features {path}: not the HDF5 form of docs/REGIONS.md, or damaged ({error})") from None
+
+
+def _read_npy(path: Path, keys: list[str]) -> tuple[np.ndarray, np.ndarray]:
+    """The published dict {'local_rep': {stem + '.txt': 20 x 20 lists}, 'adj_matrix': {...}}."""
+    tree = load_pickled_npy(path)
+    arrays = []
+    for what in ("local_rep", "adj_matrix"):
+        table = tree.get(what) if isinstance(tree, dict) else None
+        if not isinstance(table, dict):
+            raise InputError(f"local features {path}: no table {what!r}; not the published form")
+        known = {stem(str(name)): value for name, value in table.items()}
+        _check_present(path, keys, known)
+        array = np.zeros((len(keys), *SHAPE), np.float32)
+        for i, key in enumerate(keys):
+            try:
+                value = np.asarray(known[key], np.float32)
+            except (ValueError, TypeError, OverflowError):
+                raise InputError(f"local features {path}: {what} of {key} is not a table of numbers") from None
+            if value.shape != SHAPE:
+                raise InputError(f"local features {path}: {what} of {key} has shape {value.shape}, not {SHAPE}")
+            array[i] = value
+        arrays.append(array)
+    return arrays[0], arrays[1]
+
+
+def _check_present(path: Path, keys: list[str], known: dict) -> None:
+    absent = [key for key in keys if key not in known]
+    if absent:
+        raise InputError(
+            f"local features {path}: {len(absent)} of {len(keys)} images have none: {some(absent)}; {ADVICE}"
+        )
+
+
+class _ArraysOnly(pickle.Unpickler):
+    """Admits NumPy arrays, scalars and types; everything else that a pickle could name is refused."""
+
+    ADMITTED = {("numpy", "ndarray"), ("numpy", "dtype")} | {
+        (f"numpy.{core}.{module}", name)
+        for core in ("core", "_core")
+        for module, name in (("multiarray", "_reconstruct"), ("multiarray", "scalar"), ("numeric", "_frombuffer"))
+    }  # fmt: skip
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in self.ADMITTED:
+            raise pickle.UnpicklingError(f"it names {module}.{name}, which is neither an array nor a plain container")
+        return super().find_class(module, name)
+
+
+def load_pickled_npy(path: Path) -> Any:
+    """The object in a `.npy` file of no dimensions (`np.save` of a dict), read without executing anything."""
+    try:
+        with path.open("rb") as file:
+            _check_header(file)
+            value = _ArraysOnly(file, encoding="latin1").load()
+            return value.item() if isinstance(value, np.ndarray) else value
+    except InputError:
+        raise
+    except Exception as error:  # a hostile pickle can raise anything
+        raise InputError(f"local features {path} were not read: {' '.join(str(error).split())[:200]}") from None
+
+
+def _check_header(file: BinaryIO) -> None:
+    version = np.lib.format.read_magic(file)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, _, dtype = read(file)
+    if shape != () or dtype != np.dtype(object):
+        raise ValueError(f"expected one pickled dict, found an array of shape {shape} and type {dtype}")
