@@ -19,7 +19,7 @@ import util.images
 import vocab
 from option.schema import Dataset, KFold, Options
 from util.local_features import load_local
-from utils import InputError, RunError, read_text
+from utils import InputError, RunError, read_text, some
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet
 LARGEST_ANGLE = 90  # degrees
@@ -94,6 +94,15 @@ def subset(split: Split, images: np.ndarray) -> Split:
         [split.captions[i] for i in kept],
         new_row[split.image_of_caption[kept]],
     )
+
+
+def named_subset(split: Split, names: Sequence[str]) -> Split:
+    """The split of the named images. Raises InputError for names that it lacks."""
+    row = {name: i for i, name in enumerate(split.images)}
+    absent = [name for name in names if name not in row]
+    if absent:
+        raise InputError(f"{len(absent)} images of the fold's split.json are not in the train list: {some(absent)}")
+    return subset(split, np.array([row[name] for name in names]))
 
 
 def fold_rows(images: int, k_fold: KFold, fold: int) -> tuple[np.ndarray, np.ndarray]:

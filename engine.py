@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from data import DROPOUT, Data, caption_batches, image_batches, random_stream, train_batches
-from layers.galr import GaLR, cosine
+from layers.galr import GaLR, build_model, cosine
 from layers.loss import TripletLoss
+from layers.published import load_weights
 from option.schema import Optim, Options
 
 CAPTION_BATCH = 512  # captions are small: a large batch reads the hidden weights less often
@@ -100,3 +101,10 @@ def slow_bf16(options: Options, device: torch.device) -> bool:
     units = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
     has_units = any(getattr(torch.cpu, name, lambda: False)() for name in units)
     return options.optim.precision == "bf16" and device.type == "cpu" and not has_units
+
+
+def load_model(checkpoint: dict[str, Any], options: Options, words: Sequence[str], device: torch.device) -> GaLR:
+    """The model of a checkpoint, ours or a published one, ready to encode. Raises InputError where it does not fit."""
+    model = build_model(options, words, initialise=False)
+    load_weights(model, checkpoint, words)
+    return prepare(model, options, device)

@@ -1,0 +1,118 @@
+"""Score the k folds of a run on the test split: a recall table.
+
+    python test.py --path_opt option/RSITMD/RSITMD_GaLR.yaml [--rerank]
+
+Leaves results.json, .md, .csv and .tex and figures in checkpoint/{experiment_name}/, and the similarity matrices of
+test and validation in postprocessing/file/.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import vocab
+from data import Data, Split, load_data, named_subset, read_split
+from engine import encode_split, load_model
+from option.schema import Options, load_options
+from postprocessing.figures import draw_run
+from postprocessing.recall import chance, recall
+from postprocessing.rerank import PUBLISHED, rerank_recall
+from postprocessing.tables import markdown, summarise, write_tables
+from utils import InputError, Parser, atomic, pick_device, read_checkpoint, read_json, run_command, write_json
+
+MATRICES = Path("postprocessing/file")
+
+
+def main() -> None:
+    parser = Parser(prog="test.py", description="Score the k folds of a run on the test split.")
+    parser.add_argument("--path_opt", required=True, help="option file of the run")
+    parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="override options")
+    parser.add_argument("--rerank", action="store_true", help="also score after the multivariate rerank, as published")
+    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="default: auto")
+    arguments = parser.parse_args()
+    options = load_options(arguments.path_opt, arguments.set)
+    device = pick_device(arguments.device)
+    run = Path(options.logs.ckpt_save_path) / options.k_fold.experiment_name
+    folds = range(options.k_fold.current_num, options.k_fold.nums)
+    check_folds(run, folds, arguments)
+    words = vocab.load(options.dataset.vocab_path).words
+    test = load_data(read_split(options.dataset.data_path, "test"), options, words, device, training=False)
+    print(describe("test", test.split))
+    scores = [score_fold(run, fold, test, options, words, device) for fold in folds]
+    results = summary(options, [score_of(fold, sims, test.split) for fold, sims in zip(folds, scores, strict=True)])
+    if arguments.rerank:
+        reranked = [score_of(fold, sims, test.split, rerank_recall) for fold, sims in zip(folds, scores, strict=True)]
+        mean, std = summarise(reranked)
+        results["rerank"] = {"setting": PUBLISHED, "folds": reranked, "mean": mean, "std": std}
+    write_json(run / "results.json", results)
+    write_tables(results, run)
+    print(markdown(results))
+    pictures, _ = draw_run(run, matrices=MATRICES)
+    print(f"{run}/results.json, .md, .csv, .tex; {len(pictures)} figures in {run}/figures; matrices in {MATRICES}")
+
+
+def check_folds(run: Path, folds: range, arguments: argparse.Namespace) -> None:
+    """Raises InputError where folds have no checkpoint."""
+    absent = [fold for fold in folds if not (run / str(fold) / "GaLR_best.pth.tar").is_file()]
+    if absent:
+        raise InputError(
+            f"{run}: folds {absent} have no GaLR_best.pth.tar; train them with: python train.py --path_opt "
+            f"{arguments.path_opt} --resume, or score fewer with --set k_fold.nums=K"
+        )
+
+
+def describe(name: str, split: Split) -> str:
+    """What a score is out of: the split, its gallery, and what chance would score."""
+    at_random = chance(split.image_of_caption, len(split.images))[2]
+    return f"{name} split: {len(split.images)} images, {len(split.captions)} captions, chance mR {at_random:.2f}"
+
+
+def score_fold(
+    run: Path, fold: int, test: Data, options: Options, words: tuple[str, ...], device: torch.device
+) -> np.ndarray:
+    """The test similarities of a fold's best checkpoint; its test and validation matrices are saved."""
+    folder = run / str(fold)
+    model = load_model(read_checkpoint(folder / "GaLR_best.pth.tar"), options, words, device)
+    val = load_data(validation_split(folder, options), options, words, device, training=False)
+    sims = encode_split(model, test, options)
+    name = f"{options.k_fold.experiment_name}_{fold}"
+    save_matrix(sims, test, name)
+    save_matrix(encode_split(model, val, options), val, f"{name}_val")
+    return sims
+
+
+def validation_split(folder: Path, options: Options) -> Split:
+    """The validation images of a fold, by the names in its split.json. Raises InputError where they are not there."""
+    names = read_json(folder / "split.json", "split", "a published checkpoint has none: use --split test")["val"]
+    return named_subset(read_split(options.dataset.data_path, "train"), names)
+
+
+def save_matrix(sims: np.ndarray, data: Data, name: str) -> None:
+    """Save a similarity matrix, the row of each caption's image, and the names of both sides."""
+    for suffix, array in (("", sims), ("_images", data.split.image_of_caption)):
+        with atomic(MATRICES / f"{name}{suffix}.npy") as temporary, temporary.open("wb") as file:
+            np.save(file, array)
+    write_json(MATRICES / f"{name}_gallery.json", {"images": data.paths, "captions": data.split.captions})
+
+
+def score_of(fold: int, sims: np.ndarray, split: Split, measure: Any = recall) -> dict[str, Any]:
+    """One fold's entry of results.json."""
+    i2t, t2i, mr = measure(sims, split.image_of_caption)
+    sizes = {"images": len(split.images), "captions": len(split.captions)}
+    return {"fold": fold, "split": "test", **sizes, "i2t": i2t, "t2i": t2i, "mr": mr}
+
+
+def summary(options: Options, folds: list[dict[str, Any]]) -> dict[str, Any]:
+    """The results.json of a run: its folds, their mean and their standard deviation."""
+    mean, std = summarise(folds)
+    name, dataset = options.k_fold.experiment_name, options.dataset.datatype
+    return {"experiment": name, "dataset": dataset, "folds": folds, "mean": mean, "std": std}
+
+
+if __name__ == "__main__":
+    run_command(main)

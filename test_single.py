@@ -1,0 +1,59 @@
+"""Score one checkpoint, ours or a published one, on one split.
+
+python test_single.py --path_opt option/RSITMD/RSITMD_GaLR.yaml --resume checkpoint/RSITMD_GaLR/0/GaLR_best.pth.tar
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+import vocab
+from data import load_data, read_split
+from engine import encode_split, load_model
+from option.schema import load_options
+from postprocessing.figures import retrieval_sheet, save_figure
+from postprocessing.tables import markdown
+from test import describe, score_of, validation_split
+from utils import InputError, Parser, atomic, pick_device, read_checkpoint, run_command
+
+
+def main() -> None:
+    parser = Parser(prog="test_single.py", description="Score one checkpoint on one split.")
+    parser.add_argument("--path_opt", required=True, help="option file of the run")
+    parser.add_argument("--resume", required=True, metavar="CKPT", help="checkpoint, ours or a published one")
+    parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="override options")
+    parser.add_argument("--split", choices=["test", "val"], default="test", help="val: of the checkpoint's split.json")
+    parser.add_argument("--sims", metavar="OUT.npy", help="write the similarity matrix, images x captions")
+    parser.add_argument("--figure", metavar="OUT.png", help="write a sheet of retrievals")
+    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="default: auto")
+    arguments = parser.parse_args()
+    for option, suffix in (("sims", ".npy"), ("figure", ".png")):
+        value = getattr(arguments, option)
+        if value and Path(value).suffix != suffix:
+            raise InputError(f"--{option} {value}: the name must end in {suffix}")
+    options = load_options(arguments.path_opt, arguments.set)
+    device = pick_device(arguments.device)
+    words = vocab.load(options.dataset.vocab_path).words
+    model = load_model(read_checkpoint(arguments.resume), options, words, device)
+    if arguments.split == "test":
+        split = read_split(options.dataset.data_path, "test")
+    else:
+        split = validation_split(Path(arguments.resume).parent, options)
+    data = load_data(split, options, words, device, training=False)
+    sims = encode_split(model, data, options)
+    score = score_of(0, sims, split) | {"split": arguments.split}
+    print(describe(arguments.split, split))
+    print(markdown({"dataset": options.dataset.datatype, "folds": [score]}))
+    if arguments.sims:
+        for suffix, array in (("", sims), ("_images", split.image_of_caption)):
+            path = Path(arguments.sims)
+            with atomic(path.with_name(f"{path.stem}{suffix}.npy")) as temporary, temporary.open("wb") as file:
+                np.save(file, array)
+    if arguments.figure:
+        save_figure(retrieval_sheet(sims, data.paths, split.captions, split.image_of_caption), arguments.figure)
+
+
+if __name__ == "__main__":
+    run_command(main)
