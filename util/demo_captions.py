@@ -159,7 +159,7 @@ def describe_main(scene: Scene, rng: np.random.Generator) -> str:
     subject = f"{name(group, rng)} {be(group)}"
     if group.arrangement and rng.random() < 0.7:
         return f"{subject}{arranged(group)} {pick(rng, standing(group, rng), position(group))}"
-    return f"{subject} {standing(group, rng)} {position(group)}"
+    return f"{subject} {pick(rng, standing(group, rng), position(group))}"
 
 
 def describe_pair(scene: Scene, rng: np.random.Generator) -> str:
@@ -171,7 +171,7 @@ def describe_pair(scene: Scene, rng: np.random.Generator) -> str:
     return pick(
         rng,
         f"{name(last, rng)}{arranged(last)} {beside} {name(main, rng)}",
-        f"{name(main, rng)} {be(main)} {beside} {name(last, rng)} {standing(last, rng)}",
+        f"{name(main, rng)} {be(main)} {beside} {name(last, rng)}",
         f"{name(last, rng)} {be(last)} {position(last)} and {name(main, rng)} {be(main)} {position(main)}",
     )
 

@@ -37,7 +37,7 @@ GROUNDS: dict[str, Colour] = {
 ASPHALT, LINE, SAND, DARK = (86, 86, 90), (226, 226, 220), (202, 184, 146), (50, 54, 62)
 GRASS, TREE, ISLAND = (92, 146, 74), (50, 84, 44), (98, 150, 72)
 ROOFS: tuple[Colour, ...] = ((150, 84, 66), (126, 120, 116), (170, 150, 130), (112, 88, 76))
-SHADOW = 0.012  # how far shadows fall to the right and down
+SHADOW, SHADOW_COLOUR = 0.012, (20, 22, 26)  # how far shadows fall to the right and down
 
 
 def draw_scene(scene: Scene, size: int) -> np.ndarray:
@@ -226,7 +226,7 @@ class Pen:
         self.polygon([(a0, b0), (a1, b0), (a1, b1), (a0, b1)], colour, alpha)
 
     def shade(self, points: Sequence | np.ndarray) -> None:
-        self.canvas.polygon(self.place(points) + SHADOW, (20, 22, 26), 0.45)
+        self.canvas.polygon(self.place(points) + SHADOW, SHADOW_COLOUR, 0.45)
 
     def line(self, points: Sequence | np.ndarray, colour: Colour, thickness: float = 0.009) -> None:
         """A line through the points; its thickness is a share of the image's side."""
@@ -360,7 +360,7 @@ def draw_bridge(pen: Pen, colour: Colour) -> None:
     pen.shade([(-0.8, -1), (0.8, -1), (0.8, 1), (-0.8, 1)])
     pen.box(-1, -1, 1, 1, colour)
     pen.box(-1, -0.7, 1, 0.7, ASPHALT)
-    for a in np.arange(-0.9, 1, 0.3):
+    for a in np.arange(-0.94, 0.9, 0.3):
         pen.box(a, -0.05, a + 0.15, 0.05, LINE)
         pen.mirrored([(a, 0.72), (a + 0.05, 0.72), (a + 0.05, 1), (a, 1)], tone(colour, 0.55))
 

@@ -39,9 +39,9 @@ KINDS = {
     "plane": Kind(0.20, 0.19, 7, ("white", "blue", "red", "yellow"), ("grass", "bare land", "concrete", "water")),
     "ship": Kind(0.19, 0.06, 8, ("white", "red", "blue", "yellow", "black"), ("water",)),
     "storage-tank": Kind(0.13, 0.13, 9, ("white", "brown", "blue", "black"), LAND),
-    "baseball-diamond": Kind(0.31, 0.31, 2, ("brown", "red"), LAND),
+    "baseball-diamond": Kind(0.31, 0.31, 2, ("brown",), LAND),
     "tennis-court": Kind(0.24, 0.13, 6, ("green", "blue", "red"), LAND),
-    "basketball-court": Kind(0.22, 0.13, 4, ("brown", "blue", "red", "green"), LAND),
+    "basketball-court": Kind(0.22, 0.13, 4, ("brown", "blue", "red"), LAND),
     "ground-track-field": Kind(0.46, 0.27, 1, ("red", "blue", "brown"), LAND),
     "harbor": Kind(0.30, 0.14, 2, ("brown", "white"), ("pier",)),
     "bridge": Kind(0.36, 0.11, 2, ("white", "black", "red"), ("river crossing",)),
@@ -211,7 +211,7 @@ def choose_kinds(rng: np.random.Generator, setting: Setting, used: Counter, comb
     weights = np.array([(1.0 + used[name]) ** -2 for name in possible])
     draws = []
     for _ in range(8):
-        number = min(len(possible), int(rng.choice([1, 2, 3], p=[0.15, 0.5, 0.35])))
+        number = min(len(possible), int(rng.choice([1, 2, 3], p=[0.2, 0.6, 0.2])))
         draws.append([str(name) for name in rng.choice(possible, number, replace=False, p=weights / weights.sum())])
     return min(draws, key=lambda kinds: combinations[frozenset(kinds)])
 
@@ -400,9 +400,11 @@ def build_piers(rng: np.random.Generator, setting: Setting, zone: Rectangle) -> 
 def drive(rng: np.random.Generator, name: str, road: Rectangle) -> Group:
     """Vehicles on the two lanes of an upright road: down on the left, up on the right."""
     x0, y0, x1, y1 = road
+    room = y1 - y0 - 2 * MARGIN
     size = np.array([KINDS[name].length, KINDS[name].width]) * rng.uniform(0.9, 1.1)
-    slots = int((y1 - y0 - 2 * MARGIN) / (1.25 * size[0]))
-    slot = (y1 - y0 - 2 * MARGIN) / slots
+    size *= min(1.0, room / (1.25 * size[0]))  # a short arm of a crossing
+    slots = max(1, int(room / (1.25 * size[0])))
+    slot = room / slots
     count = min(draw_count(rng, name), slots)
     cells = np.sort(rng.permutation(2 * slots)[:count])
     lane, row = cells % 2, cells // 2
