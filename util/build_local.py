@@ -237,6 +237,8 @@ def _parse() -> argparse.Namespace:
         raise InputError("--workers must be at least 1 and --preview at least 0")
     if arguments.published and arguments.published.resolve() == arguments.out.resolve():
         raise InputError("--published and --out name the same file")
+    if arguments.regions == PROPOSALS and (arguments.format != "auto" or arguments.classes or arguments.coco_images):
+        raise InputError("--format, --classes and --coco-images belong to a detector's files, not to proposals")
     for path in filter(None, (arguments.out, arguments.published)):
         _check_writable(path)
     return arguments

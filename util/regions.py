@@ -67,6 +67,9 @@ def read_detections(
     if source.is_dir() == (form == "coco"):
         needed = "one JSON file" if form == "coco" else "a folder of text files"
         raise InputError(f"regions {source}: the {form} format is {needed}")
+    for given, option, wanted in ((classes, "--classes", "yolo-obb"), (coco_images, "--coco-images", "coco")):
+        if given and form != wanted:
+            raise InputError(f"regions {source} are in the {form} format; {option} belongs to {wanted}")
     if form == "coco":
         if coco_images is None:
             raise InputError(

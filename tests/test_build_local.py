@@ -1,0 +1,240 @@
+"""util.build_local: the whole way from a detector's files, or from images alone, to the files that training reads."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw
+
+from layers.drea import DreaOptions, Regions, denoise, enhanced_adjacency
+from util import build_local
+from util.local_features import load_local
+from utils import InputError
+
+TRAIN = ["t0.png", "t1.part.png", "t2.png", "t3.png"]
+TEST = ["s0.png", "s1.png"]
+COLOURS = [(200, 40, 40), (40, 40, 200), (230, 230, 230), (20, 20, 20), (240, 200, 40), (30, 160, 60)]
+
+
+def draw(path: Path, seed: int) -> None:
+    """Rectangles of many looks on grey."""
+    rng = np.random.default_rng(seed)
+    image = Image.new("RGB", (128, 96), (120, 120, 120))
+    for colour in COLOURS:
+        x, y, w, h = rng.integers([0, 0, 8, 8], [110, 80, 30, 30])
+        ImageDraw.Draw(image).rectangle([x, y, x + w, y + h], fill=colour)
+    image.save(path)
+
+
+@pytest.fixture
+def data(tmp_path) -> Path:
+    for folder in ("images", "boxes"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "train_filename.txt").write_text("\n".join(TRAIN) + "\n")
+    (tmp_path / "test_filename.txt").write_text("".join(f"{name}\n" * 5 for name in TEST))
+    for i, name in enumerate(TRAIN + TEST):
+        draw(tmp_path / "images" / name, i)
+        stem = name.split(".")[0]
+        box = f"{i} 0 64 0 64 48 {i} 48"
+        text = "" if i == 2 else f"gsd:1\n{box} plane 0\n{box} plane 0\n{box} storage tank 1\n"
+        (tmp_path / "boxes" / f"{stem}.txt").write_text(text)
+    return tmp_path
+
+
+@pytest.fixture
+def run(data, monkeypatch):
+    def command(*extra: str, regions: str = "boxes", out: str = "out/local.h5") -> Path:
+        source = regions if regions == "proposals" else str(data / regions)
+        arguments = ["--data_path", str(data), "--image_path", str(data / "images"), "--regions", source]
+        monkeypatch.setattr(sys, "argv", ["build_local", *arguments, "--out", str(data / out), *extra])
+        build_local.main()
+        return data / out
+
+    return command
+
+
+def expected(options: DreaOptions) -> tuple[np.ndarray, np.ndarray]:
+    rep, adj = [], []
+    for i in range(6):
+        low, high = i / 128, 0.5
+        box = [(low + high) / 2, 0.25, high - low, 0.5]
+        regions = Regions.empty() if i == 2 else Regions(np.array([0, 0, 2]), np.ones(3), np.array([box] * 3))
+        denoised = denoise(regions, options)
+        rep.append(denoised.nodes)
+        adj.append(enhanced_adjacency(denoised.nodes, denoised.multiplicity, options))
+    return np.stack(rep), np.stack(adj)
+
+
+@pytest.mark.parametrize(
+    ("extra", "options"),
+    [
+        ([], DreaOptions()),
+        (["--no-denoise"], DreaOptions(denoise=False)),
+        (["--no-enhance"], DreaOptions(enhance=False)),
+        (["--no-denoise", "--no-enhance"], DreaOptions(denoise=False, enhance=False)),
+        (["--similarity", "box", "--distance-scale", "0.1"], DreaOptions(similarity="box", distance_scale=0.1)),
+        (["--multiplicity-weighting", "0"], DreaOptions(multiplicity_weighting=0)),
+    ],
+)
+def test_the_file_holds_the_drea_of_each_listed_image_and_how_it_was_made(run, data, extra, options):
+    rep, adj = expected(options)
+    with h5py.File(run(*extra)) as file:
+        assert file["name"].asstr()[:].tolist() == ["t0", "t1", "t2", "t3", "s0", "s1"]
+        assert file["local_rep"].dtype == file["local_adj"].dtype == np.float32
+        assert np.array_equal(file["local_rep"], rep)
+        assert np.array_equal(file["local_adj"], adj)
+        attributes = dict(file.attrs)
+    assert attributes.pop("source") == str(data / "boxes") and attributes.pop("format") == "dota"
+    assert attributes == {f"drea.{name}": value for name, value in asdict(options).items()}
+
+
+def test_both_forms_read_back_alike(run, data):
+    path = run("--published", str(data / "out" / "local.npy"))
+    tree = np.load(data / "out" / "local.npy", allow_pickle=True).item()
+    assert sorted(tree) == ["adj_matrix", "local_rep"]
+    assert list(tree["local_rep"]) == ["t0.txt", "t1.txt", "t2.txt", "t3.txt", "s0.txt", "s1.txt"]
+    assert type(tree["adj_matrix"]["t0.txt"][0]) is list
+    names = [*TEST, *TRAIN]
+    for one, other in zip(load_local(path, names), load_local(path.with_suffix(".npy"), names), strict=True):
+        assert np.array_equal(one, other)
+
+
+def test_previews_are_sheets_of_four_images(run, data):
+    run("--preview", "5")
+    sheets = sorted((data / "out").glob("*.png"))
+    assert [path.name for path in sheets] == ["local_preview_1.png", "local_preview_2.png"]
+    with Image.open(sheets[0]) as four, Image.open(sheets[1]) as one:
+        assert four.width == one.width and four.height > 3 * one.height
+        assert np.asarray(four).std() > 10
+
+
+def test_more_previews_than_images_show_each_once(run, data, capsys):
+    run("--preview", "100", regions="proposals", out="p.h5")
+    assert len(list(data.glob("p_preview_*.png"))) == 2
+    assert "regions per image: mean" in capsys.readouterr().out
+
+
+def test_proposals_are_the_same_for_any_number_of_processes(run):
+    one = run("--workers", "1", regions="proposals", out="one.h5").read_bytes()
+    two = run("--workers", "2", regions="proposals", out="two.h5").read_bytes()
+    assert one == two
+
+
+def test_prototypes_see_the_train_images_only(run, data):
+    def prototypes(out: str) -> tuple[np.ndarray, np.ndarray]:
+        with h5py.File(run("--workers", "1", regions="proposals", out=out)) as file:
+            assert file.attrs["source"] == "proposals" and file["local_rep"][:].any()
+            return file.attrs["prototypes.centres"], file["local_rep"][4:]
+
+    before, test_before = prototypes("before.h5")
+    draw(data / "images" / TEST[0], 50)
+    after, test_after = prototypes("after.h5")
+    assert len(before) == 15
+    assert np.array_equal(before, after) and not np.array_equal(test_before, test_after)
+    draw(data / "images" / TRAIN[0], 60)
+    assert not np.array_equal(before, prototypes("third.h5")[0])
+
+
+def test_missing_regions_and_images_are_named_or_become_zeros(run, data):
+    (data / "boxes" / "s1.txt").unlink()
+    (data / "images" / "t3.png").unlink()
+    with pytest.raises(InputError, match="1 of 6 images: s1"):
+        run()
+    with pytest.raises(InputError, match=r"1 of 6 images .* t3\.png"):
+        run(regions="proposals")
+    with h5py.File(run("--allow-missing", regions="proposals")) as file:
+        assert not file["local_rep"][3].any() and file["local_rep"][5].any()
+    draw(data / "images" / "t3.png", 3)
+    with h5py.File(run("--allow-missing")) as file:
+        assert not file["local_rep"][5].any() and file["local_rep"][3].any()
+
+
+def test_images_that_were_never_there_become_zeros_for_all(run, data):
+    for path in (data / "images").iterdir():
+        path.unlink()
+    with h5py.File(run("--allow-missing", regions="proposals")) as file:
+        assert file["local_rep"].shape == (6, 20, 20) and not file["local_rep"][:].any()
+
+
+def fault(data: Path, kind: str) -> None:
+    lists = data / "train_filename.txt"
+    if kind == "no list":
+        lists.unlink()
+    elif kind == "blank line":
+        lists.write_text("t0.png\n\nt2.png\n")
+    elif kind == "leaves the folder":
+        lists.write_text("../secret.png\n")
+    elif kind == "absolute":
+        lists.write_text(str(data / "images" / "t0.png") + "\n")
+    elif kind == "one stem for two images":
+        lists.write_text("t0.png\nt0.jpg\n")
+    elif kind == "no stem":
+        lists.write_text(".png\n")
+    elif kind == "link out":
+        (data / "images" / "t0.png").rename(data / "t0.png")
+        (data / "images" / "t0.png").symlink_to(data / "t0.png")
+    elif kind == "no image":
+        (data / "images" / "t0.png").write_text("GIF89a nothing")
+    elif kind == "too many bits":
+        Image.fromarray(np.zeros((9, 9), np.uint16)).save(data / "images" / "t0.png")
+    elif kind == "malformed regions":
+        (data / "boxes" / "s1.txt").write_text("1 2 3\n")
+    elif kind == "no folder":
+        (data / "images").rename(data / "elsewhere")
+    elif kind == "out is a folder":
+        (data / "out" / "local.h5").mkdir(parents=True)
+    elif kind == "a file in the way":
+        (data / "out").write_text("")
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "no list",
+        "blank line",
+        "leaves the folder",
+        "absolute",
+        "one stem for two images",
+        "no stem",
+        "link out",
+        "no image",
+        "too many bits",
+        "malformed regions",
+        "no folder",
+        "out is a folder",
+        "a file in the way",
+    ],
+)
+def test_wrong_input_is_one_clear_error_before_anything_is_written(run, data, kind):
+    fault(data, kind)
+    before = sorted(data.rglob("*"))
+    with pytest.raises(InputError) as error:
+        run("--preview", "9", regions="boxes" if kind == "malformed regions" else "proposals")
+    assert "\n" not in str(error.value)
+    assert sorted(data.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [
+        ["--workers", "0"],
+        ["--preview", "-1"],
+        ["--similarity-threshold", "2"],
+        ["--distance-scale", "nan"],
+        ["--published", "{data}/out/../out/local.h5"],
+        ["--format", "csv"],
+        ["--regions", "nowhere"],
+        ["--classes", "{data}/train_filename.txt"],
+        ["--coco-images", "{data}/train_filename.txt"],
+        ["--regions", "proposals", "--format", "dota"],
+    ],
+)
+def test_options_that_make_no_sense_are_refused(run, data, extra):
+    with pytest.raises(InputError):
+        run(*(word.format(data=data) for word in extra))
+    assert not (data / "out").exists()
