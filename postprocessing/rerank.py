@@ -272,13 +272,12 @@ def check_setting(k: int, w_similarity: float, w_reverse: float, xi: float, vari
     """Raises InputError for a setting that means nothing."""
     if variant not in VARIANTS:
         raise InputError(f"the rerank variant is {' or '.join(VARIANTS)}, not {variant!r}")
+    numbers = {"k": k, "w_similarity": w_similarity, "w_reverse": w_reverse, "xi": xi} | ({} if l is None else {"l": l})
+    for name, value in numbers.items():
+        if isinstance(value, bool) or not isinstance(value, (int, float, np.number)) or not 0 <= value < 1e9:
+            raise InputError(f"{name} is a number from 0 on, not {value!r}")
     if k < 1 or k != int(k):
         raise InputError(f"k, the number of candidates, is a whole number from 1 on, not {k}")
-    if l is not None and l < 0:
-        raise InputError(f"l, the cut-off of the reverse position, is not negative; it is {l}")
-    for name, value in {"w_similarity": w_similarity, "w_reverse": w_reverse, "xi": xi}.items():
-        if not 0 <= value < 1e6:
-            raise InputError(f"{name} is a number from 0 on, not {value}")
 
 
 def search(rerankers: Sequence[Reranker], xi: float, variant: str, l: int | None) -> tuple[dict, np.ndarray, dict]:  # noqa: E741

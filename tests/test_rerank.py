@@ -209,6 +209,8 @@ def test_a_value_that_is_not_finite_is_an_error_that_names_its_place(value):
         {"w_reverse": -1.0},
         {"xi": np.inf},
         {"l": -1},
+        {"k": "30"},
+        {"xi": None},
         {"variant": "other"},
     ],
 )
