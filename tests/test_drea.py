@@ -52,7 +52,7 @@ def both(one: Regions, options: DreaOptions):
     return denoised, enhanced_adjacency(denoised.nodes, denoised.multiplicity, options)
 
 
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=100)
 @given(detections(), OPTIONS)
 def test_the_adjacency_is_symmetric_finite_and_bounded_with_zero_padding(one, options):
     denoised, adjacency = both(one, options)
@@ -69,7 +69,7 @@ def test_the_adjacency_is_symmetric_finite_and_bounded_with_zero_padding(one, op
     assert np.abs(np.linalg.eigvalsh(adjacency.astype(np.float64))).max() <= 1 + 1e-6
 
 
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=100)
 @given(detections(), OPTIONS, st.randoms(use_true_random=False))
 def test_the_order_of_the_detections_changes_nothing(one, options, random):
     order = random.sample(range(len(one.score)), len(one.score))
@@ -80,7 +80,7 @@ def test_the_order_of_the_detections_changes_nothing(one, options, random):
     assert np.array_equal(adjacency, shuffled_adjacency)
 
 
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=100)
 @given(detections(), OPTIONS, st.data())
 def test_an_exact_duplicate_leaves_the_nodes_as_they_are(one, options, data):
     options = replace(options, denoise=True)
@@ -93,7 +93,7 @@ def test_an_exact_duplicate_leaves_the_nodes_as_they_are(one, options, data):
     assert np.array_equal(after.multiplicity, before.multiplicity + counted)
 
 
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=100)
 @given(detections(), OPTIONS)
 def test_denoising_is_the_greedy_rule_of_its_docstring(one, options):
     options = replace(options, denoise=True)

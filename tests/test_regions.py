@@ -254,7 +254,7 @@ LINES = st.lists(st.lists(WORD, max_size=12).map(" ".join) | st.sampled_from(DOT
 TEXT = st.text() | LINES.map("\n".join) | st.binary().map(lambda raw: raw.decode("utf-8", "surrogateescape"))
 
 
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=150)
 @given(TEXT, st.sampled_from(["a.txt", "plane.txt", "Task1_ship.txt", "Task2_x.txt"]), st.sampled_from(FORMATS[:3]))
 def test_any_text_gives_regions_or_the_clear_error(tmp_path_factory, text, name, form):
     folder = tmp_path_factory.mktemp("fuzz")
@@ -287,7 +287,7 @@ IMAGE_ENTRY = st.fixed_dictionaries(
 )
 
 
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=150)
 @given(
     JSON | st.lists(RESULT_ENTRY, max_size=4),
     st.just(COCO_IMAGES) | st.fixed_dictionaries({"images": st.lists(IMAGE_ENTRY), "categories": JSON}) | JSON,
