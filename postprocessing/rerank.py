@@ -193,16 +193,20 @@ def find_candidates(sims: np.ndarray, k: int) -> Candidates:
 
     by_column = np.argsort(index, axis=None, kind="stable")  # the (query, candidate) pairs, grouped by candidate
     start = np.searchsorted(index.ravel()[by_column], np.arange(gallery + 1))
+    least = np.full(gallery, np.inf, sims.dtype)  # the least similarity of which the position is wanted
+    np.minimum.at(least, index.ravel(), similarity.ravel())
     back = np.empty(queries * k, np.int32)
     total = np.empty(gallery)
 
     def search_back(columns: slice, block: np.ndarray) -> None:  # its rows are columns of the matrix
         total[columns] = block.sum(axis=1, dtype=np.float64)
-        ascending = np.sort(block, axis=1)
+        wanted = block >= least[columns, None]  # few: who has j as a candidate is near the top of j's ranking
+        ends = np.cumsum(np.count_nonzero(wanted, axis=1))
+        top = np.split(block.ravel()[np.flatnonzero(wanted)], ends[:-1])
         for offset, j in enumerate(range(gallery)[columns]):
             pairs = by_column[start[j] : start[j + 1]]
             if len(pairs):
-                back[pairs] = _positions(block[offset], ascending[offset], pairs // k, similarity.ravel()[pairs])
+                back[pairs] = _positions(block[offset], top[offset], pairs // k, similarity.ravel()[pairs])
 
     _each_block(search_back, sims.T)
     total = total[index]
@@ -224,11 +228,15 @@ def _best_columns(block: np.ndarray, k: int) -> np.ndarray:
     return np.take_along_axis(columns, order, axis=1)
 
 
-def _positions(column: np.ndarray, ascending: np.ndarray, queries: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """The positions of some queries, whose similarities are `values`, in the ranking of all queries by `column`."""
-    after = ascending.searchsorted(values, side="right")
-    if (after - ascending.searchsorted(values, side="left") == 1).all():
-        return len(column) - after
+def _positions(column: np.ndarray, top: np.ndarray, queries: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """The positions of some queries in the ranking of all queries by `column`.
+
+    `values` are the similarities of these queries, and `top` all that are not below the least of them, in any order.
+    """
+    top.sort()
+    after = top.searchsorted(values, side="right")
+    if (after - top.searchsorted(values, side="left") == 1).all():
+        return len(top) - after
     position = np.empty(len(column), np.int64)  # equal similarities: index order decides
     position[np.argsort(-column, kind="stable")] = np.arange(len(column))
     return position[queries]
