@@ -11,7 +11,6 @@ import argparse
 import contextlib
 import os
 import signal
-import warnings
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -70,8 +69,9 @@ def image_names(data_path: Path) -> list[str]:
     names = list(dict.fromkeys(name for split in ("train", "test") for name in read_names(data_path, split)))
     first: dict[str, str] = {}
     for name in names:
-        if first.setdefault(stem(name), name) != name or not stem(name):
-            other = first[stem(name)]
+        if not stem(name):
+            raise InputError(f"image {name} of {data_path} has no name before its first dot; rename it")
+        if (other := first.setdefault(stem(name), name)) != name:
             raise InputError(f"images {other} and {name} of {data_path} share a name up to the first dot; rename one")
     return names
 
@@ -93,12 +93,10 @@ def image_size(path: str | Path) -> tuple[int, int]:
 @contextlib.contextmanager
 def _opened(path: str | Path) -> Iterator[Image.Image]:
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
-                if image.width * image.height > LARGEST:
-                    raise InputError(f"image {path} is {image.width} x {image.height} pixels; more than is allowed")
-                yield image
+        with Image.open(path) as image:
+            if image.width * image.height > LARGEST:
+                raise InputError(f"image {path} is {image.width} x {image.height} pixels; more than is allowed")
+            yield image
     except InputError:
         raise
     except FileNotFoundError:

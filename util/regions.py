@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, TypeAdapter, Val
 
 from layers.drea import CLASSES, Regions
 from util.local_features import stem
-from utils import InputError, read_json, read_text
+from utils import InputError, read_json, read_text, some
 
 FORMATS = ("dota", "dota-result", "yolo-obb", "coco")
 _RESULT_PREFIX = re.compile(r"^Task[12]_", re.IGNORECASE)
@@ -73,7 +73,8 @@ def read_detections(
     if form == "coco":
         if coco_images is None:
             raise InputError(
-                f"COCO results {source}: also give --coco-images, the file that names images and categories"
+                f"regions {source}: a file is read as COCO results; also give --coco-images, the file that names their "
+                "images and categories (the other formats are folders)"
             )
         return _read_coco(source, coco_images), form
     if form == "dota-result":
@@ -129,9 +130,8 @@ def to_regions(
     missing = [name for name in stems if name not in detections.rows]
     if missing and not allow_missing and (detections.names_all or len(missing) == len(stems)):
         raise InputError(
-            f"no regions for {len(missing)} of {len(stems)} images: {', '.join(missing[:5])}"
-            + (", ..." if len(missing) > 5 else "")
-            + "; add them (an empty file where nothing was found), or give --allow-missing"
+            f"no regions for {len(missing)} of {len(stems)} images: {some(missing)}; "
+            "add them (an empty file where nothing was found), or give --allow-missing"
         )
     unknown: Counter[str] = Counter()
     outside = 0
