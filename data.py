@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 import util.images
 import vocab
@@ -23,6 +24,7 @@ from utils import InputError, RunError, read_text, some
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet
 LARGEST_ANGLE = 90  # degrees
+AT_ONCE = 4  # images that are augmented at once: what fits a processor's cache
 
 
 # ---------------------------------------------------------------- captions and lists
@@ -286,19 +288,28 @@ def draw_augmentation(rng: np.random.Generator, batch: int, image_size: int) -> 
 def augment(pixels: Tensor, augmentation: Augmentation, image_size: int) -> Tensor:
     """Rotate (nearest, zero fill), crop and normalise: (B, R, R, 3) uint8 -> (B, 3, S, S) float32, channels last.
 
-    One gather. PIL steps through the source in 16.16 fixed point, from pixel centres; so does this.
+    PIL steps through the source in 16.16 fixed point, from pixel centres; so does this. The source is normalised
+    before the gather, with a border of black pixels that whatever lies outside is clamped to: so one gather of whole
+    pixels writes the result. A few images at a time stay in the processor's cache.
     """
-    side, device = pixels.shape[1], pixels.device
-    a, b, c, d, e, f = torch.from_numpy(_inverse_rotations(augmentation, side)).to(device).unsqueeze(2)
+    device, side = pixels.device, pixels.shape[1] + 2
+    steps = torch.from_numpy(_inverse_rotations(augmentation, pixels.shape[1])).to(device, non_blocking=True)
     place = torch.arange(image_size, dtype=torch.int32, device=device)
-    x = ((c + a * place).unsqueeze(1) + (b * place).unsqueeze(2)) >> 16  # (B, rows, columns)
-    y = ((f + d * place).unsqueeze(1) + (e * place).unsqueeze(2)) >> 16
-    inside = (x >= 0) & (x < side) & (y >= 0) & (y < side)
-    source = torch.where(inside, y * side + x, 0).flatten(1).long()
-    rows = torch.arange(len(pixels), device=device).unsqueeze(1) * side * side
-    chosen = pixels.reshape(-1, 3).index_select(0, (source + rows).flatten())
-    chosen = chosen.view(len(pixels), image_size, image_size, 3) * inside.unsqueeze(3)
-    return normalise(chosen)
+    result = torch.empty(len(pixels), image_size, image_size, 3, device=device)
+    together = AT_ONCE if device.type == "cpu" else 64 * AT_ONCE
+    for images, step, out in zip(pixels.split(together), steps.split(together, 1), result.split(together), strict=True):
+        a, b, c, d, e, f = step.unsqueeze(2)
+        x = _source(c + a * place, b * place, side)  # (images, rows, columns)
+        source = _source(f + d * place, e * place, side).mul_(side).add_(x)
+        source += torch.arange(len(images), dtype=torch.int32, device=device)[:, None, None] * side**2
+        table = normalise(functional.pad(images, (0, 0, 1, 1, 1, 1))).permute(0, 2, 3, 1)
+        torch.index_select(table.reshape(-1, 3), 0, source.flatten(), out=out.view(-1, 3))
+    return result.permute(0, 3, 1, 2)
+
+
+def _source(of_column: Tensor, of_row: Tensor, side: int) -> Tensor:
+    """Sums of (B, S) and (B, S) in 16.16 fixed point -> whole coordinates in the bordered image (B, S, S)."""
+    return (of_column.unsqueeze(1) + of_row.unsqueeze(2)).bitwise_right_shift_(16).add_(1).clamp_(0, side - 1)
 
 
 def _inverse_rotations(augmentation: Augmentation, side: int) -> np.ndarray:
@@ -314,9 +325,10 @@ def _inverse_rotations(augmentation: Augmentation, side: int) -> np.ndarray:
 
 
 def normalise(pixels: Tensor) -> Tensor:
-    """(B, S, S, 3) uint8 -> (B, 3, S, S) float32 in channels-last memory, as ToTensor and Normalize give it."""
-    mean, std = (torch.tensor(x, device=pixels.device) for x in (MEAN, STD))
-    return pixels.float().div_(255).sub_(mean).div_(std).permute(0, 3, 1, 2)
+    """(B, H, W, 3) uint8 -> (B, 3, H, W) float32 in channels-last memory, as ToTensor and Normalize give it."""
+    mean, std = (torch.tensor(x, device=pixels.device).repeat(pixels.shape[2]) for x in (MEAN, STD))
+    rows = pixels.flatten(2).float()  # whole rows: to repeat three numbers pixel by pixel is slow
+    return rows.div_(255).sub_(mean).div_(std).view(pixels.shape).permute(0, 3, 1, 2)
 
 
 # ---------------------------------------------------------------- batches
