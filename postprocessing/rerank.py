@@ -333,7 +333,7 @@ def _search_command(args, tests: list[Path]) -> dict:
 
     picture = tests[0].with_name(f"{tests[0].stem}_grid.png")
     save_figure(grid_figure(mr, grid, f"{args.variant} rerank, mR on validation"), picture)
-    print(f"validation ({len(vals)} matrices): mR {mr[:, 0, 0].max():.2f} without rerank, {mr.max():.2f} with the best")
+    print(f"on {', '.join(map(str, vals))}: mR {mr[:, 0, 0].max():.2f} without rerank, {mr.max():.2f} with the best")
     print(f"of {mr.size} settings; all of them: {picture}")
     return setting
 

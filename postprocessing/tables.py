@@ -124,7 +124,10 @@ def change_table(before: dict, after: dict) -> str:
     pairs = [(f"{d} {name}", before[d][at], after[d][at]) for d in DIRECTIONS for at, name in MEASURES.items()]
     pairs.append(("mR", before["mr"], after["mr"]))
     return _aligned(
-        [["", "before", "after", "change"], *([n, _number(b), _number(a), f"{a - b:+.2f}"] for n, b, a in pairs)]
+        [
+            ["", "before", "after", "change"],
+            *([n, _number(b), _number(a), f"{round(a - b, 2) + 0.0:+.2f}"] for n, b, a in pairs),
+        ]
     )
 
 

@@ -126,6 +126,7 @@ def test_latex_signs_are_escaped():
 def test_the_change_stands_beside_before_and_after():
     table = change_table(fold(0, 0.0), fold(0, 2.5))
     assert "| i2t R@10   | 30.00 | 35.00 |  +5.00 |".replace(" ", "") in table.replace(" ", "")
+    assert "-0.00" not in change_table(fold(0, 0.001), fold(0, 0.0))
     assert "| mR | 17.50 | 20.00 | +2.50 |".replace(" ", "") in table.replace(" ", "")
 
 
