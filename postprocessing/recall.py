@@ -166,8 +166,8 @@ def load(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
 def _load_array(path: Path) -> np.ndarray:
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError, SyntaxError, TypeError, OverflowError, BadZipFile) as error:
-        raise InputError(f"not a .npy file of plain numbers, or only a part of one ({error})") from None
+    except (ValueError, EOFError, SyntaxError, TypeError, OverflowError, BadZipFile):
+        raise InputError("not a .npy file of plain numbers, or only a part of one") from None
     if not isinstance(array, np.ndarray):
         raise InputError("an .npz archive, not a .npy file")
     return array

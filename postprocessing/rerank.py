@@ -283,7 +283,7 @@ def check_setting(k: int, w_similarity: float, w_reverse: float, xi: float, vari
     numbers = {"k": k, "w_similarity": w_similarity, "w_reverse": w_reverse, "xi": xi} | ({} if l is None else {"l": l})
     for name, value in numbers.items():
         if isinstance(value, bool) or not isinstance(value, (int, float, np.number)) or not 0 <= value < 1e9:
-            raise InputError(f"{name} is a number from 0 on, not {value!r}")
+            raise InputError(f"{name} is a number from 0 to 1e9, not {value!r}")
     if k < 1 or k != int(k):
         raise InputError(f"k, the number of candidates, is a whole number from 1 on, not {k}")
 
@@ -357,6 +357,8 @@ def main() -> None:
         raise InputError("--l belongs to --variant paper; the released variant has no cut-off")
     if args.val and not args.search:
         raise InputError("--val is for --search")
+    if args.out and Path(args.out).is_dir():
+        raise InputError(f"--out {args.out} is a folder; name a file")
     setting = {name: getattr(args, name) for name in PUBLISHED}
     check_setting(**setting)
     tests = matrix_files(args.sims, "--sims")

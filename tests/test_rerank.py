@@ -310,6 +310,7 @@ def test_the_search_reports_the_test_matrix_with_the_setting_chosen_on_validatio
         (["--sims", "run_0.npy", "--search", "--val", "./run_0.npy"], "both the test and the validation matrix"),
         (["--sims", "run_0.npy", "run_1.npy", "--search", "--val", "run_0_val.npy"], "1 validation matrices for 2"),
         (["--sims", "run_0.npy", "--search", "--val", "missing.npy"], "missing.npy is not there"),
+        (["--sims", "run_0.npy", "--search", "--out", "."], "is a folder"),
         (["--sims", "run_0_images.npy"], "run_0_images.npy: a similarity matrix has two dimensions"),
     ],
 )
