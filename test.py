@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -23,7 +23,17 @@ from postprocessing.figures import draw_run
 from postprocessing.recall import chance, recall
 from postprocessing.rerank import PUBLISHED, rerank_recall
 from postprocessing.tables import markdown, summarise, write_tables
-from utils import InputError, Parser, atomic, pick_device, read_checkpoint, read_json, run_command, write_json
+from utils import (
+    InputError,
+    Parser,
+    atomic,
+    check_writable,
+    pick_device,
+    read_checkpoint,
+    read_json,
+    run_command,
+    write_json,
+)
 
 MATRICES = Path("postprocessing/file")
 
@@ -40,15 +50,19 @@ def main() -> None:
     run = Path(options.logs.ckpt_save_path) / options.k_fold.experiment_name
     folds = range(options.k_fold.current_num, options.k_fold.nums)
     check_folds(run, folds, arguments)
+    check_writable(MATRICES, "matrices go to")
     words = vocab.load(options.dataset.vocab_path).words
     test = load_data(read_split(options.dataset.data_path, "test"), options, words, device, training=False)
     print(describe("test", test.split))
-    scores = [score_fold(run, fold, test, options, words, device) for fold in folds]
-    results = summary(options, [score_of(fold, sims, test.split) for fold, sims in zip(folds, scores, strict=True)])
+    matrices = {fold: score_fold(run, fold, test, options, words, device) for fold in folds}
+    results = summary(options, [score_of(fold, of_test.sims, test.split) for fold, (of_test, _) in matrices.items()])
     if arguments.rerank:
-        reranked = [score_of(fold, sims, test.split, rerank_recall) for fold, sims in zip(folds, scores, strict=True)]
+        reranked = [score_of(fold, of_test.sims, test.split, rerank_recall) for fold, (of_test, _) in matrices.items()]
         mean, std = summarise(reranked)
         results["rerank"] = {"setting": PUBLISHED, "folds": reranked, "mean": mean, "std": std}
+    for fold, (of_test, of_val) in matrices.items():  # nothing is written before every fold has been scored
+        of_test.save(f"{options.k_fold.experiment_name}_{fold}")
+        of_val.save(f"{options.k_fold.experiment_name}_{fold}_val")
     write_json(run / "results.json", results)
     write_tables(results, run)
     print(markdown(results))
@@ -72,32 +86,40 @@ def describe(name: str, split: Split) -> str:
     return f"{name} split: {len(split.images)} images, {len(split.captions)} captions, chance mR {at_random:.2f}"
 
 
+class Matrix(NamedTuple):
+    """The similarities of a split, images x captions, and what they are of."""
+
+    sims: np.ndarray
+    split: Split
+    paths: list[str]
+
+    def save(self, name: str) -> None:
+        """Save the matrix, the row of each caption's image, and the names of both sides."""
+        for suffix, array in (("", self.sims), ("_images", self.split.image_of_caption)):
+            with atomic(MATRICES / f"{name}{suffix}.npy") as temporary, temporary.open("wb") as file:
+                np.save(file, array)
+        write_json(MATRICES / f"{name}_gallery.json", {"images": self.paths, "captions": self.split.captions})
+
+
 def score_fold(
     run: Path, fold: int, test: Data, options: Options, words: tuple[str, ...], device: torch.device
-) -> np.ndarray:
-    """The test similarities of a fold's best checkpoint; its test and validation matrices are saved."""
+) -> tuple[Matrix, Matrix]:
+    """The test and the validation similarities of a fold's best checkpoint."""
     folder = run / str(fold)
     model = load_model(read_checkpoint(folder / "GaLR_best.pth.tar"), options, words, device)
     val = load_data(validation_split(folder, options), options, words, device, training=False)
-    sims = encode_split(model, test, options)
-    name = f"{options.k_fold.experiment_name}_{fold}"
-    save_matrix(sims, test, name)
-    save_matrix(encode_split(model, val, options), val, f"{name}_val")
-    return sims
+    of_test, of_val = (Matrix(encode_split(model, data, options), data.split, data.paths) for data in (test, val))
+    return of_test, of_val
 
 
 def validation_split(folder: Path, options: Options) -> Split:
     """The validation images of a fold, by the names in its split.json. Raises InputError where they are not there."""
-    names = read_json(folder / "split.json", "split", "a published checkpoint has none: use --split test")["val"]
+    path = folder / "split.json"
+    tree = read_json(path, "split", "a published checkpoint has none: use --split test")
+    names = tree.get("val") if isinstance(tree, dict) else None
+    if not isinstance(names, list) or not names:
+        raise InputError(f"split {path}: no list 'val' of image names")
     return named_subset(read_split(options.dataset.data_path, "train"), names)
-
-
-def save_matrix(sims: np.ndarray, data: Data, name: str) -> None:
-    """Save a similarity matrix, the row of each caption's image, and the names of both sides."""
-    for suffix, array in (("", sims), ("_images", data.split.image_of_caption)):
-        with atomic(MATRICES / f"{name}{suffix}.npy") as temporary, temporary.open("wb") as file:
-            np.save(file, array)
-    write_json(MATRICES / f"{name}_gallery.json", {"images": data.paths, "captions": data.split.captions})
 
 
 def score_of(fold: int, sims: np.ndarray, split: Split, measure: Any = recall) -> dict[str, Any]:

@@ -8,6 +8,7 @@ Each fold leaves checkpoint/{experiment_name}/{fold}/: best and last checkpoint,
 from __future__ import annotations
 
 import argparse
+import contextlib
 import math
 import time
 from collections.abc import Iterator, Sequence
@@ -34,6 +35,7 @@ from utils import (
     RunError,
     RunLog,
     StopSignals,
+    check_writable,
     newest_checkpoint,
     now,
     only_writer,
@@ -44,6 +46,7 @@ from utils import (
     read_json,
     run_command,
     save_checkpoint,
+    worker_died,
     write_json,
 )
 
@@ -95,6 +98,8 @@ def main() -> None:
         print("note: this CPU has no bf16 units; optim.precision=fp32 is faster here")
     words = vocab.load(options.dataset.vocab_path).words
     folds = make_folds(options, arguments.fold)
+    for key in ("ckpt_save_path", "logger_name"):
+        check_writable(Path(getattr(options.logs, key)) / options.k_fold.experiment_name, f"logs.{key}")
     with only_writer(run_folder(options)), StopSignals() as signals:
         for fold in folds:
             state = earlier_state(fold, options, arguments)
@@ -140,7 +145,7 @@ def earlier_state(fold: Fold, options: Options, arguments: argparse.Namespace) -
     if state is None:
         print(f"fold {fold.number}: nothing to resume, starting at the beginning")
         return None
-    if "progress" not in state:
+    if not resumable(state):
         raise InputError(
             f"checkpoint {last} has no progress to resume from; fine-tune from it with optim.resume={last}"
         )
@@ -155,6 +160,15 @@ def earlier_state(fold: Fold, options: Options, arguments: argparse.Namespace) -
             "dataset.data_path have changed; --force goes on nevertheless"
         )
     return state
+
+
+def resumable(state: dict[str, Any]) -> bool:
+    """Whether a checkpoint holds what `checkpoint` writes, and so what an exact resume needs."""
+    kinds = {"epoch": int, "options": dict, "optimizer": dict, "progress": dict, "rows": list}
+    if not all(isinstance(state.get(key), kind) for key, kind in kinds.items()):
+        return False
+    progress = {"epoch": int, "batch": int, "steps": int, "best_rsum": float, "window": list}
+    return {key: type(value) for key, value in state["progress"].items()} == progress
 
 
 def changed_options(old: dict, new: dict, prefix: str = "") -> list[str]:
@@ -197,38 +211,60 @@ def train_fold(
     optimizer = make_optimizer(model)
     progress, rows = Progress(), []
     if state:
-        optimizer.load_state_dict(state["optimizer"])
+        try:
+            optimizer.load_state_dict(state["optimizer"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(f"the optimiser in {fold.folder / LAST} does not fit this model ({error})") from None
         progress, rows = Progress(**state["progress"]), state["rows"]
         progress.window = list(torch.tensor(progress.window, device=device))
-    record = start_record(fold, options)
-    log = RunLog(
-        fold.folder, Path(options.logs.logger_name) / fold.folder.relative_to(run_folder(options).parent), rows
-    )
 
     def save(name: str) -> None:
         state = checkpoint(model, optimizer, progress, log.rows, options, words)
         save_checkpoint(state, fold.folder / name, keep_previous=name == LAST)
 
-    try:
-        while progress.epoch < options.optim.epochs:
-            for _ in train_steps(model, train, options, optimizer, fold.number, progress, log):
-                if options.logs.save_steps and progress.steps % options.logs.save_steps == 0:
-                    save(LAST)
-                signals.check()
-            if (progress.epoch + 1) % options.logs.eval_step == 0 or progress.epoch + 1 == options.optim.epochs:
-                rsum = validate(model, val, options, progress, log, signals)
-                if rsum > progress.best_rsum:
-                    progress.best_rsum = rsum
-                    save(BEST)
-            progress.epoch, progress.batch = progress.epoch + 1, 0
+    with recorded(fold, options, rows) as log:
+        try:
+            while progress.epoch < options.optim.epochs:
+                for _ in train_steps(model, train, options, optimizer, fold.number, progress, log):
+                    if options.logs.save_steps and progress.steps % options.logs.save_steps == 0:
+                        save(LAST)
+                    signals.check()
+                if (progress.epoch + 1) % options.logs.eval_step == 0 or progress.epoch + 1 == options.optim.epochs:
+                    rsum = validate(model, val, options, progress, log, signals)
+                    if rsum > progress.best_rsum:
+                        progress.best_rsum = rsum
+                        save(BEST)
+                progress.epoch, progress.batch = progress.epoch + 1, 0
+                save(LAST)
+        except Interrupted as stop:
             save(LAST)
-    except Interrupted as stop:
-        save(LAST)
-        message = f"{stop}; saved in {fold.folder}: go on with the same command and --resume"
-        raise Interrupted(stop.signum, message) from None
-    finally:
-        log.close()
+            message = f"{stop}; saved in {fold.folder}: go on with the same command and --resume"
+            raise Interrupted(stop.signum, message) from None
+        except RuntimeError as error:  # the signal also went to the loader's workers, and ended a step half-way
+            if not (signals.signum and worker_died(error)):
+                raise
+            message = f"stopped with its loader workers: go on from the last checkpoint in {fold.folder} with --resume"
+            raise Interrupted(signals.signum, message) from None
+
+
+@contextlib.contextmanager
+def recorded(fold: Fold, options: Options, rows: list[dict[str, Any]]) -> Iterator[RunLog]:
+    """The log of a fold, and its run.json, ended in any case. On a full disk that fails too: the first error counts."""
+    record = start_record(fold, options)
+    board = Path(options.logs.logger_name) / fold.folder.relative_to(run_folder(options).parent)
+
+    def end() -> None:
         write_json(fold.folder / "run.json", record | {"ended": now()})
+        log.close()
+
+    log = RunLog(fold.folder, board, rows)
+    try:
+        yield log
+    except BaseException:
+        with contextlib.suppress(OSError):
+            end()
+        raise
+    end()
 
 
 def checkpoint(
@@ -251,11 +287,13 @@ def checkpoint(
 
 def start_record(fold: Fold, options: Options) -> dict[str, Any]:
     """Write what makes this fold: options.yaml, split.json, and run.json, which keeps the sessions before."""
-    save_options(options, fold.folder / "options.yaml")
-    write_json(fold.folder / "split.json", split_names(fold))
     path = fold.folder / "run.json"
     before = read_json(path, "record") if path.exists() else {}
+    if not isinstance(before, dict) or not isinstance(before.get("sessions", []), list):
+        raise InputError(f"record {path}: not as train.py writes it; remove it to go on")
     sessions = [*before.get("sessions", []), provenance()]
+    save_options(options, fold.folder / "options.yaml")
+    write_json(fold.folder / "split.json", split_names(fold))
     record = {"seed": options.seed, "started": before.get("started", now()), "ended": None, "sessions": sessions}
     write_json(path, record)
     return record

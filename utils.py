@@ -13,10 +13,13 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 import shutil
 import signal
 import subprocess
 import sys
+import threading
+import warnings
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -51,7 +54,15 @@ class Parser(argparse.ArgumentParser):
 
 
 def run_command(main: Callable[[], None]) -> NoReturn:
-    """Run `main` and leave the process with the exit status that the kind of its end calls for."""
+    """Run `main` and leave the process with the exit status that the kind of its end calls for.
+
+    On standard error stands what this project says, and nothing else: libraries' warnings are for developers (python -W
+    shows them), and the error of a library's thread is raised again where its work is awaited.
+    """
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")
+    threading.excepthook = lambda _: None
+    sys.stdout.reconfigure(errors="backslashreplace")  # a file name need not be text
     sys.exit(exit_status(main))
 
 
@@ -73,10 +84,25 @@ def exit_status(main: Callable[[], None]) -> int:
     except MemoryError as error:
         return _complain(f"out of memory: {error}", 3)
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            return _complain(f"cannot write {error.filename or 'a file'}: {error.strerror}; free some space", 3)
+        if disk_full(error):
+            what = error.filename or "a file"
+            return _complain(f"cannot write {what}: {os.strerror(error.errno)}; make room and run again", 3)
         return _complain(error, 2)
+    except RuntimeError as error:
+        if worker_died(error):
+            return _complain(f"a loader worker died ({error}); run again (train.py: with --resume)", 3)
+        raise
     return 0
+
+
+def disk_full(error: Exception) -> bool:
+    """Whether a file could not grow: a full disk, a quota, a limit on the size of files."""
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def worker_died(error: Exception) -> bool:
+    """Whether PyTorch says that a loader worker is gone; it says so wherever the program happens to be."""
+    return isinstance(error, RuntimeError) and "DataLoader worker" in str(error)
 
 
 def _complain(error: Exception | str, status: int) -> int:
@@ -116,12 +142,19 @@ def atomic(path: str | os.PathLike, keep: Path | None = None) -> Iterator[Path]:
 def write_text(path: str | os.PathLike, text: str) -> None:
     """Write a UTF-8 text file atomically."""
     with atomic(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def write_json(path: str | os.PathLike, value: Any) -> None:
     """Write a JSON file atomically."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def check_writable(folder: Path, what: str) -> None:
+    """Raise InputError now, not after the work is done, where files could not be written into `folder`."""
+    there = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        raise InputError(f"{what} {folder}: {there} is not a folder that you may write to")
 
 
 def existing_file(path: str | os.PathLike, what: str, advice: str = "") -> Path:
@@ -178,11 +211,14 @@ def load_torch(path: str | os.PathLike, what: str) -> Any:
 
     import torch
 
-    existing_file(path, what)
+    path = existing_file(path, what)
+    if zipfile.is_zipfile(path):
+        check_archive(path, what)
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        reason = str(error).split("\n")[0]
+    except pickle.UnpicklingError as error:  # PyTorch's message goes on to advise an unsafe way
+        found = re.search(r"GLOBAL (\S+)", str(error))
+        reason = f"it names {found[1]}" if found else "it is no archive of tensors"
         raise InputError(f"{what} {path} is damaged, or holds more than weights, and was not read ({reason})") from None
     except MemoryError:
         raise
@@ -204,8 +240,10 @@ def save_checkpoint(state: dict[str, Any], path: Path, keep_previous: bool = Fal
         with atomic(path, keep=previous(path) if keep_previous else None) as temporary:
             torch.save(state, temporary)
     except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
+        if worker_died(error):
+            raise
         free = shutil.disk_usage(path.parent).free / 2**20 if path.parent.is_dir() else 0
-        reason = f"{error.strerror}" if isinstance(error, OSError) else str(error).split("\n")[0]
+        reason = f"{error.strerror}" if isinstance(error, OSError) else str(error).split("\n")[0].split("] . ")[-1]
         raise RunError(
             f"the checkpoint {path} cannot be written ({reason}; {free:.0f} MiB free); the one before it is intact: "
             "make room and go on with --resume"
@@ -219,9 +257,17 @@ def previous(path: Path) -> Path:
 
 def read_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
     """Read a checkpoint, ours or a published one, without running anything in it. Raises InputError."""
+    import torch
+
     state = load_torch(path, "checkpoint")
-    if not isinstance(state, dict) or not isinstance(state.get("model"), dict):
+    weights = state.get("model") if isinstance(state, dict) else None
+    if not isinstance(weights, dict) or not all(
+        isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in weights.items()
+    ):
         raise InputError(f"checkpoint {path} holds no table 'model' of weights")
+    spoilt = [name for name, value in weights.items() if not torch.isfinite(value).all()]
+    if spoilt:
+        raise InputError(f"checkpoint {path}: weights that are not finite in {len(spoilt)} tensors: {some(spoilt)}")
     return state
 
 
@@ -235,29 +281,35 @@ def newest_checkpoint(path: Path) -> dict[str, Any] | None:
         if not candidate.is_file():
             continue
         try:
-            check_archive(candidate)
             state = read_checkpoint(candidate)
         except InputError as error:
             faults.append(str(error))
-            print(f"warning: {error}", file=sys.stderr)
             continue
         if candidate != path:
-            print(f"warning: going on from the checkpoint before, {candidate}", file=sys.stderr)
+            why = faults[0] if faults else f"{path} is not there"
+            print(f"warning: {why}; going on from the checkpoint before, {candidate}", file=sys.stderr)
         return state
     if faults:
         raise InputError(f"no usable checkpoint in {path.parent}: {faults[0]}; remove the folder to start anew")
     return None
 
 
-def check_archive(path: Path) -> None:
-    """Compare every part of a checkpoint with its checksum (CRC-32). Raises InputError for a damaged one."""
+def check_archive(path: Path, what: str = "checkpoint") -> None:
+    """Compare every part of a file of torch.save with its checksum (CRC-32), which PyTorch itself does not.
+
+    Raises InputError for a damaged one, and for one that would unfold to more than its size (PyTorch packs nothing).
+    """
     try:
         with zipfile.ZipFile(path) as archive:
+            if sum(part.file_size for part in archive.infolist()) > path.stat().st_size:
+                raise InputError(f"{what} {path} is a packed archive, not a file of torch.save, and was not read")
             damaged = archive.testzip()
-    except (zipfile.BadZipFile, OSError, EOFError, ValueError, NotImplementedError, RuntimeError) as error:
-        raise InputError(f"checkpoint {path} is damaged ({error})") from None
+    except InputError:
+        raise
+    except Exception as error:  # a damaged archive raises errors of many kinds
+        raise InputError(f"{what} {path} is damaged ({error})") from None
     if damaged:
-        raise InputError(f"checkpoint {path} is damaged (the checksum of {damaged} is wrong)")
+        raise InputError(f"{what} {path} is damaged (the checksum of {damaged} is wrong)")
 
 
 # ---------------------------------------------------------------- runs
@@ -314,15 +366,28 @@ class StopSignals:
             raise Interrupted(self.signum, f"stopped by {signal.Signals(self.signum).name}")
 
 
+LOCK_WAIT = 8  # seconds; loader workers of a killed run let go of its lock within them
+
+
 @contextlib.contextmanager
 def only_writer(folder: Path) -> Iterator[None]:
-    """Hold the folder's lock. Raises InputError if another run holds it; a dead one's lock is free at once."""
+    """Hold the folder's lock. Raises InputError if another run holds it; a dead one's lock is free at once.
+
+    What this made and nothing was written into, is removed again while the lock is still held. A run that was waiting
+    for it notices that the file is gone (filelock does) and begins anew.
+    """
+    made = [parent for parent in (folder, *folder.parents) if not parent.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / ".lock"
     try:
-        with filelock.FileLock(path, timeout=8):  # loader workers of a killed run let go of it within seconds
-            yield
-            path.unlink(missing_ok=True)
+        with filelock.FileLock(path, timeout=LOCK_WAIT):
+            try:
+                yield
+            finally:
+                path.unlink(missing_ok=True)
+                with contextlib.suppress(OSError):  # it holds a run
+                    for parent in made:
+                        parent.rmdir()
     except filelock.Timeout:
         raise InputError(
             f"another run is writing to {folder}; wait for it, or choose another k_fold.experiment_name"

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import difflib
 import os
-import sys
 from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, Literal
 
@@ -24,7 +23,7 @@ UNUSED = ("model.cross_attention", "model.fusion.correct_local_", "model.fusion.
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Name = Annotated[str, Field(min_length=1)]
+Name = Annotated[str, Field(min_length=1, max_length=4000, pattern=r"^[^\x00]+$")]
 
 
 class Section(BaseModel):
@@ -43,7 +42,7 @@ class Seq2Vec(Section):
 
     arch: Literal["skipthoughts"] = "skipthoughts"
     type: Literal["BayesianUniSkip", "UniSkip", "BiSkip"] = "BayesianUniSkip"
-    dir_st: str = "seq2vec"
+    dir_st: Name = "seq2vec"
     dropout: Fraction = 0.25
     fixed_emb: bool = False
     pretrained: bool = True
@@ -165,7 +164,7 @@ class Options(Section):
 def load_options(path: str | os.PathLike, overrides: Sequence[str] = ()) -> Options:
     """Read a YAML option file, apply `key=value` overrides (`optim.lr=1e-4`), and check everything.
 
-    Published keys that nothing reads are named once on standard error.
+    Published keys that nothing reads are named once on standard output.
     Raises InputError, naming file and key, for anything that the schema does not admit.
     """
     tree = _read_yaml(path)
@@ -173,7 +172,7 @@ def load_options(path: str | os.PathLike, overrides: Sequence[str] = ()) -> Opti
         _override(tree, override)
     tree = _without_none(tree)
     if unused := _drop_unused(tree):
-        print(f"note: {path}: nothing reads {', '.join(unused)}", file=sys.stderr)
+        print(f"note: {path}: nothing reads {', '.join(unused)}")
     try:
         return Options(**tree)
     except ValidationError as error:
@@ -188,15 +187,22 @@ def _read_yaml(path: str | os.PathLike) -> dict[str, Any]:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark else ""
         raise InputError(f"option file {path}{where}: not YAML ({getattr(error, 'problem', error)})") from None
-    except (RecursionError, ValueError) as error:
-        raise InputError(f"option file {path}: not readable ({error})") from None
+    except Exception as error:  # values that are not what they claim to be raise errors of many kinds
+        raise InputError(f"option file {path}: not readable ({_short(str(error))})") from None
     if not isinstance(tree, dict) or not all(isinstance(key, str) for key in tree):
         raise InputError(f"option file {path}: expected blocks such as model:, dataset:, optim:, k_fold:")
     return tree
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
-    """The safe loader, which also refuses a key that is given twice or is not a name."""
+    """The safe loader, which also refuses a key that is given twice or is not a name, and aliases: a few lines of
+    them can stand for a tree without end."""
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node:
+        if self.check_event(yaml.AliasEvent):
+            mark = self.peek_event().start_mark
+            raise yaml.composer.ComposerError(None, None, "an alias (*name); write the value out", mark)
+        return super().compose_node(parent, index)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         seen = set()
@@ -222,8 +228,8 @@ def _override(tree: dict, override: str) -> None:
     if isinstance(tree.get(last), dict):
         raise InputError(f"--set {override}: {last} is a block of options, not a value")
     try:
-        tree[last] = yaml.safe_load(value)
-    except (yaml.YAMLError, ValueError, RecursionError):
+        tree[last] = yaml.load(value, Loader=_UniqueKeyLoader)
+    except Exception:  # as in _read_yaml
         raise InputError(f"--set {override}: the value is not YAML") from None
 
 
@@ -263,7 +269,16 @@ def _fault(fault: dict) -> str:
     if fault["type"] == "missing":
         return f"{name} is missing"
     message = fault["msg"].removeprefix("Value error, ")
-    return f"{name} = {fault['input']!r}: {message}" if name and fault["type"] != "value_error" else message
+    if not name or fault["type"] == "value_error":
+        return message
+    try:
+        return f"{name} = {_short(repr(fault['input']))}: {message}"
+    except ValueError:  # a whole number of thousands of digits
+        return f"{name}: {message}"
+
+
+def _short(text: str, most: int = 200) -> str:
+    return text if len(text) <= most else text[:most] + "..."
 
 
 def _known_keys(section: type[BaseModel], prefix: str = "") -> Iterator[str]:

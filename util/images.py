@@ -19,6 +19,7 @@ from tqdm import tqdm
 from utils import InputError, atomic, some
 
 LARGEST = 100_000_000  # pixels; a decompression bomb promises more
+warnings.filterwarnings("ignore", module=r"PIL\.")  # once for all threads: what matters is an error here
 MODES = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr"}
 
 
@@ -51,20 +52,18 @@ def _within(path: Path, root: Path) -> bool:
 def decode(path: str, size: int) -> np.ndarray:
     """One image as (size, size, 3) uint8. Raises InputError that names a missing or undecodable file."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
-                if image.width * image.height > LARGEST:
-                    raise InputError(f"image {path} is {image.width} x {image.height} pixels; more than is allowed")
-                if image.mode not in MODES:
-                    raise InputError(f"image {path} has pixels of mode {image.mode}; convert it to 8 bits a channel")
-                return np.asarray(image.convert("RGB").resize((size, size), Image.Resampling.BILINEAR))
+        if not os.path.isfile(path):  # noqa: PTH113 - asked once per image and epoch; a pipe would be waited for
+            raise InputError(f"image {path} is not " + ("a file" if os.path.lexists(path) else "there"))
+        with Image.open(path) as image:
+            if image.width * image.height > LARGEST:
+                raise InputError(f"image {path} is {image.width} x {image.height} pixels; more than is allowed")
+            if image.mode not in MODES:
+                raise InputError(f"image {path} has pixels of mode {image.mode}; convert it to 8 bits a channel")
+            return np.asarray(image.convert("RGB").resize((size, size), Image.Resampling.BILINEAR))
     except InputError:
         raise
-    except FileNotFoundError:
-        raise InputError(f"image {path} is not there") from None
-    except (Image.DecompressionBombWarning, Image.DecompressionBombError):
-        raise InputError(f"image {path} promises more than {LARGEST} pixels") from None
+    except Image.DecompressionBombError:
+        raise InputError(f"image {path} promises more than {LARGEST} pixels; more than is allowed") from None
     except Exception as error:  # decoders raise errors of many kinds on damaged files
         raise InputError(f"image {path} cannot be decoded ({' '.join(str(error).split())})") from None
 

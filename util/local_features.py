@@ -66,19 +66,36 @@ def _read_npy(path: Path, keys: list[str]) -> tuple[np.ndarray, np.ndarray]:
         table = tree.get(what) if isinstance(tree, dict) else None
         if not isinstance(table, dict):
             raise InputError(f"local features {path}: no table {what!r}; not the published form")
-        known = {stem(str(name)): value for name, value in table.items()}
+        known = {stem(name): value for name, value in table.items() if isinstance(name, str)}
         _check_present(path, keys, known)
         array = np.zeros((len(keys), *SHAPE), np.float32)
         for i, key in enumerate(keys):
             try:
-                value = np.asarray(known[key], np.float32)
-            except (ValueError, TypeError, OverflowError):
-                raise InputError(f"local features {path}: {what} of {key} is not a table of numbers") from None
-            if value.shape != SHAPE:
-                raise InputError(f"local features {path}: {what} of {key} has shape {value.shape}, not {SHAPE}")
-            array[i] = value
+                array[i] = _numbers(known[key])
+            except (ValueError, TypeError, OverflowError) as error:
+                raise InputError(f"local features {path}: {what} of {key}: {error}") from None
         arrays.append(array)
     return arrays[0], arrays[1]
+
+
+def _numbers(table: Any) -> list | np.ndarray:
+    """Nested lists of 20 x 20 numbers, or an array. Raises ValueError.
+
+    Lists are looked at before NumPy is: one that holds itself many times over would keep it busy for ever.
+    """
+    if isinstance(table, _Array):
+        table = table.value
+    rows = [row.value if isinstance(row, _Array) else row for row in table] if isinstance(table, list) else table
+    if isinstance(rows, np.ndarray):
+        shape = rows.shape
+    else:
+        lengths = {len(row) for row in rows if isinstance(row, (list, tuple, np.ndarray))}
+        shape = (len(rows), *lengths) if isinstance(rows, list) else ()
+    if shape != SHAPE:
+        raise ValueError(f"shape {shape}, not {SHAPE}")
+    if any(type(value) not in (float, int) for row in rows if not isinstance(row, np.ndarray) for value in row):
+        raise ValueError("not a table of numbers")
+    return rows
 
 
 def _check_present(path: Path, keys: list[str], known: dict) -> None:
@@ -89,28 +106,69 @@ def _check_present(path: Path, keys: list[str], known: dict) -> None:
         )
 
 
-class _ArraysOnly(pickle.Unpickler):
-    """Admits NumPy arrays, scalars and types; everything else that a pickle could name is refused."""
+class _Type:
+    """Stands in for numpy.dtype: numbers and objects, nothing structured."""
 
-    ADMITTED = {("numpy", "ndarray"), ("numpy", "dtype")} | {
-        (f"numpy.{core}.{module}", name)
+    def __init__(self, kind: str, *_: object) -> None:
+        self.dtype = np.dtype(kind)
+        if self.dtype.kind not in "biufO":
+            raise pickle.UnpicklingError(f"it holds an array of type {kind}")
+
+    def __setstate__(self, state: tuple) -> None:
+        if state[1] in ("<", ">"):
+            self.dtype = self.dtype.newbyteorder(state[1])
+
+    def array(self, data: Any, shape: tuple, order: str) -> np.ndarray:
+        if self.dtype.kind != "O":
+            data = data.encode("latin1") if isinstance(data, str) else data  # a string of Python 2
+            return np.frombuffer(data, self.dtype).reshape(shape, order=order)
+        values = np.empty(len(data), object)
+        for i, value in enumerate(data):
+            values[i] = value
+        return values.reshape(shape, order=order)
+
+
+class _Array:
+    """Stands in for numpy.ndarray, whose own reader trusts the types and buffers of a pickle: a hostile one makes it
+    take any bytes for the address of an object."""
+
+    def __init__(self, *_: object) -> None:
+        self.value: Any = None
+
+    def __setstate__(self, state: tuple) -> None:
+        _, shape, kind, fortran, data = state
+        self.value = kind.array(data, shape, "F" if fortran else "C")
+
+
+class _ArraysOnly(pickle.Unpickler):
+    """Admits NumPy arrays, scalars and types, by its own stand-ins; everything else that a pickle names is refused."""
+
+    STAND_INS = {("numpy", "ndarray"): _Array, ("numpy", "dtype"): _Type} | {
+        (f"numpy.{core}.{module}", name): stand_in
         for core in ("core", "_core")
-        for module, name in (("multiarray", "_reconstruct"), ("multiarray", "scalar"), ("numeric", "_frombuffer"))
-    }  # fmt: skip
+        for module, name, stand_in in (
+            ("multiarray", "_reconstruct", _Array),
+            ("multiarray", "scalar", lambda kind, data: kind.array(data, (), "C").item()),
+            ("numeric", "_frombuffer", lambda data, kind, shape, order: kind.array(data, shape, order)),
+        )
+    }
 
     def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in self.ADMITTED:
+        if (module, name) not in self.STAND_INS:
             raise pickle.UnpicklingError(f"it names {module}.{name}, which is neither an array nor a plain container")
-        return super().find_class(module, name)
+        return self.STAND_INS[module, name]
 
 
 def load_pickled_npy(path: Path) -> Any:
-    """The object in a `.npy` file of no dimensions (`np.save` of a dict), read without executing anything."""
+    """The object in a `.npy` file of no dimensions (`np.save` of a dict), read without executing anything.
+
+    Arrays within it come as objects whose `value` is the array.
+    """
     try:
         with path.open("rb") as file:
             _check_header(file)
             value = _ArraysOnly(file, encoding="latin1").load()
-            return value.item() if isinstance(value, np.ndarray) else value
+            return value.value.item() if isinstance(value, _Array) else value
     except InputError:
         raise
     except Exception as error:  # a hostile pickle can raise anything
