@@ -1,0 +1,164 @@
+"""Shared by the tests: a tiny demonstration set, and commands run in this process as a user would run them.
+
+Importing PyTorch takes seconds, so a command's `main` is called here, with its command line, through the same
+`utils.exit_status` that `run_command` uses; a few tests start real processes besides.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+import utils
+
+ROOT = Path(utils.__file__).parent
+
+# A model of 11 million parameters, all but a few of them ResNet-18's; 12 of 16 train images train: 4 batches an epoch.
+OPTIONS = """\
+model:
+    pretrained: none
+    seq2vec: {pretrained: False, embedding_dim: 8, hidden_dim: 16}
+    fusion: {gate: paper, dynamic_fusion_dim: 32, mca_HIDDEN_SIZE: 32, mca_FF_SIZE: 32, mca_MULTI_HEAD: 2,
+             mca_HIDDEN_SIZE_HEAD: 16}
+    embed: {embed_dim: 32}
+dataset:
+    datatype: demo
+    data_path: data
+    image_path: data/images
+    vocab_path: vocab.json
+    local_path: data/local.h5
+    image_size: 64
+    batch_size: 16
+    workers: 1
+optim: {epochs: 2, lr: 0.0005}
+logs: {print_freq: 3, save_steps: 3, ckpt_save_path: checkpoint, logger_name: logs}
+k_fold: {experiment_name: tiny, val_fraction: 0.25}
+"""
+
+
+class Outcome(NamedTuple):
+    """How a command ended: its exit status and what it printed."""
+
+    status: int
+    out: str
+    err: str
+
+    @property
+    def message(self) -> str:
+        """The one line on standard error."""
+        lines = self.err.splitlines()
+        assert len(lines) == 1, f"{len(lines)} lines on standard error: {self.err}"
+        return lines[0]
+
+
+def _module(command: str) -> tuple[str, list[str]]:
+    """`train.py --x` and `-m util.detect --x` -> the module's name, and its arguments."""
+    words = shlex.split(command)
+    return (words[1], words[2:]) if words[0] == "-m" else (words[0].removesuffix(".py"), words[1:])
+
+
+@pytest.fixture
+def run(capfd: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Outcome]:
+    """Run a command line such as `train.py --path_opt tiny.yaml` in this process and in the current folder."""
+
+    def run(command: str) -> Outcome:
+        name, arguments = _module(command)
+        monkeypatch.setattr(sys, "argv", [f"{name}.py", *arguments])
+        main = importlib.import_module(name).main
+        capfd.readouterr()
+        status = utils.exit_status(main)
+        return Outcome(status, *capfd.readouterr())
+
+    return run
+
+
+def environment() -> dict[str, str]:
+    """For commands in processes of their own: the project's modules, one thread."""
+    return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+
+
+def command_line(command: str) -> list[str]:
+    """The words that start a command in a process of its own."""
+    name, arguments = _module(command)
+    return [sys.executable, "-m", name, *arguments]
+
+
+def run_process(command: str, folder: Path, **options) -> Outcome:
+    """Run a command line in a process of its own."""
+    done = subprocess.run(
+        command_line(command), cwd=folder, env=environment(), capture_output=True, text=True, check=False, **options
+    )
+    return Outcome(done.returncode, done.stdout, done.stderr)
+
+
+def make_demo_folder(folder: Path, images: int = 20) -> None:
+    """The demonstration set in `folder`/data, its vocabulary, its local features, and tiny.yaml."""
+    import vocab
+    from data import read_captions, read_names
+    from util import build_local, make_demo
+    from util.local_features import stem
+
+    data = folder / "data"
+    make_demo.make_demo(data, images, 64, 0)
+    captions = [caption for split in ("train", "test") for caption in read_captions(data, split)]
+    vocab.save(vocab.build(captions), folder / "vocab.json")
+    names = [stem(name) for name in dict.fromkeys(read_names(data, "train") + read_names(data, "test"))]
+    detections, _ = build_local.read_detections(data / "boxes")
+    regions = build_local.to_regions(detections, names, lambda _: (64, 64))
+    denoised, adjacency = build_local.drea(regions, build_local.DreaOptions())
+    nodes = build_local.np.stack([one.nodes for one in denoised])
+    build_local.write_local(data / "local.h5", names, nodes, adjacency, {"source": "boxes"})
+    (folder / "tiny.yaml").write_text(OPTIONS)
+
+
+@pytest.fixture(scope="session")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the tiny demonstration set, made once; not to be written to (see `work`)."""
+    folder = tmp_path_factory.mktemp("demo")
+    make_demo_folder(folder)
+    return folder
+
+
+@pytest.fixture
+def work(demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the tiny demonstration set to work in, as the current folder."""
+    folder = tmp_path / "work"
+    shutil.copytree(demo, folder)
+    monkeypatch.chdir(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def checkpoint(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of the tiny model with random weights, as train.py writes it, with its split.json."""
+    import vocab
+    from layers import build_model
+    from option import load_options
+    from train import Progress, checkpoint, make_optimizer
+
+    options = load_options(demo / "tiny.yaml")
+    words = vocab.load(demo / "vocab.json").words
+    model = build_model(options, words)
+    folder = tmp_path_factory.mktemp("checkpoint") / "tiny" / "0"
+    state = checkpoint(model, make_optimizer(model), Progress(), [], options, words)
+    utils.save_checkpoint(state, folder / "GaLR_best.pth.tar")
+    names = list(dict.fromkeys((demo / "data/train_filename.txt").read_text().split()))
+    utils.write_json(folder / "split.json", {"train": names[4:], "val": names[:4]})
+    return folder / "GaLR_best.pth.tar"
+
+
+def listing(folder: Path) -> dict[str, bytes | None]:
+    """Everything in a folder, hidden files too: path -> content, None for folders and other things."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes() if path.is_file() and not path.is_symlink() else None
+        for path in sorted(folder.rglob("*"))
+    }
