@@ -101,7 +101,7 @@ def subset(split: Split, images: np.ndarray) -> Split:
 def named_subset(split: Split, names: Sequence[str]) -> Split:
     """The split of the named images. Raises InputError for names that it lacks."""
     row = {name: i for i, name in enumerate(split.images)}
-    absent = [name for name in names if name not in row]
+    absent = [str(name) for name in names if not isinstance(name, str) or name not in row]
     if absent:
         raise InputError(f"{len(absent)} images of the fold's split.json are not in the train list: {some(absent)}")
     return subset(split, np.array([row[name] for name in names]))
@@ -217,31 +217,37 @@ class FilePixels(Pixels, torch.utils.data.Dataset):
         self.paths, self.size, self.workers, self.cache = paths, size, workers, cache
         self._file = None
 
-    def __getitem__(self, row: int) -> np.ndarray:
-        if self.cache is None:
-            return util.images.decode(self.paths[row], self.size)
-        if self._file is None:  # opened by each worker for itself
-            import h5py
+    def __getitem__(self, row: int) -> np.ndarray | InputError:
+        """An image, or what keeps it from being one: raised in a worker, it would arrive as a traceback's text."""
+        try:
+            if self.cache is None:
+                return util.images.decode(self.paths[row], self.size)
+            if self._file is None:  # opened by each worker for itself
+                import h5py
 
-            self._file = h5py.File(self.cache[0])
-        return self._file[str(self.size)][self.cache[1][row]]
+                self._file = h5py.File(self.cache[0])
+            return self._file[str(self.size)][self.cache[1][row]]
+        except InputError as error:
+            return error
+        except (OSError, KeyError, ValueError, RuntimeError) as error:  # of h5py
+            return InputError(f"image {self.paths[row]} cannot be read from the cache {self.cache[0]} ({error})")
 
     def batches(self, rows: Sequence[np.ndarray]) -> Iterator[Tensor]:
         loader = torch.utils.data.DataLoader(
             self,
             batch_sampler=[batch.tolist() for batch in rows],
             num_workers=self.workers,
-            collate_fn=lambda images: torch.from_numpy(np.stack(images)),
+            collate_fn=_stack,
             pin_memory=torch.cuda.is_available(),
         )
-        try:
-            yield from loader
-        except InputError as error:
-            raise RunError(f"{error}, though it was at the start; put it back and go on with --resume") from None
-        except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
-                raise
-            raise RunError(f"a loader worker died ({error}); go on with --resume") from None
+        for batch in loader:
+            if isinstance(batch, InputError):
+                raise RunError(f"{batch}, though it was in order at the start; mend it and go on with --resume")
+            yield batch
+
+
+def _stack(images: list[np.ndarray | InputError]) -> Tensor | InputError:
+    return next((one for one in images if isinstance(one, InputError)), None) or torch.from_numpy(np.stack(images))
 
 
 def open_pixels(paths: list[str], size: int, options: Dataset, device: torch.device) -> Pixels:
