@@ -128,7 +128,8 @@ def _table(path: Path, shape: tuple[int, int]) -> np.ndarray:
         raise _damaged(path, error) from None
     if table.shape != shape or not np.issubdtype(table.dtype, np.floating):
         raise InputError(
-            f"skip-thoughts file {path}: shape {table.shape} instead of {shape} (dictionary words, embedding_dim)"
+            f"skip-thoughts file {path}: shape {table.shape} instead of {shape}, the words of dictionary.txt and "
+            f"embedding_dim; fetch both again from {SKIPTHOUGHTS_URL}"
         )
     return table
 

@@ -1,0 +1,64 @@
+"""The seeded model and batch of golden/model_a.npz (see ../shared/golden/README.md), rebuilt from the seed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from layers import build_model
+from layers.published import load_published
+from option import load_options
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+def seeded(name: str, shape: list[int], rng: np.random.RandomState) -> np.ndarray:
+    if name.endswith("num_batches_tracked"):
+        return np.int64(1)
+    x = rng.standard_normal(shape)
+    if name.endswith("running_var"):
+        x = 0.5 + rng.rand(*shape)
+    elif name.endswith("running_mean"):
+        x = 0.1 * x
+    elif (".bn" in name and name.endswith("weight")) or "downsample.1.weight" in name or name.endswith("a_2"):
+        x = 1 + 0.1 * x
+    elif name.endswith(("bias", "b_2")):
+        x = 0.05 * x
+    elif x.ndim >= 2:
+        x = x / np.sqrt(np.prod(shape[1:]))
+    return x.astype("float32")
+
+
+def numbers() -> dict[str, np.ndarray]:
+    with np.load(GOLDEN / "model_a.npz") as arrays:
+        return {name: arrays[name] for name in arrays.files}
+
+
+def weights(golden: dict) -> dict[str, torch.Tensor]:
+    """The published state dict."""
+    seed, shapes = int(golden["seed"]), json.loads(str(golden["shapes"]))
+    return {
+        name: torch.as_tensor(seeded(name, shapes[name], np.random.RandomState([seed, i])))
+        for i, name in enumerate(sorted(shapes))
+    }
+
+
+def inputs(golden: dict) -> tuple[torch.Tensor, ...]:
+    """images, local_rep, local_adj, token_ids, lengths."""
+    rng, batch = np.random.RandomState(int(golden["seed"]) + 1000), int(golden["batch"])
+    images = rng.standard_normal((batch, 3, 256, 256)).astype("float32")
+    local_rep = rng.rand(batch, 20, 20).astype("float32")
+    local_adj = rng.rand(batch, 20, 20).astype("float32")
+    local_adj = (local_adj + local_adj.transpose(0, 2, 1)) / 2
+    return tuple(map(torch.from_numpy, (images, local_rep, local_adj, golden["token_ids"], golden["lengths"])))
+
+
+def model(golden: dict, gate: str = "released") -> torch.nn.Module:
+    """The golden model in evaluation mode."""
+    options = load_options("option/RSITMD/RSITMD_GaLR.yaml", [f"model.fusion.gate={gate}"])
+    built = build_model(options, [f"w{i}" for i in range(40)], initialise=False)
+    load_published(built, weights(golden))
+    return built.eval()

@@ -1,0 +1,298 @@
+"""Captions, lists, folds, transforms, batches and local features."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import torch
+import torchvision.transforms.functional as pil_path
+from PIL import Image
+
+import data
+import util.images
+from option import load_options
+from option.schema import KFold
+from util.local_features import load_local, stem
+from utils import InputError
+
+
+def write_lists(folder: Path, split: str, names: list[str], captions: list[str]) -> None:
+    (folder / f"{split}_filename.txt").write_text("\n".join(names) + "\n")
+    (folder / f"{split}_caps.txt").write_text("\n".join(captions) + "\n")
+
+
+def images_of(folder: Path, number: int) -> list[str]:
+    """Noise images, of sizes around 60 x 60."""
+    rng = np.random.default_rng(0)
+    folder.mkdir(exist_ok=True)
+    for i in range(number):
+        pixels = rng.integers(0, 256, (60 + i % 3, 61 - i % 2, 3), np.uint8)
+        Image.fromarray(pixels).save(folder / f"i{i}.png")
+    return [f"i{i}.png" for i in range(number)]
+
+
+# ------------------------------------------------------------ lists
+
+
+@pytest.mark.parametrize("names", [["a.tif", "b.tif"], ["a.tif"] * 3 + ["b.tif"] * 3])
+def test_both_published_list_forms_give_the_same_split(tmp_path, names) -> None:
+    write_lists(tmp_path, "test", names, [f"caption {i}" for i in range(6)])
+    split = data.read_split(tmp_path, "test")
+    assert split.images == ["a.tif", "b.tif"]
+    assert split.image_of_caption.tolist() == [0, 0, 0, 1, 1, 1]
+
+
+def test_one_caption_per_image_needs_no_five(tmp_path) -> None:
+    write_lists(tmp_path, "test", ["a", "b", "c"], ["x", "y", "z"])
+    assert data.read_split(tmp_path, "test").image_of_caption.tolist() == [0, 1, 2]
+
+
+def test_a_ratio_that_is_not_whole_gives_both_counts(tmp_path) -> None:
+    write_lists(tmp_path, "train", ["a", "b"], ["x", "y", "z"])
+    with pytest.raises(InputError, match=r"3 captions .* 2 lines"):
+        data.read_split(tmp_path, "train")
+
+
+def test_blank_captions_are_dropped_from_train_with_their_images_and_stay_in_test(tmp_path, capsys) -> None:
+    for split in ("train", "test"):
+        write_lists(tmp_path, split, ["a", "b", "c"], ["x", "", " ", "", "y", "z"])
+    train = data.read_split(tmp_path, "train")
+    assert (train.images, train.captions) == (["a", "c"], ["x", "y", "z"])
+    assert train.image_of_caption.tolist() == [0, 1, 1]
+    assert "3 blank captions" in (out := capsys.readouterr().out) and "1 images" in out
+    assert len(data.read_split(tmp_path, "test").captions) == 6
+
+
+def test_real_lists_give_the_published_counts() -> None:
+    if "GALR_TEST_DATA" not in os.environ:
+        pytest.skip("GALR_TEST_DATA is not set: no real lists")
+    counts = {"rsitmd": (4287, 21435, 452, 2260), "rsicd": (9828, 49140, 1093, 5465), "ucm": (1890, 9450, 210, 1050)}
+    for name, expected in counts.items():
+        train, test = (
+            data.read_split(Path(os.environ["GALR_TEST_DATA"]) / f"{name}_precomp", s) for s in ("train", "test")
+        )
+        assert (len(train.images), len(train.captions), len(test.images), len(test.captions)) == expected
+
+
+def test_subset_keeps_each_images_captions(tmp_path) -> None:
+    split = data.Split(["a", "b", "c"], ["a0", "b0", "c0", "a1"], np.array([0, 1, 2, 0]))
+    part = data.subset(split, np.array([2, 0]))
+    assert part.images == ["c", "a"]
+    assert [(c, part.images[i]) for c, i in zip(part.captions, part.image_of_caption, strict=True)] == [
+        ("a0", "a"), ("c0", "c"), ("a1", "a")]  # fmt: skip
+
+
+# ------------------------------------------------------------ folds
+
+
+def k_fold(**keys) -> KFold:
+    return KFold(experiment_name="x", nums=4, **keys)
+
+
+def test_shuffle_folds_are_80_20_independent_and_repeatable() -> None:
+    folds = [data.fold_rows(100, k_fold(), fold) for fold in range(4)]
+    for train, val in folds:
+        assert len(train) == 80 and len(val) == 20
+        assert sorted([*train, *val]) == list(range(100))
+    assert len({tuple(val) for _, val in folds}) == 4
+    assert all(np.array_equal(a, b) for a, b in zip(folds[2], data.fold_rows(100, k_fold(), 2), strict=True))
+    assert not np.array_equal(folds[0][1], data.fold_rows(100, k_fold(seed=1), 0)[1])
+
+
+def test_disjoint_folds_share_no_image_and_cover_all() -> None:
+    held_out = np.concatenate([data.fold_rows(10, k_fold(mode="disjoint"), fold)[1] for fold in range(4)])
+    assert sorted(held_out) == list(range(10))
+
+
+@pytest.mark.parametrize(("images", "keys"), [(2, {}), (1, {"val_fraction": 0.9}), (2, {"mode": "disjoint"})])
+def test_a_fold_without_train_or_validation_images_is_an_error(images, keys) -> None:
+    with pytest.raises(InputError, match="leaves no"):
+        for fold in range(4):
+            data.fold_rows(images, k_fold(**keys), fold)
+
+
+# ------------------------------------------------------------ transforms
+
+
+def real_images() -> list[str]:
+    """100 UCM images: the 44 that are not 256 x 256, and others."""
+    if "GALR_TEST_DATA" not in os.environ:
+        pytest.skip("GALR_TEST_DATA is not set: no real images")
+    paths = sorted((Path(os.environ["GALR_TEST_DATA"]) / "ucm_precomp" / "images").iterdir())
+    odd = [p for p in paths if Image.open(p).size != (256, 256)]
+    assert len(odd) == 44
+    return [str(p) for p in (odd + [p for p in paths if p not in odd][:56])]
+
+
+def check_evaluation(paths: list[str], size: int) -> None:
+    for path in paths:
+        ours = data.normalise(torch.from_numpy(util.images.decode(path, size).copy())[None])[0]
+        image = pil_path.to_tensor(pil_path.resize(Image.open(path).convert("RGB"), [size, size]))
+        assert torch.equal(ours, pil_path.normalize(image, data.MEAN, data.STD)), path
+
+
+def check_training(paths: list[str], size: int) -> None:
+    drawn = data.draw_augmentation(np.random.default_rng(0), len(paths), size)
+    resized = data.resize_size(size)
+    pixels = np.stack([util.images.decode(path, resized) for path in paths])
+    ours = data.augment(torch.from_numpy(pixels), drawn, size)
+    for i, path in enumerate(paths):
+        image = pil_path.resize(Image.open(path).convert("RGB"), [resized, resized])
+        image = pil_path.rotate(image, float(drawn.angles[i]))
+        image = pil_path.crop(image, *map(int, drawn.offsets[i]), size, size)
+        expected = pil_path.normalize(pil_path.to_tensor(image), data.MEAN, data.STD)
+        differing = (ours[i] != expected).any(dim=0).float().mean().item()
+        assert differing <= 0.01, f"{path}: {differing:.2%} of the pixels"
+
+
+def test_evaluation_transform_is_the_pil_path_bit_for_bit_on_100_real_images() -> None:
+    check_evaluation(real_images(), 256)
+
+
+def test_training_transform_is_the_pil_path_within_1_per_cent_of_pixels_on_100_real_images() -> None:
+    check_training(real_images(), 256)
+
+
+def test_both_transforms_are_the_pil_path_at_other_sizes(tmp_path) -> None:
+    paths = [str(tmp_path / name) for name in images_of(tmp_path, 6)]
+    check_evaluation(paths, 64)
+    check_training(paths, 64)
+
+
+def test_angles_fill_0_to_90_and_crops_reach_every_place() -> None:
+    drawn = data.draw_augmentation(np.random.default_rng(0), 20000, 256)
+    assert 0 <= drawn.angles.min() < 0.1 and 89.9 < drawn.angles.max() < 90
+    assert abs(drawn.angles.mean() - 45) < 1
+    assert set(drawn.offsets.flatten()) == set(range(23))
+
+
+def test_resize_follows_the_image_size() -> None:
+    assert [data.resize_size(s) for s in (256, 128, 64)] == [278, 139, 70]
+
+
+# ------------------------------------------------------------ batches
+
+
+@pytest.fixture
+def small(tmp_path) -> tuple:
+    """Options and split of 7 images with 3 captions each; local features that carry the image's number."""
+    names = images_of(tmp_path / "images", 7)
+    captions = [f"ship {'near ' * (i % 4)}plane" for i in range(21)]
+    for split in ("train", "test"):
+        write_lists(tmp_path, split, names, captions)
+    write_local(tmp_path / "local.h5", names)
+    options = load_options(
+        "option/DEMO/DEMO_GaLR.yaml",
+        [f"dataset.data_path={tmp_path}", f"dataset.image_path={tmp_path / 'images'}",
+         f"dataset.local_path={tmp_path / 'local.h5'}", "dataset.batch_size=4", "dataset.image_size=32"],
+    )  # fmt: skip
+    return options, data.read_split(tmp_path, "train")
+
+
+def write_local(path: Path, names: list[str]) -> None:
+    with h5py.File(path, "w") as file:
+        file["name"] = [stem(name) for name in reversed(names)]
+        file["local_rep"] = np.stack([np.full((20, 20), i, np.float32) for i in reversed(range(len(names)))])
+        file["local_adj"] = np.zeros((len(names), 20, 20), np.float32)
+
+
+def epoch(options, split, cache: str, first: int = 0) -> list[data.Batch]:
+    options = options.model_copy(update={"dataset": options.dataset.model_copy(update={"cache": cache, "workers": 1})})
+    loaded = data.load_data(split, options, ["ship", "plane", "<unk>"], torch.device("cpu"), training=True)
+    return list(data.train_batches(loaded, options, fold=0, epoch=0, first=first))
+
+
+def test_an_epoch_sees_every_pair_once_the_last_batch_partial_and_pairs_belong_together(small) -> None:
+    options, split = small
+    batches = epoch(options, split, "ram")
+    assert [len(batch.lengths) for batch in batches] == [4] * 5 + [1]
+    seen = sorted((int(b.local_rep[i, 0, 0]), int(b.lengths[i])) for b in batches for i in range(len(b.lengths)))
+    expected = sorted((i // 3, 2 + i % 4) for i in range(21))
+    assert seen == expected
+    for batch in batches:
+        assert batch.images.shape[1:] == (3, 32, 32) and batch.images.dtype == torch.float32
+        assert batch.images.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_every_cache_gives_the_same_batches_and_so_does_a_start_in_mid_epoch(small) -> None:
+    options, split = small
+    expected = epoch(options, split, "ram")
+    for cache, first in (("none", 0), ("h5", 0), ("ram", 3), ("none", 3)):
+        batches = epoch(options, split, cache, first)
+        assert len(batches) == 6 - first
+        for ours, other in zip(batches, expected[first:], strict=True):
+            assert all(torch.equal(a, b) for a, b in zip(ours, other, strict=True))
+
+
+def test_the_image_cache_is_rebuilt_when_a_source_changes(small, tmp_path) -> None:
+    options, _ = small
+    cache, paths = data.open_cache(options.dataset)
+    sizes = (data.resize_size(32), 32)
+    assert util.images.cache_is_fresh(cache, paths, sizes)
+    Image.new("RGB", (50, 50), "red").save(paths[3])
+    assert not util.images.cache_is_fresh(cache, paths, sizes)
+    data.open_cache(options.dataset)
+    with h5py.File(cache) as file:
+        assert (file["32"][3] == [255, 0, 0]).all()
+    cache.write_bytes(cache.read_bytes()[:3000])
+    assert not util.images.cache_is_fresh(cache, paths, sizes)
+
+
+def test_evaluation_sees_each_image_and_each_caption_once_captions_longest_first(small) -> None:
+    options, split = small
+    loaded = data.load_data(split, options, ["ship", "plane", "<unk>"], torch.device("cpu"), training=False)
+    reps = torch.cat([rep[:, 0, 0] for _, rep, _ in data.image_batches(loaded, 3)])
+    assert reps.tolist() == list(range(7))
+    batches = list(data.caption_batches(loaded, 4))
+    rows = torch.cat([rows for rows, _, _ in batches])
+    assert sorted(rows.tolist()) == list(range(21))
+    lengths = torch.cat([lengths for _, _, lengths in batches])
+    assert lengths.tolist() == sorted(loaded.lengths.tolist(), reverse=True)
+
+
+# ------------------------------------------------------------ local features
+
+
+def test_published_npy_and_hdf5_give_the_same_features(tmp_path) -> None:
+    names = ["a.x.tif", "b.tif"]
+    write_local(tmp_path / "l.h5", names)
+    rep, adj = load_local(tmp_path / "l.h5", names)
+    tree = {"local_rep": {f"{stem(n)}.txt": r.tolist() for n, r in zip(names, rep, strict=True)},
+            "adj_matrix": {f"{stem(n)}.txt": a.tolist() for n, a in zip(names, adj, strict=True)}}  # fmt: skip
+    np.save(tmp_path / "l.npy", tree, allow_pickle=True)
+    for ours, other in zip(load_local(tmp_path / "l.npy", names), (rep, adj), strict=True):
+        assert np.array_equal(ours, other)
+    assert rep[:, 0, 0].tolist() == [0, 1]
+
+
+def test_zeros_are_the_ablation() -> None:
+    rep, adj = load_local("zeros", ["a", "b"])
+    assert rep.shape == adj.shape == (2, 20, 20) and not rep.any() and not adj.any()
+
+
+def test_images_without_features_are_counted_and_named(tmp_path) -> None:
+    write_local(tmp_path / "l.h5", ["a"])
+    with pytest.raises(InputError, match=r"6 of 7 images have none: b0, b1, b2, b3, b4, \.\.\."):
+        load_local(tmp_path / "l.h5", ["a", *[f"b{i}.tif" for i in range(6)]])
+
+
+@pytest.mark.parametrize("fault", ["nan", "shape", "missing", "truncated"])
+def test_faulty_features_are_named(tmp_path, fault) -> None:
+    path = tmp_path / "l.h5"
+    write_local(path, ["a"])
+    with h5py.File(path, "a") as file:
+        if fault == "nan":
+            file["local_rep"][0, 3, 3] = np.nan
+        elif fault == "shape":
+            del file["local_rep"]
+            file["local_rep"] = np.zeros((1, 20, 19), np.float32)
+        elif fault == "missing":
+            del file["local_adj"]
+    if fault == "truncated":
+        path.write_bytes(path.read_bytes()[:2000])
+    with pytest.raises(InputError, match=r"l\.h5"):
+        load_local(path, ["a"])

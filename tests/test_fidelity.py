@@ -1,0 +1,133 @@
+"""The model computes what the released code computes: golden/model_a.npz, through every path it can take."""
+
+from __future__ import annotations
+
+import json
+
+import golden_model
+import numpy as np
+import pytest
+import torch
+
+from layers.loss import TripletLoss
+from layers.published import from_published, load_published, to_published
+from layers.strided_conv import StridedConv2d
+from utils import InputError
+
+
+@pytest.fixture(scope="module")
+def golden() -> dict:
+    return golden_model.numbers()
+
+
+@pytest.fixture(scope="module")
+def batch(golden: dict) -> tuple:
+    return golden_model.inputs(golden)
+
+
+@pytest.fixture(scope="module")
+def model(golden: dict) -> torch.nn.Module:
+    return golden_model.model(golden)
+
+
+def close(ours: torch.Tensor, golden: dict, key: str) -> bool:
+    return np.abs(ours.detach().numpy() - golden[key]).max() <= 1e-5
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_every_stage_is_within_1e_5_of_the_released_code(golden, model, batch, memory_format) -> None:
+    images, local_rep, local_adj, token_ids, lengths = batch
+    images = images.to(memory_format=memory_format)
+    branch = model.to(memory_format=memory_format).global_branch
+    with torch.no_grad():
+        assert close(branch.solo(branch.trunk(images)[3].mean((2, 3))), golden, "solo")
+        assert close(branch(images), golden, "global_feature")
+        assert close(model.local_branch(local_rep, local_adj), golden, "local_feature")
+        assert close(model.encode_image(images, local_rep, local_adj), golden, "visual_feature")
+        assert close(model.encode_text(token_ids, lengths), golden, "text_feature")
+        assert close(model.encode_text(token_ids), golden, "text_feature")
+        assert close(model(images, local_rep, local_adj, token_ids, lengths), golden, "sims")
+
+
+def test_losses_and_gradient_norms_are_those_of_the_released_code(golden, model, batch) -> None:
+    sims = model(batch[0].to(memory_format=torch.channels_last), *batch[1:])
+    assert abs(TripletLoss(0.2, True)(sims).item() - golden["loss_max"]) < 1e-5
+    loss = TripletLoss(0.2, False)(sims)
+    assert abs(loss.item() - golden["loss_sum"]) < 1e-5
+    model.zero_grad()
+    loss.backward()
+    grads = {name: torch.zeros_like(p) if p.grad is None else p.grad for name, p in model.named_parameters()}
+    grads = to_published(grads)
+    norms = {k: v for k, v in json.loads(str(golden["grad_norms"])).items() if v is not None and v > 1e-6}
+    assert len(norms) > 100
+    for name, norm in norms.items():
+        assert abs(grads[name].norm().item() - norm) <= 1e-3 * norm, name
+
+
+def test_bf16_stays_near_float32(golden, model, batch) -> None:
+    """Not an equality: the largest difference of a cosine on the golden batch, with room for other processors."""
+    images = batch[0].to(memory_format=torch.channels_last)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        sims = model(images, *batch[1:])
+    assert sims.dtype == torch.float32
+    assert 1e-6 < np.abs(sims.numpy() - golden["sims"]).max() < 2e-3
+
+
+@pytest.mark.parametrize(("channels", "side", "stride", "padding"), [(8, 3, 2, 1), (6, 3, 2, 0), (4, 1, 2, 0)])
+def test_strided_convolution_in_bf16_has_the_gradients_of_its_own_inputs_in_float32(channels, side, stride, padding):
+    """Its weight gradient is our own product: it may differ from float32 by the grain of bf16's results, not more."""
+    torch.manual_seed(0)
+    conv = StridedConv2d(channels, 5, side, stride, padding, bias=False)
+    with torch.no_grad():
+        conv.weight.copy_(conv.weight.bfloat16())
+    x = torch.randn(3, channels, 13, 13).bfloat16().float().to(memory_format=torch.channels_last).requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        y = conv(x)
+    direction = torch.randn(y.shape).bfloat16().float()
+    ours = torch.autograd.grad((y.float() * direction).sum(), (x, conv.weight))
+    exact_y = torch.nn.functional.conv2d(x, conv.weight, None, stride, padding)
+    exact = torch.autograd.grad((exact_y * direction).sum(), (x, conv.weight))
+    for a, b in zip((y.float(), *ours), (exact_y, *exact), strict=True):
+        assert (a - b).abs().max() <= 2**-8 * b.abs().max()
+
+
+def test_released_gate_cancels_and_the_papers_does_not(golden, batch) -> None:
+    """Under `released` the dynamic-fusion weights move no similarity; under `paper` they do."""
+    for gate, moves in (("released", False), ("paper", True)):
+        model = golden_model.model(golden, gate)
+        with torch.no_grad():
+            before = model(*batch)
+            rng = torch.Generator().manual_seed(1)
+            for weight in model.midf.gamma.parameters():
+                weight.copy_(0.1 * torch.randn(weight.shape, generator=rng))
+            moved = (model(*batch) - before).abs().max().item()
+        assert (moved > 1e-4) if moves else (moved <= 1e-6), gate
+
+
+def test_published_names_round_trip_bit_for_bit(golden, model) -> None:
+    state = golden_model.weights(golden)
+    load_published(model, state)
+    back = to_published(model.state_dict())
+    assert back.keys() == state.keys()
+    assert all(torch.equal(back[name], state[name]) for name in state)
+    again = to_published(from_published(state))
+    assert all(torch.equal(again[name], state[name]) for name in state)
+
+
+def test_load_published_lists_missing_unexpected_and_misshapen_names(golden, model) -> None:
+    state = golden_model.weights(golden)
+    del state["mvsa.LF_conv.bias"]
+    state["stranger"] = torch.zeros(1)
+    state["local_feature.fc2.weight"] = torch.zeros(3, 3)
+    state["text_feature.seq2vec.rnn.gru_cell.weight_hr.weight"] = torch.zeros(1)
+    before = {name: x.clone() for name, x in model.state_dict().items()}
+    with pytest.raises(InputError) as error:
+        load_published(model, state)
+    for part in (
+        "1 missing: mvsa.LF_conv.bias",
+        "1 unexpected: stranger",
+        "local_feature.fc2.weight (3, 3) instead of",
+    ):
+        assert part in str(error.value)
+    assert "weight_hr.weight (1,)" in str(error.value)
+    assert all(torch.equal(x, before[name]) for name, x in model.state_dict().items())

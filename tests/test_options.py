@@ -1,0 +1,171 @@
+"""Options: published files load unchanged, new keys keep their meaning, mistakes are named."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from option import load_options
+from utils import InputError
+
+# A file as the authors publish it: their keys, their unused ones, the string "None".
+PUBLISHED = """
+model:
+    name: GaLR
+    multiscale:
+        multiscale_input_channel: 3
+        multiscale_output_channel: 1
+    cross_attention:
+        att_type: "sum"
+    fusion:
+        correct_local_hidden_dim: 512
+        correct_local_hidden_drop: 0.2
+        supplement_global_hidden_dim: 512
+        supplement_global_hidden_drop: 0.2
+        dynamic_fusion_dim: 512
+        dynamic_fusion_drop: 0.2
+        mca_DROPOUT_R: 0.1
+        mca_HIDDEN_SIZE: 512
+        mca_FF_SIZE: 1024
+        mca_MULTI_HEAD: 8
+        mca_HIDDEN_SIZE_HEAD: 64
+    seq2vec:
+        arch: skipthoughts
+        dir_st: /data/seq2vec
+        type: BayesianUniSkip
+        dropout: 0.25
+        fixed_emb: False
+    embed:
+        embed_dim: 512
+    global_local_weight:
+        global: None
+        local: None
+dataset:
+    datatype: rsitmd
+    data_split: train
+    data_path: ./data/rsitmd_precomp/
+    image_path: /data/rsitmd/images/
+    vocab_path: vocab/rsitmd_splits_vocab.json
+    local_path: data/rsitmd_precomp/local.npy
+    batch_size: 100
+    batch_size_val: 70
+    workers: 3
+optim:
+    epochs: 20
+    lr: 0.0002
+    lr_decay_param: 0.7
+    lr_update_epoch: 20
+    grad_clip: 0
+    max_violation: 0
+    margin: 0.2
+    resume: False
+logs:
+    eval_step: 1
+    print_freq: 10
+    ckpt_save_path: checkpoint/
+    logger_name: logs/
+k_fold:
+    experiment_name: rsitmd_aba
+    nums: 3
+    current_num: 0
+"""
+SHIPPED = ["DEMO", "RSITMD", "RSICD", "UCM", "SYDNEY"]
+
+
+@pytest.fixture
+def published(tmp_path: Path) -> Path:
+    path = tmp_path / "published.yaml"
+    path.write_text(PUBLISHED)
+    return path
+
+
+def test_a_published_file_loads_unchanged_and_its_unused_keys_are_named_once(published, capsys) -> None:
+    options = load_options(published)
+    note = capsys.readouterr().out
+    assert note.count("\n") == 1
+    for key in (
+        "cross_attention",
+        "correct_local_hidden_dim",
+        "supplement_global_",
+        "global_local_weight",
+        "data_split",
+    ):
+        assert key in note
+    assert options.optim.lr == 2e-4 and options.k_fold.nums == 3 and options.optim.max_violation is False
+
+
+def test_a_published_file_means_the_released_code(published) -> None:
+    options = load_options(published)
+    assert options.model.fusion.gate == "released"
+    assert options.model.pretrained == "imagenet" and options.model.seq2vec.pretrained
+    assert options.dataset.image_size == 256 and options.optim.precision == "fp32"
+    assert (options.k_fold.mode, options.k_fold.val_fraction) == ("shuffle", 0.2)
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_shipped_files_load_say_paper_and_point_at_data(name) -> None:
+    options = load_options(f"option/{name}/{name}_GaLR.yaml")
+    assert options.model.fusion.gate == "paper"
+    assert options.dataset.data_path.startswith("data/") and options.dataset.datatype == name.lower()
+
+
+@pytest.mark.parametrize(("name", "epochs"), [("RSITMD", 20), ("RSICD", 70)])
+def test_published_settings(name, epochs) -> None:
+    o = load_options(f"option/{name}/{name}_GaLR.yaml")
+    assert (o.dataset.batch_size, o.optim.lr, o.optim.lr_decay_param, o.optim.lr_update_epoch) == (100, 2e-4, 0.7, 20)
+    assert (o.optim.margin, o.k_fold.nums, o.optim.epochs, o.model.seq2vec.dropout) == (0.2, 3, epochs, 0.25)
+
+
+def test_overrides_win_and_are_checked_like_the_file(published) -> None:
+    options = load_options(published, ["optim.lr=1e-4", "k_fold.nums=1", "model.fusion.gate=paper", "seed=7"])
+    assert (options.optim.lr, options.k_fold.nums, options.model.fusion.gate, options.seed) == (1e-4, 1, "paper", 7)
+
+
+def test_none_means_the_default(published) -> None:
+    assert load_options(published, ["optim.grad_clip=None", "optim.margin=null"]).optim.margin == 0.2
+
+
+def test_to_dict_gives_plain_values_that_load_again(published, tmp_path) -> None:
+    import yaml
+
+    tree = load_options(published).to_dict()
+    (tmp_path / "again.yaml").write_text(yaml.safe_dump(tree))
+    assert load_options(tmp_path / "again.yaml").to_dict() == tree
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("optim.lrr=1", "unknown key optim.lrr (nearest known key: optim.lr)"),
+        ("optim.lr=-1", "optim.lr"),
+        ("optim.lr=.nan", "optim.lr"),
+        ("optim.lr=fast", "optim.lr"),
+        ("optim=3", "block of options"),
+        ("optim.lr", "KEY=VALUE"),
+        ("optim.lr.x=3", "optim.lr.x=3"),
+        ("optim.precision=fp16", "optim.precision"),
+        ("optim.resume=True", "optim.resume"),
+        ("dataset.image_size=100", "dataset.image_size"),
+        ("dataset.batch_size=0", "dataset.batch_size"),
+        ("dataset.datatype=None", "dataset.datatype is missing"),
+        ("k_fold.experiment_name=../up", "k_fold.experiment_name"),
+        ("k_fold.current_num=3", "k_fold.current_num"),
+        ("model.fusion.mca_HIDDEN_SIZE=256", "mca_HIDDEN_SIZE"),
+        ("model.fusion.gate=new", "model.fusion.gate"),
+        ("seed=-1", "seed"),
+    ],
+)
+def test_mistakes_are_one_line_that_names_key_and_file(published, override, says) -> None:
+    with pytest.raises(InputError) as error:
+        load_options(published, [override])
+    assert says in str(error.value) and "\n" not in str(error.value)
+    assert "published.yaml" in str(error.value) or "--set" in str(error.value)
+
+
+@pytest.mark.parametrize("text", ["", "- a", "a: [", "optim: {lr: 1, lr: 2}", "!!python/object:os.system {}", "1: 2"])
+def test_files_that_are_no_option_files_are_refused(tmp_path, text) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_text(text)
+    with pytest.raises(InputError, match=r"bad\.yaml"):
+        load_options(path)

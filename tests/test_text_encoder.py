@@ -1,0 +1,192 @@
+"""Skip-thoughts encoders: golden/text_a.npz, Bayesian dropout, the fast GRU against plain autograd."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from layers.gru import GRU, pack
+from layers.text_encoder import TextEncoder
+from layers.weights import load_skipthoughts
+from option.schema import Seq2Vec
+from utils import InputError
+
+GOLDEN = Path(__file__).parent / "golden" / "text_a.npz"
+WORDS = [f"w{i}" for i in range(30)]
+
+
+def skip(rng: np.random.RandomState, hidden: int, prefix: str) -> dict[str, np.ndarray]:
+    shapes = [("W", (620, 2 * hidden)), ("Wx", (620, hidden)), ("U", (hidden, 2 * hidden)), ("Ux", (hidden, hidden)),
+              ("b", (2 * hidden,)), ("bx", (hidden,))]  # fmt: skip
+    arrays = {}
+    for key, shape in shapes:
+        x = rng.standard_normal(shape)
+        arrays[prefix + key] = (x / np.sqrt(shape[0]) if len(shape) == 2 else 0.05 * x).astype("float32")
+    return arrays
+
+
+@pytest.fixture(scope="module")
+def skipthoughts(tmp_path_factory) -> Path:
+    """The published folder, in small: 17 dictionary words."""
+    folder = tmp_path_factory.mktemp("seq2vec")
+    with np.load(GOLDEN) as golden:
+        seed = int(golden["seed"])
+    (folder / "dictionary.txt").write_text("\n".join([*WORDS[::2], "zzz", "UNK"]) + "\n")
+    for i, name in enumerate(("utable", "btable"), start=1):
+        np.save(
+            folder / f"{name}.npy", np.random.RandomState(10 * seed + i).standard_normal((17, 620)).astype("float32")
+        )
+    np.savez(folder / "uni_skip.npz", **skip(np.random.RandomState(10 * seed + 3), 2400, "encoder_"))
+    rng = np.random.RandomState(10 * seed + 4)
+    np.savez(folder / "bi_skip.npz", **skip(rng, 1200, "encoder_"), **skip(rng, 1200, "encoder_r_"))
+    return folder
+
+
+def encoder(kind: str, folder: Path) -> TextEncoder:
+    options = Seq2Vec(type=kind, dir_st=str(folder))
+    built = TextEncoder(options, len(WORDS), 512)
+    load_skipthoughts(built, options, WORDS)
+    return built.eval()
+
+
+@pytest.mark.parametrize("kind", ["UniSkip", "BiSkip", "BayesianUniSkip"])
+def test_encoders_from_published_files_are_within_1e_5_of_the_released_ones(kind, skipthoughts, capsys) -> None:
+    built = encoder(kind, skipthoughts)
+    assert "15 of 30 words" in capsys.readouterr().out
+    with np.load(GOLDEN) as golden, torch.no_grad():
+        ours = built.sentence_vector(torch.from_numpy(golden["token_ids"]), torch.from_numpy(golden["lengths"]))
+        assert np.abs(ours.numpy() - golden[kind]).max() <= 1e-5
+
+
+@pytest.mark.parametrize(
+    ("name", "harm", "says"),
+    [
+        ("utable.npy", None, "is not there"),
+        ("uni_skip.npz", None, "is not there"),
+        ("dictionary.txt", None, "is not there"),
+        ("utable.npy", 1000, "damaged"),
+        ("uni_skip.npz", 5000, "damaged"),
+        ("dictionary.txt", 9, "words of dictionary.txt"),
+    ],
+)
+def test_missing_and_truncated_files_are_named_with_where_they_are_published(name, harm, says, skipthoughts, tmp_path):
+    for file in skipthoughts.iterdir():
+        (tmp_path / file.name).symlink_to(file)
+    (tmp_path / name).unlink()
+    if harm:
+        (tmp_path / name).write_bytes((skipthoughts / name).read_bytes()[:harm])
+    with pytest.raises(InputError) as error:
+        encoder("BayesianUniSkip", tmp_path)
+    assert name in str(error.value) and says in str(error.value)
+    assert "rkiros" in str(error.value)
+
+
+def plain_gru(gru: GRU, x: torch.Tensor, lengths: torch.Tensor, input_mask=None, hidden_mask=None) -> torch.Tensor:
+    """The equations of layers/gru.py, word by word, one sequence at a time."""
+    rows = []
+    for b, length in enumerate(lengths.tolist()):
+        h = x.new_zeros(gru.hidden_weight.shape[1])
+        for t in range(length):
+            xs = [x[b, t] if input_mask is None else x[b, t] * input_mask[g, b] for g in range(3)]
+            hs = [h if hidden_mask is None else h * hidden_mask[g, b] for g in range(3)]
+            i = [gru.input_weight[g] @ xs[g] + gru.input_bias[g] for g in range(3)]
+            u = [gru.hidden_weight[g] @ hs[g] for g in range(3)]
+            r, z = torch.sigmoid(i[0] + u[0]), torch.sigmoid(i[1] + u[1])
+            n = torch.tanh(i[2] + r * u[2])
+            h = (1 - z) * n + z * h
+        rows.append(h)
+    return torch.stack(rows)
+
+
+def run(gru: GRU, x: torch.Tensor, lengths: torch.Tensor, reverse: bool = False) -> torch.Tensor:
+    packing = pack(lengths, x.shape[1], x.device, reverse)
+    return gru(x.flatten(0, 1)[packing.words], packing)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_fast_gru_and_its_hand_written_backward_equal_plain_autograd(masked) -> None:
+    torch.manual_seed(0)
+    gru = GRU(5, 7, dropout=0.25 if masked else 0.0)
+    gru.initialise()
+    torch.nn.init.normal_(gru.input_bias)
+    x, lengths = torch.randn(6, 9, 5, requires_grad=True), torch.tensor([3, 9, 1, 4, 9, 2])
+    weights = [x, *gru.parameters()]
+    masks = (None, None)
+    if masked:
+        sorted_masks = (torch.rand(3, 6, 5) < 0.75) / 0.75, (torch.rand(3, 6, 7) < 0.75) / 0.75
+        gru._masks = lambda words, batch: sorted_masks
+        given = lengths.sort(descending=True, stable=True).indices.argsort()
+        masks = tuple(mask[:, given] for mask in sorted_masks)
+    ours, plain = run(gru, x, lengths), plain_gru(gru, x, lengths, *masks)
+    assert torch.allclose(ours, plain, atol=1e-6)
+    direction = torch.randn_like(ours)
+    for a, b in zip(
+        torch.autograd.grad((ours * direction).sum(), weights),
+        torch.autograd.grad((plain * direction).sum(), weights),
+        strict=True,
+    ):
+        assert torch.allclose(a, b, atol=1e-5)
+
+
+def test_backward_direction_reads_the_real_words_in_reverse() -> None:
+    torch.manual_seed(0)
+    gru = GRU(4, 6)
+    gru.initialise()
+    x, lengths = torch.randn(3, 5, 4), torch.tensor([5, 2, 1])
+    turned = torch.stack([torch.cat((row[:n].flip(0), row[n:])) for row, n in zip(x, lengths, strict=True)])
+    assert torch.allclose(run(gru, x, lengths, reverse=True), run(gru, turned, lengths), atol=1e-6)
+
+
+def test_what_stands_behind_the_last_word_never_matters() -> None:
+    torch.manual_seed(0)
+    built = TextEncoder(Seq2Vec(embedding_dim=8, hidden_dim=6), 10, 4).eval()
+    built.gru.initialise()
+    short = built(torch.tensor([[3, 4]]))
+    long = built(torch.tensor([[3, 4, 0, 0, 0], [1, 2, 3, 4, 5]]))
+    assert torch.allclose(short[0], long[0], atol=1e-6)
+
+
+def test_bayesian_masks_differ_by_gate_and_sequence_keep_the_mean_and_three_quarters() -> None:
+    torch.manual_seed(0)
+    gru = GRU(620, 2400, dropout=0.25).train()
+    for mask in gru._masks(torch.zeros(1, 620), 50):
+        assert mask.unique().tolist() == pytest.approx([0, 1 / 0.75])
+        n = mask.numel()
+        kept = (mask > 0).double().mean().item()
+        assert abs(kept - 0.75) < 5 * (0.75 * 0.25 / n) ** 0.5
+        assert abs(mask.double().mean().item() - 1) < 5 * (0.25 / 0.75 / n) ** 0.5
+        flat = mask.flatten(0, 1)
+        assert len(torch.unique(flat, dim=0)) == len(flat)  # no two gates, no two sequences share one
+
+
+def test_bayesian_masks_are_constant_over_time() -> None:
+    """With a recurrence that only passes words on, a masked input unit is silent at every word, not at some."""
+    torch.manual_seed(0)
+    gru = GRU(64, 64, dropout=0.25).train()
+    with torch.no_grad():
+        for p in gru.parameters():
+            p.zero_()
+        gru.input_weight[2] = torch.eye(64)
+        gru.input_bias[1] = -30  # update gate shut: h = n = tanh(m x)
+    x = torch.ones(8, 6, 64)
+    states = []
+    for length in range(1, 7):
+        torch.manual_seed(7)
+        states.append(run(gru, x[:, :length], torch.full((8,), length)) > 0)
+    assert all(torch.equal(states[0], later) for later in states[1:])
+    assert 0.6 < states[0].float().mean() < 0.9
+    gru.eval()
+    assert (run(gru, x, torch.full((8,), 6)) > 0).all()
+
+
+def test_only_the_vocabularys_rows_of_the_table_are_read(skipthoughts, monkeypatch) -> None:
+    modes = []
+    real = np.load
+    monkeypatch.setattr(
+        np, "load", lambda *a, **k: modes.append((Path(a[0]).name, k.get("mmap_mode"))) or real(*a, **k)
+    )
+    encoder("UniSkip", skipthoughts)
+    assert ("utable.npy", "r") in modes

@@ -1,0 +1,109 @@
+"""Vocabulary: the published ones word for word, tokens as the released code makes them."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import vocab
+from data import read_captions
+from utils import InputError
+
+GOLDEN = Path(__file__).parent / "golden" / "rsitmd_vocab_words.txt"
+
+
+@pytest.fixture
+def real_data() -> Path:
+    if "GALR_TEST_DATA" not in os.environ:
+        pytest.skip("GALR_TEST_DATA is not set: no real captions")
+    return Path(os.environ["GALR_TEST_DATA"])
+
+
+def captions(folder: Path) -> list[str]:
+    return read_captions(folder, "train") + read_captions(folder, "test")
+
+
+def test_published_rsitmd_vocabulary_word_for_word(real_data) -> None:
+    words = vocab.build(captions(real_data / "rsitmd_precomp")).words
+    assert list(words) == GOLDEN.read_text(encoding="utf-8").split()
+
+
+def test_published_rsicd_vocabulary_has_1225_words(real_data) -> None:
+    assert len(vocab.build(captions(real_data / "rsicd_precomp")).words) == 1225
+
+
+def test_there_are_179_stop_words_and_the_published_vocabulary_has_none() -> None:
+    assert len(vocab.STOP_WORDS) == 179
+    assert not vocab.STOP_WORDS & set(GOLDEN.read_text(encoding="utf-8").split())
+
+
+@pytest.mark.parametrize(
+    ("caption", "tokens"),
+    [
+        ("Two Ships, moored; (gray) port.", ["two", "ships", "moored", "gray", "port"]),
+        ("there is a river. the trees are green .", ["there", "is", "a", "river", "the", "trees", "are", "green"]),
+        ("it isn't a T-shaped harbor", ["it", "is", "n't", "a", "t-shaped", "harbor"]),
+        ("", []),
+        (" . ", []),
+    ],
+)
+def test_tokens_are_lower_case_words_without_marks_sentence_ends_split_off(caption, tokens) -> None:
+    assert vocab.tokenize(caption) == tokens
+
+
+def test_words_in_order_of_first_appearance_from_the_threshold_on_unknown_last() -> None:
+    built = vocab.build(["road ship the"] * 4 + ["ship quay"], threshold=5)
+    assert built.words == ("ship", "<unk>")
+    assert vocab.build(["road ship the"] * 5, threshold=5).words == ("road", "ship", "<unk>")
+    assert vocab.build(["road ship the"] * 5, 5, keep_stopwords=True).words == ("road", "ship", "the", "<unk>")
+
+
+def test_unknown_words_and_empty_captions_encode_as_unknown() -> None:
+    index = vocab.Vocabulary(("ship", "<unk>")).index
+    assert vocab.encode("Ship near ship", index) == [1, 2, 1]
+    assert vocab.encode("", index) == [2]
+
+
+def test_file_form_is_the_published_one_and_loads_again(tmp_path) -> None:
+    vocabulary = vocab.Vocabulary(("ship", "plane", "<unk>"))
+    vocab.save(vocabulary, tmp_path / "v.json")
+    assert json.loads((tmp_path / "v.json").read_text()) == {
+        "word2idx": {"ship": 1, "plane": 2, "<unk>": 3},
+        "idx2word": {"1": "ship", "2": "plane", "3": "<unk>"},
+        "idx": 4,
+    }
+    assert vocab.load(tmp_path / "v.json") == vocabulary
+
+
+@pytest.mark.parametrize(
+    "tree",
+    [
+        [],
+        {},
+        {"word2idx": {}},
+        {"word2idx": {"a": 1}},
+        {"word2idx": {"a": 1, "<unk>": 3}},
+        {"word2idx": {"a": "1", "<unk>": 2}},
+        {"word2idx": {"a": 1, "<unk>": True}},
+    ],
+)
+def test_files_that_are_no_vocabulary_are_refused_by_name(tmp_path, tree) -> None:
+    (tmp_path / "v.json").write_text(json.dumps(tree))
+    with pytest.raises(InputError, match=r"v\.json"):
+        vocab.load(tmp_path / "v.json")
+
+
+def test_splits_train_does_not_see_the_test_captions_and_no_download_is_needed(tmp_path) -> None:
+    (tmp_path / "train_caps.txt").write_text("red ship\n" * 5)
+    (tmp_path / "test_caps.txt").write_text("blue plane\n" * 5)
+    for splits, words in ((["train", "test"], ["red", "ship", "blue", "plane"]), (["train"], ["red", "ship"])):
+        out = tmp_path / "v.json"
+        command = [sys.executable, "vocab.py", "--data_path", str(tmp_path), "--data_name", "x_precomp"]
+        environment = os.environ | {"NLTK_DATA": "/nowhere", "HOME": str(tmp_path)}
+        subprocess.run([*command, "--splits", *splits, "--out", str(out)], check=True, env=environment)
+        assert vocab.load(out).words == (*words, "<unk>")
