@@ -1,0 +1,90 @@
+"""How the time of ours grows: batch size, caption length, size of the data set, size of the gallery.
+
+`exponent` is b of seconds ~ size^b, by least squares of the logarithms.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from itertools import islice
+from statistics import median
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from bench.train import WORDS, made_up, new_model, settings, train_data, wait
+from data import resize_size, train_batches
+from engine import autocast, encode_split, make_optimizer, prepare, train_epoch
+from utils import reuse_memory
+
+BATCHES = (25, 50, 100, 200)
+CAPTIONS = (4, 8, 16, 32)  # words
+DATA_SETS = (250, 500, 1000, 2000, 4000)  # images
+GALLERIES = (56, 113, 226, 452)  # images, with five captions each
+
+
+def scaling(device: torch.device, overrides: tuple[str, ...] = (), precision: str = "bf16") -> dict[str, dict]:
+    """{table: {"sizes", "seconds", "exponent"}}: the median of three runs at each size."""
+    reuse_memory()
+    options = settings(overrides, precision)
+    model = prepare(new_model(options), options, device)
+
+    def step(batch: int) -> Callable[[], object]:
+        own = options.model_copy(update={"dataset": options.dataset.model_copy(update={"batch_size": batch})})
+        steps = train_epoch(model, train_data(own, device), own, make_optimizer(model), 0, 0)
+        return lambda: next(steps)
+
+    def text(words: int) -> Callable[[], object]:
+        token_ids = torch.randint(1, len(WORDS) + 1, (options.dataset.batch_size, words), device=device)
+        encoder = model.text_encoder.train()
+
+        def work() -> None:
+            encoder.zero_grad()
+            with autocast(options, device):
+                encoder(token_ids).sum().backward()
+
+        return work
+
+    def batch(images: int) -> Callable[[], object]:
+        side = resize_size(options.dataset.image_size)
+        data = made_up(options, images, side, device)
+        return lambda: list(islice(train_batches(data, options, 0, 0), 2))
+
+    def gallery(images: int) -> Callable[[], object]:
+        data = made_up(options, images, options.dataset.image_size, device)
+        return lambda: encode_split(model, data, options)
+
+    return {
+        "training step, pairs of a batch": _grow(BATCHES, step, device),
+        "text branch, forward and backward, words of a caption": _grow(CAPTIONS, text, device),
+        "two training batches from memory, images of the data set": _grow(DATA_SETS, batch, device),
+        "evaluation, images of the gallery with five captions each": _grow(GALLERIES, gallery, device),
+    }
+
+
+def _grow(sizes: Sequence[int], make: Callable[[int], Callable[[], object]], device: torch.device) -> dict:
+    seconds = []
+    for size in tqdm(sizes, "scaling", disable=None):
+        work = make(size)
+        work()
+        times = []
+        for _ in range(3):
+            wait(device)
+            start = time.perf_counter()
+            work()
+            wait(device)
+            times.append(time.perf_counter() - start)
+        seconds.append(median(times))
+    exponent = np.polyfit(np.log(sizes), np.log(seconds), 1)[0]
+    return {"sizes": list(sizes), "seconds": seconds, "exponent": float(exponent)}
+
+
+def table(results: dict[str, dict]) -> str:
+    """The figures as text."""
+    lines = []
+    for name, of in results.items():
+        pairs = zip(of["sizes"], of["seconds"], strict=True)
+        lines += [f"{name}: exponent {of['exponent']:.2f}"] + [f"{size:>8} {seconds:9.4f} s" for size, seconds in pairs]
+    return "\n".join(lines)

@@ -1,0 +1,167 @@
+"""The measuring command: every suite runs, gives the promised figures, and compares sides that agree in numbers."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import bench.__main__
+import bench.data
+import bench.eval
+import bench.rerank
+import bench.scaling
+import bench.train
+import vocab
+from bench import Side, figures
+from data import read_captions
+from utils import InputError, RunError
+
+CPU = torch.device("cpu")
+TINY = ("dataset.batch_size=32", "dataset.batch_size_val=3", "dataset.image_size=32", "model.seq2vec.hidden_dim=24",
+        "model.seq2vec.embedding_dim=12")  # fmt: skip
+FIGURES = {"ours", "baseline", "ratio", "spread", "peak_mib"}
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+class Here:
+    """Stands in for `Side`: the work is done in this process, which starts faster than one of its own."""
+
+    def __init__(self, make, *arguments):
+        self.work = make(*arguments)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    def run(self):
+        return bench.Outcome(0.5, self.work(), 100.0)
+
+
+@pytest.fixture
+def in_this_process(monkeypatch):
+    for module in (bench.train, bench.eval, bench.data):
+        monkeypatch.setattr(module, "Side", Here)
+        monkeypatch.setattr(module, "reuse_memory", lambda: None)
+    monkeypatch.delenv("GALR_TEST_DATA", raising=False)
+
+
+def test_training_suite_compares_gradients_and_gives_both_cases(in_this_process, capsys):
+    cases = bench.train.cases(CPU, 1, TINY)
+    assert cases.keys() == {"train.step_bf16", "train.step_fp32"}
+    assert all(case.keys() == FIGURES and case["ratio"] == 1 for case in cases.values())
+    assert "gradient norms in float32 agree" in capsys.readouterr().out
+
+
+def test_gradient_norms_equal_the_baselines_parameter_by_parameter():
+    ours, plain = bench.train.our_gradients(TINY, CPU)(), bench.train.baseline_gradients(TINY, CPU)()
+    assert ours.keys() == plain.keys()
+    assert sum(norm > bench.train.NOISE for norm in plain.values()) > 100
+    assert bench.train.worst_gradient(ours, plain)[1] < bench.train.TOLERANCE
+
+
+def test_another_gradient_stops_the_training_suite(in_this_process, monkeypatch):
+    monkeypatch.setattr(bench.train, "our_gradients", lambda *_: lambda: {"a": 1.0, "b": 2.0})
+    monkeypatch.setattr(bench.train, "baseline_gradients", lambda *_: lambda: {"a": 1.0, "b": 2.1})
+    with pytest.raises(RunError, match="gradient of b"):
+        bench.train.cases(CPU, 1, TINY)
+
+
+def test_a_gradient_that_is_lost_counts_as_another():
+    assert bench.train.worst_gradient({"a": 0.0, "b": 1.0}, {"a": 0.5, "b": 1.0}) == ("a", 1.0)
+    assert bench.train.worst_gradient({"a": 1e-9, "b": 1.0}, {"a": 0.0, "b": 1.0}) == ("b", 0.0)
+    assert not bench.train.worst_gradient({"a": float("nan")}, {"a": 1.0})[1] <= bench.train.TOLERANCE
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_evaluation_suite_compares_similarities(in_this_process, capsys, full):
+    cases = bench.eval.cases(CPU, 1, TINY, images=7, full=full)
+    assert cases.keys() == {"eval.rsitmd_test", "eval.rsitmd_test_bf16"}
+    assert all(case.keys() == FIGURES for case in cases.values())
+    assert ("extrapolated" in capsys.readouterr().out) is not full
+
+
+def test_blockwise_similarities_equal_ours_and_images_differ():
+    ours = bench.eval.our_evaluation(TINY, 7, "fp32", CPU)()
+    _, plain = bench.eval.baseline_evaluation(TINY, 7, True, CPU)()
+    assert ours.shape == plain.shape == (7, 35)
+    assert np.abs(ours - plain).max() < bench.eval.TOLERANCE
+    assert ours.std(axis=0).min() > 1e-3
+
+
+def test_data_suite_gives_both_caches(in_this_process):
+    cases = bench.data.cases(CPU, 1, TINY, samples=32)
+    assert cases.keys() == {"data.cached", "data.h5"}
+    assert all(case.keys() == FIGURES for case in cases.values())
+
+
+def test_recorded_caption_lengths_are_those_of_rsitmd():
+    if not os.environ.get("GALR_TEST_DATA"):
+        pytest.skip("GALR_TEST_DATA is not set: RSITMD's captions are not at hand")
+    captions = read_captions(Path(os.environ["GALR_TEST_DATA"], "rsitmd_precomp"), "train")
+    counts = Counter(len(vocab.tokenize(caption)) for caption in captions if caption)
+    assert tuple(counts[words] for words in range(max(counts) + 1)) == bench.train.LENGTHS
+
+
+def test_figures_are_medians_and_their_ratio():
+    case = figures([1.0, 2.0, 4.0], [10.0, 30.0, 20.0], 7.0)
+    assert case == {"ours": 2.0, "baseline": 20.0, "ratio": 10.0, "spread": 1.0, "peak_mib": 7.0}
+
+
+def test_command_writes_the_figures_and_a_table(monkeypatch, tmp_path, capsys):
+    case = figures([1.0], [8.0], 2.0)
+    for module, names in ((bench.train, ["train.step_bf16", "train.step_fp32"]), (bench.rerank, ["rerank.rsicd"])):
+        monkeypatch.setattr(module, "cases", lambda *_, names=names, **__: dict.fromkeys(names, case))
+    out = tmp_path / "figures.json"
+    monkeypatch.setattr("sys.argv", ["bench", "--suite", "train,rerank", "--device", "cpu", "--json", str(out)])
+    bench.__main__.main()
+    assert json.loads(out.read_text()) == {"train": {"step_bf16": case, "step_fp32": case}, "rerank": {"rsicd": case}}
+    assert "train.step_bf16" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("arguments", [["--suite", "trian"], ["--repeats", "0"], ["--suite", ""], ["--json", "."]])
+def test_wrong_arguments_are_input_errors(monkeypatch, arguments):
+    monkeypatch.setattr("sys.argv", ["bench", *arguments])
+    with pytest.raises(InputError):
+        bench.__main__.main()
+
+
+def _fails():
+    raise ValueError("no such thing")
+
+
+def _adds_up():
+    return lambda: sum(range(1000))
+
+
+def test_a_side_works_in_a_process_of_its_own_and_its_failure_is_one_line():
+    with Side(_adds_up) as side:
+        outcome = side.run()
+        assert outcome.answer == 499500
+        assert 0 < outcome.seconds < 60
+        assert outcome.peak_mib > 1
+    with pytest.raises(RunError, match="no such thing"):
+        Side(_fails)
+
+
+def test_scaling_fits_the_exponent(monkeypatch):
+    monkeypatch.setattr(bench.scaling, "reuse_memory", lambda: None)
+    for name, sizes in (("BATCHES", (2, 4)), ("CAPTIONS", (2, 4)), ("DATA_SETS", (10, 20)), ("GALLERIES", (2, 4))):
+        monkeypatch.setattr(bench.scaling, name, sizes)
+    results = bench.scaling.scaling(CPU, TINY)
+    assert all(np.isfinite(table["exponent"]) and len(table["seconds"]) == 2 for table in results.values())
+    assert "exponent" in bench.scaling.table(results)
