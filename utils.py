@@ -265,6 +265,8 @@ def read_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
         isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in weights.items()
     ):
         raise InputError(f"checkpoint {path} holds no table 'model' of weights")
+    if not isinstance(state.get("words", []), list):
+        raise InputError(f"checkpoint {path}: its words are no list")
     spoilt = [name for name, value in weights.items() if not torch.isfinite(value).all()]
     if spoilt:
         raise InputError(f"checkpoint {path}: weights that are not finite in {len(spoilt)} tensors: {some(spoilt)}")

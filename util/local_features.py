@@ -50,6 +50,8 @@ def _read_hdf5(path: Path, keys: list[str]) -> tuple[np.ndarray, np.ndarray]:
             for what in ("local_rep", "local_adj"):
                 if file[what].shape != (len(known), *SHAPE):
                     raise InputError(f"local features {path}: {what} has shape {file[what].shape}, not (N, 20, 20)")
+                if file[what].dtype.kind not in "fiu":
+                    raise InputError(f"local features {path}: {what} holds {file[what].dtype}, not numbers")
                 arrays.append(np.asarray(file[what][:], np.float32)[rows])
             return arrays[0], arrays[1]
     except InputError:
