@@ -15,11 +15,11 @@ import time
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import numpy as np
 
+from bench import figures
 from postprocessing.recall import image_of_caption, recall
 from postprocessing.rerank import multivariate, rerank_recall
 from utils import Parser, run_command
@@ -65,9 +65,8 @@ def plain_recall(sims: np.ndarray) -> tuple[list[float], list[float]]:
 def cases(device: str = "cpu", images: int = 1093, rounds: int = 3) -> dict[str, dict[str, float]]:
     """{case: {"ours", "baseline", "ratio", "spread", "peak_mib"}}: median seconds of ours and of the baseline.
 
-    Each round times ours, then the baseline. ratio is baseline / ours, spread the range of its rounds over their
-    median, peak_mib what NumPy allocates in ours beside the matrix, the returned one included. All of it runs on the
-    processor, whatever the device. Raises AssertionError if the two do not agree.
+    Each round times ours, then the baseline; peak_mib is what NumPy allocates in ours beside the matrix, the returned
+    one included. All of it runs on the processor, whatever the device. Raises AssertionError if the two do not agree.
     """
     sims = similarities(images)
     owner = image_of_caption(*sims.shape)
@@ -101,14 +100,7 @@ def _compare(ours: Callable, baseline: Callable, agree: Callable, rounds: int) -
         slow, plain_answer = _timed(baseline)
         agree(our_answer, plain_answer)
         times.append((fast, slow))
-    ratios = [slow / fast for fast, slow in times]
-    return {
-        "ours": median(fast for fast, _ in times),
-        "baseline": median(slow for _, slow in times),
-        "ratio": median(ratios),
-        "spread": (max(ratios) - min(ratios)) / median(ratios),
-        "peak_mib": _peak_mib(ours),
-    }
+    return figures(*zip(*times, strict=True), peak=_peak_mib(ours))
 
 
 def _timed(work: Callable[[], Any]) -> tuple[float, Any]:
