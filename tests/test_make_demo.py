@@ -29,7 +29,7 @@ SIZE = 64
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small set on disk."""
     folder = tmp_path_factory.mktemp("demo") / "demo_precomp"
-    make_demo(folder, images=15, size=SIZE, seed=3)
+    make_demo(folder, images=10, size=SIZE, seed=3)
     return folder
 
 
@@ -60,10 +60,10 @@ def read_boxes(text: str) -> list[tuple[str, np.ndarray]]:
 def test_published_layout(demo: Path) -> None:
     """Train list: one line an image, test list: its name five times in a row; five captions an image; 80/20."""
     train, test = lines(demo / "train_filename.txt"), lines(demo / "test_filename.txt")
-    assert len(train) == len(set(train)) == 12
-    assert len(lines(demo / "train_caps.txt")) == 60
-    assert test == [name for name in test[::5] for _ in range(5)] and len(set(test)) == 3
-    assert len(lines(demo / "test_caps.txt")) == 15
+    assert len(train) == len(set(train)) == 8
+    assert len(lines(demo / "train_caps.txt")) == 40
+    assert test == [name for name in test[::5] for _ in range(5)] and len(set(test)) == 2
+    assert len(lines(demo / "test_caps.txt")) == 10
     names = train + test[::5]
     assert {path.name for path in (demo / "images").iterdir()} == set(names)
     assert {path.name for path in (demo / "boxes").iterdir()} == {Path(name).stem + ".txt" for name in names}
@@ -74,7 +74,7 @@ def test_published_layout(demo: Path) -> None:
 
 def test_lists_follow_the_plan(demo: Path) -> None:
     """Line 5i..5i+4 of the captions and the boxes of image i describe the same scene."""
-    scenes = {f"{scene.name}.png": scene for scene in plan_scenes(15, 3)}
+    scenes = {f"{scene.name}.png": scene for scene in plan_scenes(10, 3)}
     for split, step in (("train", 1), ("test", 5)):
         captions = lines(demo / f"{split}_caps.txt")
         for i, name in enumerate(lines(demo / f"{split}_filename.txt")[::step]):
@@ -85,12 +85,12 @@ def test_lists_follow_the_plan(demo: Path) -> None:
 
 
 def test_same_arguments_same_bytes(demo: Path, tmp_path: Path) -> None:
-    make_demo(tmp_path / "again", images=15, size=SIZE, seed=3)
+    make_demo(tmp_path / "again", images=10, size=SIZE, seed=3)
     assert contents(tmp_path / "again") == contents(demo)
 
 
 def test_another_seed_another_set(demo: Path, tmp_path: Path) -> None:
-    make_demo(tmp_path / "other", images=15, size=SIZE, seed=4)
+    make_demo(tmp_path / "other", images=10, size=SIZE, seed=4)
     first, other = contents(demo), contents(tmp_path / "other")
     assert first.keys() == other.keys()
     assert not [name for name in first if first[name] == other[name] and not name.endswith("filename.txt")]
@@ -155,7 +155,7 @@ def test_damaged_mark_is_reported(tmp_path: Path) -> None:
 
 
 def test_mark_holds_the_arguments(demo: Path) -> None:
-    assert json.loads((demo / "demo.json").read_text()) == {"images": 15, "size": SIZE, "seed": 3}
+    assert json.loads((demo / "demo.json").read_text()) == {"images": 10, "size": SIZE, "seed": 3}
 
 
 # --- objects ------------------------------------------------------------------------------------------------------
@@ -266,7 +266,7 @@ PLACES = {
 }
 
 
-def all_captions(seed: int, images: int = 120) -> list[tuple[Scene, dict[str, np.ndarray], str]]:
+def all_captions(seed: int, images: int = 100) -> list[tuple[Scene, dict[str, np.ndarray], str]]:
     """Scene, corners (n, 4, 2) of each class as the box file has them (unit side), and one caption in lower case."""
     rows = []
     for scene in plan_scenes(images, seed):

@@ -46,6 +46,8 @@ def draw_scene(scene: Scene, size: int) -> np.ndarray:
     canvas.pixels[:] = paint_setting(scene.setting, size)
     for road in scene.roads():
         paint_road(canvas, road, scene.setting.turn)
+    if scene.setting.layout == "crossing":
+        paint_junction(canvas, scene.setting)
     if scene.setting.ground == "residential":
         paint_houses(canvas, scene)
     if scene.setting.trees:
@@ -153,6 +155,13 @@ def paint_road(canvas: Canvas, road: Rectangle, turn: int) -> None:
         strip(-0.1, 1.1, middle + edge * ROAD_WIDTH, 0.004, LINE)
     for start in np.arange(0.02, 1, 0.1):
         strip(start, start + 0.05, middle, 0.005, LINE)
+
+
+def paint_junction(canvas: Canvas, setting: Setting) -> None:
+    """Bare asphalt where two roads cross, so that no line runs through."""
+    low, high = setting.level - ROAD_WIDTH / 2, setting.level + ROAD_WIDTH / 2
+    square = [(setting.start, low), (setting.end, low), (setting.end, high), (setting.start, high)]
+    canvas.polygon(turned(np.array(square), setting.turn), ASPHALT)
 
 
 def free_of(scene: Scene, points: np.ndarray, reach: float) -> np.ndarray:
@@ -358,11 +367,16 @@ def draw_harbor(pen: Pen, colour: Colour) -> None:
 
 def draw_bridge(pen: Pen, colour: Colour) -> None:
     pen.shade([(-0.8, -1), (0.8, -1), (0.8, 1), (-0.8, 1)])
-    pen.box(-1, -1, 1, 1, colour)
-    pen.box(-1, -0.7, 1, 0.7, ASPHALT)
+    pen.box(-1, -1, 1, 1, tone(colour, 1.1))
+    pen.box(-1, -0.58, 1, 0.58, (112, 112, 114))
     for a in np.arange(-0.94, 0.9, 0.3):
-        pen.box(a, -0.05, a + 0.15, 0.05, LINE)
-        pen.mirrored([(a, 0.72), (a + 0.05, 0.72), (a + 0.05, 1), (a, 1)], tone(colour, 0.55))
+        pen.box(a, -0.03, a + 0.15, 0.03, LINE)
+    girders = np.linspace(-0.96, 0.96, 9)
+    for edge in (-1, 1):
+        zigzag = [(a, edge * (0.68 if i % 2 else 0.92)) for i, a in enumerate(girders)]
+        pen.line(zigzag, tone(colour, 0.5), 0.008)
+    for a in (-0.55, 0.55):  # the pylons' cross-beams
+        pen.box(a - 0.035, -1, a + 0.035, 1, tone(colour, 0.7))
 
 
 def draw_large_vehicle(pen: Pen, colour: Colour) -> None:

@@ -44,7 +44,7 @@ KINDS = {
     "basketball-court": Kind(0.22, 0.13, 4, ("brown", "blue", "red"), LAND),
     "ground-track-field": Kind(0.46, 0.27, 1, ("red", "blue", "brown"), LAND),
     "harbor": Kind(0.30, 0.14, 2, ("brown", "white"), ("pier",)),
-    "bridge": Kind(0.36, 0.11, 2, ("white", "black", "red"), ("river crossing",)),
+    "bridge": Kind(0.36, 0.16, 2, ("white", "black", "red"), ("river crossing",)),
     "large-vehicle": Kind(
         0.17, 0.052, 6, ("white", "red", "blue", "yellow"), ("road", "concrete", "bare land", "grass")
     ),
@@ -192,7 +192,7 @@ def plan_settings(rng: np.random.Generator) -> Iterator[Setting]:
             middle, level, river = rng.uniform(0.44, 0.56), rng.uniform(0.44, 0.56), rng.uniform(0.28, 0.34)
             start, end = middle - ROAD_WIDTH / 2, middle + ROAD_WIDTH / 2
             if layout == "river":
-                start, end, level = middle - river / 2, middle + river / 2, level - 0.36
+                start, end, level = middle - river / 2, middle + river / 2, level - 0.35
             elif layout == "shore":
                 start, end = middle, 1.0
             trees = ground in ("grass", "bare land", "farmland") and bool(rng.random() < 0.6)
