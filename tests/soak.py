@@ -1,0 +1,154 @@
+"""The soak: a run killed with SIGKILL at many random moments, and resumed each time, must end like one left alone.
+
+    python tests/soak.py --kills 50
+
+Trains the tiny demonstration set of the tests twice, each command in a process of its own: once undisturbed, once
+killed over and over. Every fourth kill waits for a checkpoint to be half-written, the others for a random moment after
+training could have begun. Then test.py scores both, and weights, optimiser, rows of the log, history.json and
+results.json must be equal: bit for bit, times and speeds apart. Exit status 1 where they are not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from conftest import command_line, environment, make_demo_folder
+
+EPOCHS = 40
+COMMAND = f"train.py --path_opt tiny.yaml --set optim.epochs={EPOCHS} logs.save_steps=2 k_fold.experiment_name="
+SPEED = "samples_per_second"
+
+
+def differences(one: Path, other: Path) -> list[str]:
+    """What differs between two folders of a fold: weights, optimiser, progress, rows and history, speeds apart."""
+    import torch
+
+    found = []
+    for name in ("last.pth.tar", "GaLR_best.pth.tar"):
+        states = [torch.load(folder / name, weights_only=True) for folder in (one, other)]
+        for state in states:
+            del state["options"]["logs"], state["options"]["k_fold"]["experiment_name"]
+        found += compare(*states, name)
+    histories = [json.loads((folder / "history.json").read_text()) for folder in (one, other)]
+    found += compare(*histories, "history.json")
+    logs = [[line.split(" lr ")[0] for line in (folder / "log.txt").open()] for folder in (one, other)]
+    return found + compare(*logs, "log.txt")
+
+
+def compare(one: Any, other: Any, where: str) -> list[str]:
+    """Places where two trees of containers, tensors and values differ by a single bit; speeds apart."""
+    import torch
+
+    if type(one) is not type(other):
+        return [f"{where}: {type(one).__name__} and {type(other).__name__}"]
+    if isinstance(one, dict):
+        if one.keys() != other.keys():
+            return [f"{where}: keys {sorted(map(str, one.keys() ^ other.keys()))}"]
+        return [d for key in one if key != SPEED for d in compare(one[key], other[key], f"{where}: {key}")]
+    if isinstance(one, (list, tuple)):
+        if len(one) != len(other):
+            return [f"{where}: {len(one)} and {len(other)} entries"]
+        return [d for i, pair in enumerate(zip(one, other, strict=True)) for d in compare(*pair, f"{where}: {i}")]
+    same = torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other
+    return [] if same else [f"{where}: {str(one)[:60]} and {str(other)[:60]}"]
+
+
+def start(command: str, folder: Path) -> subprocess.Popen:
+    with (folder / "output.txt").open("a") as output:
+        return subprocess.Popen(command_line(command), cwd=folder, env=environment(), stdout=output, stderr=output)
+
+
+def finish(command: str, folder: Path) -> float:
+    """Run a command to its end -> seconds."""
+    began = time.monotonic()
+    status = start(command, folder).wait()
+    if status:
+        sys.exit(f"{command} ended with status {status}; see {folder}/output.txt")
+    return time.monotonic() - began
+
+
+def wait_for(process: subprocess.Popen, ready: Any) -> bool:
+    """Whether `ready()` came true before the process ended."""
+    while process.poll() is None:
+        if ready():
+            return True
+        time.sleep(0.001)
+    return False
+
+
+def kill(process: subprocess.Popen, fold: Path, rng: random.Random, writing: bool, span: float) -> tuple[bool, bool]:
+    """Kill a run at a random moment -> whether it was still running, and whether it was writing a checkpoint.
+
+    `span`: seconds from the run's sign of life (its run.json is written anew) to its end, roughly.
+    """
+    record = fold / "run.json"
+    before = record.stat().st_mtime_ns if record.exists() else 0
+    if not wait_for(process, lambda: record.exists() and record.stat().st_mtime_ns != before):
+        return False, False
+    deadline = time.monotonic() + rng.uniform(0, span)
+    wait_for(process, lambda: time.monotonic() > deadline)
+    half_written = [fold / ".last.pth.tar.tmp", fold / ".GaLR_best.pth.tar.tmp"]
+    stale = {path: path.stat().st_mtime_ns for path in half_written if path.exists()}
+
+    def in_writing() -> bool:
+        return any(path.exists() and path.stat().st_mtime_ns != stale.get(path) for path in half_written)
+
+    if writing and wait_for(process, in_writing):
+        time.sleep(rng.uniform(0, 0.1))
+    alive = process.poll() is None
+    caught = in_writing()
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    return alive, alive and caught and any(path.exists() for path in half_written)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=50, help="how many times to kill the run (default 50)")
+    parser.add_argument("--seed", type=int, default=0, help="of the moments (default 0)")
+    parser.add_argument("--folder", type=Path, help="where to work (default: a temporary folder)")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as temporary:
+        soak(arguments.folder or Path(temporary), arguments.kills, random.Random(arguments.seed))
+
+
+def soak(folder: Path, kills: int, rng: random.Random) -> None:
+    make_demo_folder(folder)
+    seconds = finish(f"{COMMAND}whole", folder)
+    print(f"undisturbed: {seconds:.0f} s", flush=True)
+    fold, done, in_writing, starts = folder / "checkpoint/broken/0", 0, 0, 0
+    span = seconds / kills
+    while done < kills:
+        starts += 1
+        alive, writing = kill(start(f"{COMMAND}broken --resume", folder), fold, rng, done % 4 == 3, span)
+        if not alive:
+            sys.exit(f"the run ended after {done} kills: raise EPOCHS")
+        done, in_writing = done + alive, in_writing + writing
+        print(f"kill {done}" + (" while a checkpoint was being written" if writing else ""), flush=True)
+    finish(f"{COMMAND}broken --resume", folder)
+    for name in ("whole", "broken"):
+        finish(f"test.py --path_opt tiny.yaml --set k_fold.experiment_name={name}", folder)
+    found = differences(folder / "checkpoint/whole/0", fold)
+    results = [json.loads((folder / f"checkpoint/{name}/results.json").read_text()) for name in ("whole", "broken")]
+    for result in results:
+        del result["experiment"]
+    found += compare(*results, "results.json")
+    print(f"{done} kills, {in_writing} of them while a checkpoint was being written; {len(found)} differences")
+    for difference in found[:20]:
+        print(difference)
+    sys.exit(bool(found))
+
+
+if __name__ == "__main__":
+    main()
