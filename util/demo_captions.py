@@ -128,14 +128,20 @@ def describe_all(scene: Scene, rng: np.random.Generator) -> str:
     verb = be(scene.groups[0])
     if len(names) == 1:
         return f"there {verb} {names[0]} {standing(scene.groups[0], rng)}"
-    return pick(rng, f"there {verb} {listed(names)}", f"{listed(names)} can be seen", f"we can see {listed(names)}")
+    return pick(
+        rng,
+        f"there {verb} {listed(names)}",
+        f"{listed(names)} can be seen",
+        f"we can see {listed(names)}",
+        f"the image shows {listed(names)}",
+    )
 
 
 def describe_relation(scene: Scene, rng: np.random.Generator) -> str:
     """Two groups and how they lie to each other; one alone, its place in the image."""
     if len(scene.groups) == 1:
         group = scene.groups[0]
-        return f"{name(group, rng)} {be(group)} {position(group)}"
+        return f"{name(group, rng)} {be(group)} {pick(rng, '', 'located ')}{position(group)}"
     first, second = scene.groups[:2] if rng.random() < 0.5 else scene.groups[1::-1]
     middle = middle_group(scene)
     if middle and rng.random() < 0.7:
@@ -181,10 +187,10 @@ def describe_setting(scene: Scene, rng: np.random.Generator) -> str:
     setting = scene.setting
     names = [name(group, rng, colour=0.4) for group in scene.groups[:2]]
     verb = "are" if len(names) > 1 else be(scene.groups[0])
-    around = "houses" if setting.ground == "residential" else "trees" if setting.trees else ""
+    around = "many houses" if setting.ground == "residential" else "green trees" if setting.trees else ""
     on_land = all(group.ground == setting.ground for group in scene.groups[:2])
     if around and on_land and rng.random() < 0.6:
         return f"{listed(names)} {verb} surrounded by {around}"
     if setting.layout in SETTING_PHRASES:
-        return f"{listed(names)} {verb} {pick(rng, 'near', 'beside')} {SETTING_PHRASES[setting.layout]}"
+        return f"{listed(names)} {verb} {pick(rng, 'near', 'beside', 'located near')} {SETTING_PHRASES[setting.layout]}"
     return f"{listed(names)} {pick(rng, 'can be seen', 'can be found')} {GROUND_PHRASES[setting.ground]}"
