@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import math
+import os
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -36,6 +37,7 @@ from utils import (
     RunLog,
     StopSignals,
     check_writable,
+    disk_full,
     newest_checkpoint,
     now,
     only_writer,
@@ -260,9 +262,12 @@ def recorded(fold: Fold, options: Options, rows: list[dict[str, Any]]) -> Iterat
     log = RunLog(fold.folder, board, rows)
     try:
         yield log
-    except BaseException:
+    except BaseException as error:
         with contextlib.suppress(OSError):
             end()
+        if disk_full(error):
+            reason = os.strerror(error.errno)
+            raise RunError(f"the log of {fold.folder}: {reason}; make room and go on with --resume") from None
         raise
     end()
 
@@ -335,7 +340,7 @@ def window_losses(progress: Progress) -> list[float]:
     for i, loss in enumerate(losses):
         if not math.isfinite(loss):
             raise RunError(
-                f"the loss of batch {progress.batch - len(losses) + i} of epoch {progress.epoch} is {loss}; "
+                f"the loss of batch {progress.batch - len(losses) + i + 1} of epoch {progress.epoch} is {loss}; "
                 "try a lower optim.lr or an optim.grad_clip; the last checkpoint is from before it"
             )
     return losses

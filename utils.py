@@ -95,7 +95,7 @@ def exit_status(main: Callable[[], None]) -> int:
     return 0
 
 
-def disk_full(error: Exception) -> bool:
+def disk_full(error: BaseException) -> bool:
     """Whether a file could not grow: a full disk, a quota, a limit on the size of files."""
     return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -135,6 +135,10 @@ def atomic(path: str | os.PathLike, keep: Path | None = None) -> Iterator[Path]:
             os.fsync(folder)
         finally:
             os.close(folder)
+    except OSError as error:
+        if disk_full(error):
+            error.filename = error.filename or str(path)
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -243,7 +247,7 @@ def save_checkpoint(state: dict[str, Any], path: Path, keep_previous: bool = Fal
         if worker_died(error):
             raise
         free = shutil.disk_usage(path.parent).free / 2**20 if path.parent.is_dir() else 0
-        reason = f"{error.strerror}" if isinstance(error, OSError) else str(error).split("\n")[0].split("] . ")[-1]
+        reason = error.strerror if isinstance(error, OSError) else "PyTorch's write failed"
         raise RunError(
             f"the checkpoint {path} cannot be written ({reason}; {free:.0f} MiB free); the one before it is intact: "
             "make room and go on with --resume"
@@ -378,22 +382,33 @@ def only_writer(folder: Path) -> Iterator[None]:
     What this made and nothing was written into, is removed again while the lock is still held. A run that was waiting
     for it notices that the file is gone (filelock does) and begins anew.
     """
-    made = [parent for parent in (folder, *folder.parents) if not parent.exists()]
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / ".lock"
+    lock = filelock.FileLock(path, timeout=LOCK_WAIT)
+    made = _acquire(lock, folder)
     try:
-        with filelock.FileLock(path, timeout=LOCK_WAIT):
-            try:
-                yield
-            finally:
-                path.unlink(missing_ok=True)
-                with contextlib.suppress(OSError):  # it holds a run
-                    for parent in made:
-                        parent.rmdir()
-    except filelock.Timeout:
-        raise InputError(
-            f"another run is writing to {folder}; wait for it, or choose another k_fold.experiment_name"
-        ) from None
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # it holds a run
+            for parent in made:
+                parent.rmdir()
+        lock.release()
+
+
+def _acquire(lock: filelock.BaseFileLock, folder: Path, tries: int = 10) -> list[Path]:
+    """Take the lock -> the folders that were made for it. Raises InputError if another run holds it."""
+    for attempt in range(tries):
+        made = [parent for parent in (folder, *folder.parents) if not parent.exists()]
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            lock.acquire()
+            return made
+        except filelock.Timeout:
+            break
+        except (FileNotFoundError, FileExistsError):  # the run before is just removing the folder
+            if attempt == tries - 1:
+                raise
+    raise InputError(f"another run is writing to {folder}; wait for it, or choose another k_fold.experiment_name")
 
 
 def provenance() -> dict[str, Any]:

@@ -38,6 +38,7 @@ dataset:
     local_path: data/local.h5
     image_size: 64
     batch_size: 16
+    batch_size_val: 2
     workers: 1
 optim: {epochs: 2, lr: 0.0005}
 logs: {print_freq: 3, save_steps: 3, ckpt_save_path: checkpoint, logger_name: logs}
