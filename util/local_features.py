@@ -43,21 +43,33 @@ def load_local(path: str | os.PathLike, names: Sequence[str]) -> tuple[np.ndarra
 def _read_hdf5(path: Path, keys: list[str]) -> tuple[np.ndarray, np.ndarray]:
     try:
         with h5py.File(path) as file:
-            known = {name: row for row, name in enumerate(file["name"].asstr()[:])}
+            known = {name: row for row, name in enumerate(_own(path, file, "name").asstr()[:])}
             _check_present(path, keys, known)
             rows = [known[key] for key in keys]
             arrays = []
             for what in ("local_rep", "local_adj"):
-                if file[what].shape != (len(known), *SHAPE):
-                    raise InputError(f"local features {path}: {what} has shape {file[what].shape}, not (N, 20, 20)")
-                if file[what].dtype.kind not in "fiu":
-                    raise InputError(f"local features {path}: {what} holds {file[what].dtype}, not numbers")
-                arrays.append(np.asarray(file[what][:], np.float32)[rows])
+                stored = _own(path, file, what)
+                if stored.shape != (len(known), *SHAPE):
+                    raise InputError(f"local features {path}: {what} has shape {stored.shape}, not (N, 20, 20)")
+                if stored.dtype.kind not in "fiu":
+                    raise InputError(f"local features {path}: {what} holds {stored.dtype}, not numbers")
+                arrays.append(np.asarray(stored[:], np.float32)[rows])
             return arrays[0], arrays[1]
     except InputError:
         raise
     except Exception as error:  # h5py raises errors of many kinds on damaged files
         raise InputError(f"local features {path}: not the HDF5 form of docs/REGIONS.md, or damaged ({error})") from None
+
+
+def _own(path: Path, file: h5py.File, key: str) -> h5py.Dataset:
+    """A data set whose values stand in this very file. Raises InputError for one that HDF5 would fetch elsewhere."""
+    stored = file[key]
+    own = isinstance(file.get(key, getlink=True), h5py.HardLink) and not stored.external and not stored.is_virtual
+    if not own:
+        raise InputError(f"local features {path}: {key} takes its values from elsewhere; put them into the file")
+    if stored.nbytes > 2000 * path.stat().st_size:  # packing saves a factor of 1032 at the very best
+        raise InputError(f"local features {path}: {key} promises {stored.nbytes} bytes, more than the file can hold")
+    return stored
 
 
 def _read_npy(path: Path, keys: list[str]) -> tuple[np.ndarray, np.ndarray]:

@@ -1,0 +1,358 @@
+"""Files from strangers: nothing in them is executed, nothing leads out of the data, nothing fills the memory.
+
+Every hostile file would make a canary file; the tests look for it, and first show that the file would make it if it
+were read carelessly.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import sys
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+import torch
+import yaml
+from test_bad_input import RERANK, SINGLE, TRAIN, trained
+
+from util.local_features import load_local, load_pickled_npy
+from utils import InputError, load_torch, read_text
+
+CANARY = "canary"
+
+
+class Call:
+    """Pickles as a call of any function."""
+
+    def __init__(self, function: Any, *arguments: Any) -> None:
+        self.call = function, arguments
+
+    def __reduce__(self) -> tuple:
+        return self.call
+
+
+class Custom:
+    """A class of the file's own making, as a torch checkpoint may hold one; its state is a call."""
+
+    def __init__(self) -> None:
+        self.harm = Call(os.system, f"touch {CANARY}")
+
+
+def nested_array() -> np.ndarray:
+    array = np.empty(2, object)
+    array[:] = Call(os.system, f"touch {CANARY}"), {"a": [Call(exec, f"open({CANARY!r}, 'w')")]}
+    return array
+
+
+PICKLES = {
+    "os.system through reduce": lambda: Call(os.system, f"touch {CANARY}"),
+    "a nested builtin": lambda: {"local_rep": {"a.txt": [[1.0, Call(exec, f"open({CANARY!r}, 'w')")]]}},
+    "getattr of a builtin": lambda: Call(getattr, Call(__import__, "os"), "system"),
+    "a numpy object array of calls": nested_array,
+    "a custom class": Custom,
+}
+
+
+def harmful(name: str) -> bool:
+    return name != "getattr of a builtin"  # it names, and does not call
+
+
+@pytest.fixture(params=PICKLES)
+def hostile(request, work) -> Any:
+    """A hostile object, which makes the canary where a careless reader loads it."""
+    raw = pickle.dumps(PICKLES[request.param]())
+    pickle.loads(raw)
+    assert (work / CANARY).exists() == harmful(request.param)
+    (work / CANARY).unlink(missing_ok=True)
+    return PICKLES[request.param]()
+
+
+def check(outcome, folder: Path, *tells: str) -> None:
+    assert outcome.status == 2 and all(word in outcome.message for word in tells), outcome
+    assert not (folder / CANARY).exists()
+
+
+def test_a_hostile_checkpoint_runs_nothing(hostile, work, run) -> None:
+    for pack in (True, False):  # the archive of today, and the bare pickle of old
+        torch.save({"model": {"a": hostile}}, work / "bad.pth", _use_new_zipfile_serialization=pack)
+        check(run(f"test_single.py --path_opt tiny.yaml --resume {work}/bad.pth"), work, "bad.pth")
+        check(run(f"{TRAIN} --set optim.resume=bad.pth"), work, "bad.pth")
+        check(run(f"{TRAIN} --set model.pretrained=bad.pth"), work, "bad.pth")
+
+
+def test_a_hostile_last_checkpoint_runs_nothing(hostile, work, run) -> None:
+    folder = work / "checkpoint/tiny/0"
+    folder.mkdir(parents=True)
+    torch.save({"model": {"a": torch.zeros(1)}, "rows": hostile}, folder / "last.pth.tar")
+    check(run(f"{TRAIN} --resume"), work, "last.pth.tar")
+
+
+def test_the_message_names_what_was_in_the_file_and_gives_no_unsafe_advice(work) -> None:
+    torch.save({"model": Custom()}, work / "bad.pth")
+    with pytest.raises(InputError) as error:
+        load_torch(work / "bad.pth", "checkpoint")
+    assert "test_hostile.Custom" in str(error.value) and "weights_only" not in str(error.value)
+
+
+def test_hostile_detector_weights_run_nothing(hostile, work, run) -> None:
+    torch.save(hostile, work / "bad.pth")
+    command = "-m util.detect --image_path data/images --weights bad.pth --out new"
+    check(run(command), work, "bad.pth")
+
+
+def test_hostile_local_features_run_nothing(hostile, work, run) -> None:
+    np.save(work / "data/local.npy", np.array({"local_rep": hostile}, object))
+    check(run(f"{TRAIN} --set dataset.local_path=data/local.npy"), work, "local.npy", "neither an array nor")
+    (work / "data/local.npy").write_bytes(pickle.dumps(hostile))
+    check(run(f"{TRAIN} --set dataset.local_path=data/local.npy"), work, "local.npy")
+
+
+def test_a_hostile_similarity_matrix_runs_nothing(hostile, work, run) -> None:
+    np.save(work / "sims.npy", np.array([[hostile, 1]], object))
+    check(run(RERANK), work, "sims.npy")
+    np.save(work / "sims.npy", np.eye(2))
+    np.save(work / "sims_images.npy", np.array([hostile, 1], object))
+    check(run(RERANK), work, "sims_images.npy")
+
+
+def test_hostile_skip_thoughts_files_run_nothing(hostile, work, run) -> None:
+    (work / "seq2vec").mkdir()
+    (work / "seq2vec/dictionary.txt").write_text("UNK\n")
+    np.save(work / "seq2vec/utable.npy", np.array([hostile], object))
+    command = f"{TRAIN} --set model.seq2vec.pretrained=true"
+    check(run(command), work, "utable.npy")
+    np.save(work / "seq2vec/utable.npy", np.zeros((1, 8), np.float32))
+    np.savez(work / "seq2vec/uni_skip.npz", encoder_W=np.array([hostile], object))
+    check(run(command), work, "uni_skip.npz")
+
+
+@pytest.mark.parametrize(
+    "tag", ["python/object/apply:os.system", "python/object/new:os.system", "python/name:os.system"]
+)
+def test_hostile_yaml_runs_nothing(tag, work, run) -> None:
+    text = f"seed: !!{tag} ['touch {CANARY}']\n"
+    if "apply" in tag:
+        yaml.unsafe_load(text)
+        assert (work / CANARY).exists()
+        (work / CANARY).unlink()
+    (work / "bad.yaml").write_text((work / "tiny.yaml").read_text() + text)
+    check(run("train.py --path_opt bad.yaml"), work, "bad.yaml")
+    check(run(f"""{TRAIN} --set "seed=!!{tag} ['touch {CANARY}']" """), work, "--set seed")
+
+
+def test_a_yaml_of_aliases_that_unfolds_without_end_is_refused_at_once(work, run) -> None:
+    lines = ["a0: &a0 {x: 1}", *(f"a{i}: &a{i} {{l: *a{i - 1}, r: *a{i - 1}}}" for i in range(1, 60))]
+    (work / "bad.yaml").write_text("\n".join(lines))
+    check(run("train.py --path_opt bad.yaml"), work, "bad.yaml", "alias")
+
+
+# ---------------------------------------------------------------- arrays that are not what they claim
+
+
+def save_pickle(path: Path, raw: bytes) -> None:
+    """A .npy of one pickled object, whose pickle is given."""
+    with path.open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, {"descr": "|O", "fortran_order": False, "shape": ()})
+        file.write(raw)
+
+
+ADDRESS = b"A" * 8  # bytes that NumPy would take for the address of an object
+
+
+def array_of_addresses() -> Any:
+    return Call(np.ndarray, (1,), np.dtype(object), ADDRESS)
+
+
+class LyingType:
+    """A type that says it holds no objects, yet has a field of them: NumPy believes a pickle in this."""
+
+    def __reduce__(self) -> tuple:
+        fields = {"a": (np.dtype(object), 0)}
+        return np.dtype, ("V8", False, True), (3, "|", None, ("a",), fields, 8, 1, 16)
+
+
+class LyingArray:
+    def __reduce__(self) -> tuple:
+        make = np.array(0).__reduce__()[0]
+        return make, (np.ndarray, (0,), b"b"), (1, (1,), LyingType(), False, ADDRESS)
+
+
+@pytest.mark.parametrize("value", [array_of_addresses, LyingArray], ids=["a buffer", "a type"])
+def test_bytes_are_never_taken_for_the_address_of_an_object(value, tmp_path) -> None:
+    """NumPy's own functions do so where a pickle asks them to: Python then crashes, or worse."""
+    path = tmp_path / "local.npy"
+    save_pickle(path, pickle.dumps({"local_rep": {"a.txt": value()}, "adj_matrix": {}}))
+    with pytest.raises(InputError, match=r"local\.npy"):
+        load_local(path, ["a"])
+
+
+@pytest.mark.parametrize("protocol", range(3, pickle.HIGHEST_PROTOCOL + 1))
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_arrays_in_a_published_file_are_read_as_numpy_would_have(protocol, order, tmp_path) -> None:
+    rng = np.random.default_rng(0)
+    for kind in ("f8", ">f4", "i4", "u1", "f2"):
+        rep = np.asarray(rng.integers(0, 99, (20, 20)), kind, order=order)
+        rows = [row.copy() for row in rep]
+        tree = {"local_rep": {"a.txt": rep, "b.txt": rows}, "adj_matrix": {"a.txt": rep.tolist(), "b.txt": rep}}
+        save_pickle(tmp_path / "local.npy", pickle.dumps(tree, protocol))
+        ours = load_local(tmp_path / "local.npy", ["a", "b"])
+        assert all(np.array_equal(array, np.float32([rep, rep])) for array in ours)
+
+
+def test_scalars_in_a_published_file_are_numbers(tmp_path) -> None:
+    table = [[np.float32(i + 20 * j) for i in range(20)] for j in range(20)]
+    np.save(tmp_path / "local.npy", {"local_rep": {"a.txt": table}, "adj_matrix": {"a.txt": table}}, allow_pickle=True)
+    assert load_local(tmp_path / "local.npy", ["a"])[0][0, 1, 0] == 20
+
+
+def test_lists_that_hold_one_another_many_times_are_refused_at_once(tmp_path) -> None:
+    table: list = [1.0] * 20
+    for _ in range(40):
+        table = [table] * 20
+    save_pickle(tmp_path / "local.npy", pickle.dumps({"local_rep": {"a.txt": table}, "adj_matrix": {}}))
+    with pytest.raises(InputError, match="a: "):
+        load_local(tmp_path / "local.npy", ["a"])
+
+
+def test_a_list_within_itself_is_refused(tmp_path) -> None:
+    table: list = []
+    table.append(table)
+    save_pickle(tmp_path / "local.npy", pickle.dumps({"local_rep": {"a.txt": table * 20}, "adj_matrix": table}))
+    with pytest.raises(InputError):
+        load_local(tmp_path / "local.npy", ["a"])
+
+
+def test_an_array_that_claims_to_be_huge_is_refused(tmp_path) -> None:
+    raw = pickle.dumps(np.zeros(3)).replace(b"K\x03\x85", b"J\xff\xff\xff\x7f\x85")
+    assert b"\xff\xff\x7f" in raw
+    save_pickle(tmp_path / "local.npy", raw)
+    with pytest.raises(InputError, match=r"local\.npy"):
+        load_pickled_npy(tmp_path / "local.npy")
+
+
+# ---------------------------------------------------------------- archives, names, encodings
+
+
+def test_a_packed_checkpoint_that_would_unfold_to_gigabytes_is_refused(work, run) -> None:
+    with zipfile.ZipFile(work / "bad.pth", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("bad/data.pkl", pickle.dumps({}))
+        archive.writestr("bad/data/0", bytes(50 * 2**20))
+    assert (work / "bad.pth").stat().st_size < 2**20
+    check(run("test_single.py --path_opt tiny.yaml --resume bad.pth"), work, "bad.pth", "packed")
+
+
+@pytest.mark.parametrize("name", ["../outside.png", "sub/../../outside.png", "/outside.png", "link.png", "away/a.png"])
+@pytest.mark.parametrize(
+    "command", [TRAIN, "-m util.cache_images --path_opt tiny.yaml", f"{TRAIN} --set dataset.cache=none"]
+)
+def test_names_cannot_leave_the_image_folder(name, command, work, run) -> None:
+    images = work / "data/images"
+    inside = next(images.iterdir())
+    for path in (work / "data/outside.png", work / "a.png"):
+        path.write_bytes(inside.read_bytes())
+    (images / "link.png").symlink_to("../outside.png")
+    (images / "away").symlink_to(work)
+    lines = (work / "data/train_filename.txt").read_text().split()
+    (work / "data/train_filename.txt").write_text("\n".join([*lines[:-1], name]) + "\n")
+    check(run(command), work, "lead out of data/images")
+
+
+def test_links_within_the_image_folder_are_welcome(work, run) -> None:
+    images = work / "data/images"
+    first = images / (work / "data/train_filename.txt").read_text().split()[0]
+    (images / "sub").mkdir()
+    first.rename(images / "sub/a.png")
+    first.symlink_to("sub/a.png")
+    assert run("-m util.cache_images --path_opt tiny.yaml").status == 0
+
+
+@pytest.mark.parametrize(
+    ("raw", "text"),
+    [
+        ("\ufeffa ship\nan é\n".encode(), "a ship\nan é\n"),
+        ("a ship\r\nan é\r\n".encode(), "a ship\nan é\n"),
+        ("a ship\ran é\n".encode(), "a ship\nan é\n"),
+    ],
+    ids=["byte-order mark", "Windows line ends", "old Macintosh line ends"],
+)
+def test_byte_order_marks_and_line_ends_are_handled(raw, text, tmp_path) -> None:
+    (tmp_path / "a.txt").write_bytes(raw)
+    assert read_text(tmp_path / "a.txt", "captions") == text
+
+
+@pytest.mark.parametrize(
+    ("raw", "says"),
+    [
+        ("a ship\n".encode("utf-16"), "UTF-16"),
+        ("a ship\n".encode("utf-16-le"), "line 1: a NUL byte"),
+        ("a ship\n".encode("utf-32-be"), "line 1: a NUL byte"),
+        ("a ship\nan é\n".encode("latin-1"), "line 2: not UTF-8 (byte 0xe9)"),
+        ("a ship\nan €\n".encode("cp1252"), "line 2: not UTF-8 (byte 0x80)"),
+        (b"a ship\na\0b\n", "line 2: a NUL byte"),
+        (b"\xed\xa0\x80\n", "line 1: not UTF-8"),
+    ],
+)
+def test_other_encodings_are_refused_by_name_and_line(raw, says, tmp_path) -> None:
+    (tmp_path / "a.txt").write_bytes(raw)
+    with pytest.raises(InputError) as error:
+        read_text(tmp_path / "a.txt", "captions")
+    assert says in str(error.value) and "a.txt" in str(error.value)
+
+
+def test_a_data_set_written_on_windows_gives_the_same_vocabulary(work, run) -> None:
+    assert run("vocab.py --data_path data --data_name x --out one.json").status == 0
+    for path in (work / "data").glob("*.txt"):
+        path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n"))
+    assert run("vocab.py --data_path data --data_name x --out other.json").status == 0
+    assert (work / "one.json").read_bytes() == (work / "other.json").read_bytes()
+    assert run("-m util.cache_images --path_opt tiny.yaml").status == 0
+
+
+@pytest.mark.parametrize("way", ["link", "storage", "virtual"])
+def test_an_hdf5_file_that_points_elsewhere_gives_no_foreign_data(way, work, run) -> None:
+    """HDF5 knows three ways to take data from other files; local features have no need of them."""
+    shape, kind = (20, 20, 20), np.float32
+    (work / "secret.raw").write_bytes(bytes(4 * 20**3))
+    with h5py.File(work / "secret.h5", "w") as file:
+        file["a"] = np.zeros(shape, kind)
+    with h5py.File(work / "data/local.h5", "a") as file:
+        del file["local_rep"]
+        if way == "link":
+            file["local_rep"] = h5py.ExternalLink(str(work / "secret.h5"), "a")
+        elif way == "storage":
+            file.create_dataset("local_rep", shape, kind, external=[(str(work / "secret.raw"), 0, 4 * 20**3)])
+        else:
+            layout = h5py.VirtualLayout(shape, kind)
+            layout[:] = h5py.VirtualSource(str(work / "secret.h5"), "a", shape)
+            file.create_virtual_dataset("local_rep", layout)
+    check(run(TRAIN), work, "local.h5", "elsewhere")
+
+
+def test_local_features_that_claim_to_fill_the_memory_are_refused(tmp_path) -> None:
+    with h5py.File(tmp_path / "local.h5", "w") as file:
+        file.create_dataset("name", (10**10,), h5py.string_dtype(), chunks=(1000,))
+    assert (tmp_path / "local.h5").stat().st_size < 10_000
+    with pytest.raises(InputError, match="more than the file can hold"):
+        load_local(tmp_path / "local.h5", ["a"])
+
+
+def test_a_checkpoint_folder_that_is_a_link_still_works(work, checkpoint, run, monkeypatch) -> None:
+    """Checkpoints on another disk, by a link: not hostile, and it must not be taken for that."""
+    monkeypatch.setenv("GALR_TEST_CHECKPOINT", str(checkpoint))
+    trained(work)
+    (work / "checkpoint").rename(work / "elsewhere")
+    (work / "checkpoint").symlink_to("elsewhere")
+    assert run(SINGLE).status == 0
+
+
+def test_these_tests_can_fail(tmp_path, monkeypatch) -> None:
+    """The careless reader that the hostile files are made for does make the canary."""
+    monkeypatch.chdir(tmp_path)
+    np.save("bad.npy", np.array([Call(os.system, f"{sys.executable} -c \"open('{CANARY}', 'w')\"")], object))
+    np.load("bad.npy", allow_pickle=True)
+    assert Path(CANARY).exists()
