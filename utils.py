@@ -197,8 +197,8 @@ def read_json(path: str | os.PathLike, what: str, advice: str = "") -> Any:
         return json.loads(read_text(path, what, advice))
     except json.JSONDecodeError as error:
         raise InputError(f"{what} {path}, line {error.lineno}: not JSON ({error.msg})") from None
-    except RecursionError:
-        raise InputError(f"{what} {path}: nested too deeply") from None
+    except (RecursionError, ValueError) as error:  # nested too deeply, or a number of thousands of digits
+        raise InputError(f"{what} {path}: not readable ({error})") from None
 
 
 def some(names: list[str], most: int = 5) -> str:
@@ -327,7 +327,10 @@ def pick_device(name: str) -> Any:
 
     if name == "cuda" and not torch.cuda.is_available():
         raise InputError("--device cuda: PyTorch finds no CUDA GPU here; use --device cpu, or install a driver")
-    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+    if name != "cpu" and torch.cuda.is_available():
+        return torch.device("cuda")
+    reuse_memory()
+    return torch.device("cpu")
 
 
 def reuse_memory() -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from postprocessing.recall import chance
-from utils import InputError, write_text
+from utils import InputError, Parser, read_json, run_command, write_text
 
 DIRECTIONS = ("i2t", "t2i")
 MEASURES = {"r1": "R@1", "r5": "R@5", "r10": "R@10", "medr": "med r", "meanr": "mean r"}
@@ -131,6 +131,27 @@ def change_table(before: dict, after: dict) -> str:
     )
 
 
+def compare(runs: Sequence[dict]) -> str:
+    """The means of several `results.json` under each other, with the deviation of mR over folds, as Markdown."""
+    header = ["experiment", "split", "images", "captions", "chance mR", "folds"]
+    rows = [header + [f"{direction} {MEASURES[at]}" for direction, at in SIX] + ["mR", "std"]]
+    for results in runs:
+        *_, mean = (row for row in _rows(results) if row["name"] == "mean")
+        gallery = [mean[key] for key in ("split", "images", "captions", "chance")]
+        scores = [mean[direction][at] for direction, at in SIX] + [mean["mr"], results["std"]["mr"]]
+        cells = [*gallery, len(results["folds"]), *scores]
+        rows.append([results["experiment"], *(x if isinstance(x, str) else _number(x) for x in cells)])
+    return _aligned(rows)
+
+
+def main() -> None:
+    """Compare runs: a row for each, the mean over its folds and the deviation of mR."""
+    parser = Parser(prog="python -m postprocessing.tables", description=main.__doc__)
+    parser.add_argument("runs", nargs="+", metavar="checkpoint/EXPERIMENT", help="folders of runs that test.py scored")
+    folders = [Path(run) for run in parser.parse_args().runs]
+    print(compare([read_json(folder / "results.json", "results", "run test.py first") for folder in folders]), end="")
+
+
 def _rows(results: dict) -> list[dict]:
     try:
         rows = _fold_rows(results, "")
@@ -189,3 +210,7 @@ def _aligned(rows: list[list[str]]) -> str:
 def _escaped(text: str) -> str:
     special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
     return "".join(special.get(c, "\\" + c if c in "&%$#_{}" else c) for c in text)
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -14,12 +14,13 @@ from postprocessing.tables import (
     change_table,
     comma_separated,
     latex,
+    main,
     markdown,
     published,
     summarise,
     write_tables,
 )
-from utils import InputError
+from utils import InputError, write_json
 
 
 def fold(number: int, add: float, images: int = 452, captions: int = 2260) -> dict:
@@ -135,3 +136,16 @@ def test_what_is_no_results_file_is_an_input_error_and_nothing_is_written(tmp_pa
     with pytest.raises(InputError):
         write_tables({"experiment": "x", "dataset": "ucm", **wrong}, tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_runs_compare_by_their_means_with_the_deviation_of_mr(tmp_path, monkeypatch, capsys):
+    for name, add in (("one", 0.0), ("two", 4.0)):
+        write_json(tmp_path / name / "results.json", results([fold(0, add), fold(1, add + 2)], experiment=name))
+    monkeypatch.setattr("sys.argv", ["tables", str(tmp_path / "one"), str(tmp_path / "two")])
+    main()
+    header, _, *rows = (
+        [cell.strip() for cell in line.split("|")[1:-1]] for line in capsys.readouterr().out.splitlines()
+    )
+    one, two = (dict(zip(header, row, strict=True)) for row in rows)
+    assert (one["experiment"], one["mR"], one["std"], one["folds"]) == ("one", "18.50", "1.41", "2")
+    assert (two["experiment"], two["mR"], two["images"]) == ("two", "22.50", "452")
