@@ -216,7 +216,11 @@ def load_torch(path: str | os.PathLike, what: str) -> Any:
     import torch
 
     path = existing_file(path, what)
-    if zipfile.is_zipfile(path):
+    try:
+        archive = zipfile.is_zipfile(path)
+    except zipfile.BadZipFile:  # a damaged one
+        archive = True
+    if archive:
         check_archive(path, what)
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
@@ -266,7 +270,8 @@ def read_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
     state = load_torch(path, "checkpoint")
     weights = state.get("model") if isinstance(state, dict) else None
     if not isinstance(weights, dict) or not all(
-        isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in weights.items()
+        isinstance(name, str) and isinstance(value, torch.Tensor) and value.layout == torch.strided
+        for name, value in weights.items()
     ):
         raise InputError(f"checkpoint {path} holds no table 'model' of weights")
     if not isinstance(state.get("words", []), list):

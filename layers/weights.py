@@ -7,7 +7,6 @@ ResNet-18: torchvision's ImageNet weights, or a state dict in a file. Text encod
 from __future__ import annotations
 
 import os
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from urllib.error import URLError
@@ -88,6 +87,8 @@ def load_skipthoughts(encoder: TextEncoder, options: Seq2Vec, words: Sequence[st
         print(f"{len(lacking)} of {len(words)} words are not in the skip-thoughts dictionary and take UNK")
     arrays = _arrays(folder / ("bi_skip.npz" if kind == "b" else "uni_skip.npz"))
     rows = table[[row.get(word, row["UNK"]) for word in words]]
+    if not np.isfinite(rows).all():
+        raise InputError(f"skip-thoughts file {folder / f'{kind}table.npy'} holds more than finite numbers")
     with torch.no_grad():
         encoder.embedding.weight[1:] = torch.from_numpy(np.asarray(rows, dtype=np.float32))
         encoder.embedding.weight[0] = 0
@@ -107,6 +108,8 @@ def _fill(gru: GRU, arrays: dict[str, np.ndarray], prefix: str, folder: Path) ->
         if array is None or array.shape != shape:
             found = "is missing" if array is None else f"has shape {array.shape} instead of {shape}"
             raise InputError(f"skip-thoughts weights in {folder}: {prefix + key} {found}")
+        if not np.issubdtype(array.dtype, np.floating) or not np.isfinite(array).all():
+            raise InputError(f"skip-thoughts weights in {folder}: {prefix + key} holds more than finite numbers")
         a[key] = torch.from_numpy(array.astype(np.float32))
     gru.input_weight.copy_(torch.cat((a["W"], a["Wx"]), dim=1).T.reshape(3, hidden, size))
     gru.hidden_weight.copy_(torch.cat((a["U"], a["Ux"]), dim=1).T.reshape(3, hidden, hidden))
@@ -124,7 +127,9 @@ def _text_lines(path: Path) -> list[str]:
 def _table(path: Path, shape: tuple[int, int]) -> np.ndarray:
     try:
         table = np.load(_published(path), mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
+    except InputError:
+        raise
+    except Exception as error:  # NumPy raises errors of many kinds on damaged files
         raise _damaged(path, error) from None
     if table.shape != shape or not np.issubdtype(table.dtype, np.floating):
         raise InputError(
@@ -138,7 +143,9 @@ def _arrays(path: Path) -> dict[str, np.ndarray]:
     try:
         with np.load(_published(path), allow_pickle=False) as arrays:
             return {name: arrays[name] for name in arrays.files if name.startswith("encoder_")}
-    except (ValueError, EOFError, OSError, KeyError, TypeError, AttributeError, zipfile.BadZipFile) as error:
+    except InputError:
+        raise
+    except Exception as error:  # as above
         raise _damaged(path, error) from None
 
 

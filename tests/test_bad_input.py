@@ -329,7 +329,7 @@ LISTS = [
     Bad("a name that is absolute", TRAIN, "lead out of", named("/etc/passwd")),
     Bad("a link that leads out", TRAIN, "lead out of", link_out),
     Bad("a linked folder that leads out", TRAIN, "lead out of", link_folder_out),
-    Bad("a name too long for a file", TRAIN, "File name too long", named("a" * 300 + ".png")),
+    Bad("a name too long for a file", TRAIN, "too long for a file", named("a" * 300 + ".png")),
     Bad("no validation image", f"{TRAIN} --set k_fold.val_fraction=0.01", "no validation image"),
     Bad("no train image", f"{TRAIN} --set k_fold.val_fraction=0.99", "no train image"),
     Bad("more folds than images", f"{TRAIN} --set k_fold.mode=disjoint k_fold.nums=17", "no validation image"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import multiprocessing
 import os
 import pickle
 from collections.abc import Sequence
@@ -40,7 +42,30 @@ def load_local(path: str | os.PathLike, names: Sequence[str]) -> tuple[np.ndarra
     return local_rep, local_adj
 
 
+READ_WITHIN = 60  # seconds
+
+
+def _try_hdf5(path: Path) -> None:
+    """On a damaged file the HDF5 library can loop for ever or crash: so a process of its own reads it first."""
+    if "fork" not in multiprocessing.get_all_start_methods():
+        return
+    process = multiprocessing.get_context("fork").Process(target=_read_all, args=(path,))
+    process.start()
+    process.join(READ_WITHIN)
+    if process.exitcode != 0:  # None: it is still at it
+        process.kill()
+        process.join()
+        raise InputError(f"local features {path}: damaged; the HDF5 library cannot cope with it; {ADVICE}")
+
+
+def _read_all(path: Path) -> None:
+    with contextlib.suppress(Exception), h5py.File(path) as file:  # exceptions come again where they are reported
+        for key in ("name", "local_rep", "local_adj"):
+            _own(path, file, key)[:]
+
+
 def _read_hdf5(path: Path, keys: list[str]) -> tuple[np.ndarray, np.ndarray]:
+    _try_hdf5(path)
     try:
         with h5py.File(path) as file:
             known = {name: row for row, name in enumerate(_own(path, file, "name").asstr()[:])}
