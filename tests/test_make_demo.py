@@ -363,6 +363,7 @@ def test_grounds_agree_with_the_plan(captions: list) -> None:
                 for kind in {KIND_OF[noun] for _, _, noun in re.findall(MENTION, caption)}:
                     for corners in boxes[kind]:
                         assert surface(scene, corners.mean(axis=0)) == ground, f"{scene.name}: {caption}"
+                    assert kind not in ("plane", "helicopter") or phrase != "on the water", caption
                 seen.add(phrase)
     assert seen == words.keys()
 
@@ -373,6 +374,8 @@ def test_surroundings_agree_with_the_plan(captions: list) -> None:
         for words, layout in layouts.items():
             if re.search(rf"(near|beside) {words}\b", caption):
                 assert scene.setting.layout == layout, f"{scene.name}: {caption}"
+        if "surrounded by water" in caption:
+            assert scene.setting.ground == "water"
         if "trees" in caption:
             assert scene.setting.trees
         if "houses" in caption:

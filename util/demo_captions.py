@@ -189,6 +189,8 @@ def describe_setting(scene: Scene, rng: np.random.Generator) -> str:
     verb = "are" if len(names) > 1 else be(scene.groups[0])
     around = "many houses" if setting.ground == "residential" else "green trees" if setting.trees else ""
     on_land = all(group.ground == setting.ground for group in scene.groups[:2])
+    if setting.ground == "water":
+        return f"{listed(names)} {verb} surrounded by water"
     if around and on_land and rng.random() < 0.6:
         return f"{listed(names)} {verb} surrounded by {around}"
     if setting.layout in SETTING_PHRASES:
