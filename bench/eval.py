@@ -12,15 +12,13 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from torch import nn
 from tqdm import tqdm, trange
 
 from bench import Case, Side, figures
-from bench.baseline import Baseline, block_row, store
-from bench.train import WORDS, made_up, new_model, settings, wait
+from bench.baseline import block_row, store
+from bench.train import baseline_of, made_up, settings, settled_model, wait
 from data import Data, normalise
 from engine import encode_split, prepare
-from layers.published import to_published
 from option.schema import Options
 from utils import RunError, reuse_memory
 
@@ -32,23 +30,12 @@ def split_data(options: Options, images: int, device: torch.device) -> Data:
     return made_up(options, images, options.dataset.image_size, device)
 
 
-def eval_model(options: Options, data: Data) -> nn.Module:
-    """Random weights, with the normalisation of the data's first images, so that images differ in what they give."""
-    model = new_model(options).train()
-    layers = [layer for layer in model.modules() if isinstance(layer, nn.BatchNorm2d)]
-    for layer in layers:
-        layer.momentum = None  # plain averages
-    with torch.no_grad():
-        model.global_branch(normalise(data.pixels.pixels[:8].cpu()))
-    return model.eval()
-
-
 def our_evaluation(overrides: tuple[str, ...], images: int, precision: str, device: torch.device) -> Callable:
     """`encode_split`: every image and every caption once. Returns the similarities."""
     reuse_memory()
     options = settings(overrides, precision)
     data = split_data(options, images, device)
-    model = prepare(eval_model(options, data), options, device)
+    model = prepare(settled_model(options, data), options, device)
     few = split_data(options, min(images, options.dataset.batch_size_val), device)
 
     def work() -> np.ndarray:
@@ -64,9 +51,7 @@ def baseline_evaluation(overrides: tuple[str, ...], images: int, full: bool, dev
     """All pairs of blocks, or one row of them. Returns seconds for the whole split, and the similarities done."""
     options = settings(overrides)
     data = split_data(options, images, torch.device("cpu"))
-    model = Baseline(options, len(WORDS)).to(device)
-    model.load_state_dict(to_published(eval_model(options, data).state_dict()))
-    model.eval()
+    model = baseline_of(settled_model(options, data), options).to(device).eval()
     size = options.dataset.batch_size_val
     owner = data.image_of_caption.numpy()
     blocks = [np.searchsorted(owner, np.arange(i, min(i + size, images))) for i in range(0, images, size)]

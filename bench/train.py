@@ -17,7 +17,7 @@ from tqdm import trange
 
 from bench import Case, Side, figures
 from bench.baseline import Baseline, train_step, triplet_loss
-from data import Data, MemoryPixels, Split, resize_size, train_batches
+from data import Data, MemoryPixels, Split, normalise, resize_size, train_batches
 from engine import make_optimizer, prepare, train_epoch
 from layers.galr import build_model
 from layers.loss import TripletLoss
@@ -30,7 +30,6 @@ WORDS = [f"word{i}" for i in range(1349)]  # as many as the published vocabulary
 # captions of RSITMD's train list with 0, 1, 2, ... words (vocab.tokenize)
 LENGTHS = (0, 0, 0, 6, 505, 839, 1353, 2379, 2747, 2592, 2263, 2105, 1618, 1274, 977, 765, 620, 399, 331, 200, 127,
            106, 77, 57, 32, 21, 16, 8, 9, 4, 2, 1, 1, 0, 1)  # fmt: skip
-NO_DROPOUT = ("model.seq2vec.dropout=0", "model.fusion.mca_DROPOUT_R=0", "model.fusion.dynamic_fusion_drop=0")
 TOLERANCE = 1e-3  # of gradient norms, relative
 NOISE = 1e-6  # norms below are rounding noise
 
@@ -79,10 +78,22 @@ def new_model(options: Options) -> nn.Module:
     return build_model(options, WORDS)
 
 
-def new_baseline(options: Options) -> Baseline:
-    """The baseline with those very weights."""
+def settled_model(options: Options, data: Data) -> nn.Module:
+    """Ours in evaluation mode, with the statistics of the data's first images in its batch normalisation."""
+    model = new_model(options).train()
+    for layer in model.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.momentum = None  # plain averages
+    side = options.dataset.image_size
+    with torch.no_grad():
+        model.global_branch(normalise(data.pixels.pixels[:16, :side, :side].cpu()))
+    return model.eval()
+
+
+def baseline_of(model: nn.Module, options: Options) -> Baseline:
+    """The baseline with the very weights of ours."""
     baseline = Baseline(options, len(WORDS))
-    baseline.load_state_dict(to_published(new_model(options).state_dict()))
+    baseline.load_state_dict(to_published(model.state_dict()))
     return baseline
 
 
@@ -117,7 +128,7 @@ def plain_batches(options: Options, device: torch.device) -> Iterator[list[Tenso
 def baseline_step(overrides: tuple[str, ...], device: torch.device) -> Callable[[], None]:
     """The baseline's step; warmed up by one."""
     options = settings(overrides)
-    model = new_baseline(options).to(device).train()
+    model = baseline_of(new_model(options), options).to(device).train()
     optimizer = torch.optim.Adam(model.parameters(), lr=options.optim.lr, foreach=False, fused=False)
     batches = plain_batches(options, device)
 
@@ -133,10 +144,15 @@ def norms(gradients: dict[str, Tensor | None]) -> dict[str, float]:
 
 
 def our_gradients(overrides: tuple[str, ...], device: torch.device) -> Callable[[], dict[str, float]]:
-    """Norms of our float32 gradients of a batch, by published name."""
-    options = settings((*overrides, *NO_DROPOUT))
-    model = prepare(new_model(options), options, device).train()
-    batch = next(train_batches(train_data(options, device), options, 0, 0))
+    """Norms of our float32 gradients of a batch, by published name; without dropout, statistics as they stand.
+
+    With the statistics of the batch and random weights, gradients are so ill-conditioned that the baseline itself
+    gives norms 10% apart in the two memory formats (docs/PERFORMANCE.md).
+    """
+    options = settings(overrides)
+    data = train_data(options, device)
+    model = prepare(settled_model(options, data), options, device)
+    batch = next(train_batches(data, options, 0, 0))
 
     def work() -> dict[str, float]:
         TripletLoss(options.optim.margin)(model(*batch)).backward()
@@ -148,8 +164,8 @@ def our_gradients(overrides: tuple[str, ...], device: torch.device) -> Callable[
 
 def baseline_gradients(overrides: tuple[str, ...], device: torch.device) -> Callable[[], dict[str, float]]:
     """Norms of the baseline's gradients of the same batch."""
-    options = settings((*overrides, *NO_DROPOUT))
-    model = new_baseline(options).to(device).train()
+    options = settings(overrides)
+    model = baseline_of(settled_model(options, train_data(options, device)), options).to(device).eval()
     batch = next(plain_batches(options, device))
 
     def work() -> dict[str, float]:
