@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
@@ -126,6 +127,12 @@ def make_folds(options: Options, only: int | None) -> list[Fold]:
     folds = []
     for number in range(k_fold.current_num, k_fold.nums) if only is None else [only]:
         train, val = fold_rows(len(split.images), k_fold, number)
+        pairs = int(np.isin(split.image_of_caption, train).sum())
+        if options.dataset.image_size == 32 and pairs % options.dataset.batch_size == 1:  # f4 is one pixel a channel
+            raise InputError(
+                f"fold {number} of {pairs} pairs ends in a batch of one, of which batch normalisation cannot learn at "
+                "dataset.image_size 32; change dataset.batch_size"
+            )
         folds.append(Fold(number, run_folder(options) / str(number), subset(split, train), subset(split, val)))
     return folds
 

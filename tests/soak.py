@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from conftest import command_line, environment, make_demo_folder
 
-EPOCHS = 40
+EPOCHS = 24
 COMMAND = f"train.py --path_opt tiny.yaml --set optim.epochs={EPOCHS} logs.save_steps=2 k_fold.experiment_name="
 SPEED = "samples_per_second"
 

@@ -29,7 +29,7 @@ def safe_paths(folder: str | os.PathLike, names: Sequence[str]) -> list[str]:
     if not folder.is_dir():
         raise InputError(f"image folder {folder} is not there; set dataset.image_path")
     root = folder.resolve()
-    long = [name for name in names if len(os.fsencode(name)) > 4000 or len(os.fsencode(Path(name).name)) > 255]
+    long = [name for name in names if len(name) > 1000 or any(len(part.encode()) > 255 for part in Path(name).parts)]
     if long:
         raise InputError(f"{len(long)} image names are too long for a file: {some([name[:80] for name in long])}")
     paths = [folder / name for name in names]
