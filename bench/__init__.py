@@ -44,6 +44,9 @@ class Side:
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        if kind is None:  # let it put its things away
+            self._pipe.send(None)
+            self._process.join(timeout=20)
         self._process.terminate()
         self._process.join()
 
