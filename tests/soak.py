@@ -2,8 +2,9 @@
 
     python tests/soak.py --kills 50
 
-Trains the tiny demonstration set of the tests twice, each command in a process of its own: once undisturbed, once
-killed over and over. Every fourth kill waits for a checkpoint to be half-written, the others for a random moment after
+Trains the tiny demonstration set of the tests twice, each command in a process of its own (forked from this one, which
+has imported PyTorch and done nothing else, so that a start takes no seconds): once undisturbed, once killed over and
+over. Every fourth kill waits for a checkpoint to be half-written, the others for a random moment after
 training could have begun. Then test.py scores both, and weights, optimiser, rows of the log, history.json and
 results.json must be equal: bit for bit, times and speeds apart. Exit status 1 where they are not.
 """
@@ -11,19 +12,26 @@ results.json must be equal: bit for bit, times and speeds apart. Exit status 1 w
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
+import multiprocessing
+import os
 import random
-import signal
-import subprocess
+import shlex
 import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from conftest import command_line, environment, make_demo_folder
+from conftest import make_demo_folder
+
+import utils
+
+Process = multiprocessing.get_context("fork").Process
 
 EPOCHS = 24
 COMMAND = f"train.py --path_opt tiny.yaml --set optim.epochs={EPOCHS} logs.save_steps=2 k_fold.experiment_name="
@@ -64,30 +72,42 @@ def compare(one: Any, other: Any, where: str) -> list[str]:
     return [] if same else [f"{where}: {str(one)[:60]} and {str(other)[:60]}"]
 
 
-def start(command: str, folder: Path) -> subprocess.Popen:
-    with (folder / "output.txt").open("a") as output:
-        return subprocess.Popen(command_line(command), cwd=folder, env=environment(), stdout=output, stderr=output)
+def start(command: str, folder: Path) -> Process:
+    process = Process(target=run, args=(command, folder))
+    process.start()
+    return process
+
+
+def run(command: str, folder: Path) -> None:
+    """What the forked process does: the command, with its output in a file."""
+    os.chdir(folder)
+    output = os.open("output.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    for stream in (1, 2):
+        os.dup2(output, stream)
+    sys.argv = shlex.split(command)
+    utils.run_command(importlib.import_module(sys.argv[0].removesuffix(".py")).main)
 
 
 def finish(command: str, folder: Path) -> float:
     """Run a command to its end -> seconds."""
     began = time.monotonic()
-    status = start(command, folder).wait()
-    if status:
-        sys.exit(f"{command} ended with status {status}; see {folder}/output.txt")
+    process = start(command, folder)
+    process.join()
+    if process.exitcode:
+        sys.exit(f"{command} ended with status {process.exitcode}; see {folder}/output.txt")
     return time.monotonic() - began
 
 
-def wait_for(process: subprocess.Popen, ready: Any) -> bool:
+def wait_for(process: Process, ready: Any) -> bool:
     """Whether `ready()` came true before the process ended."""
-    while process.poll() is None:
+    while process.is_alive():
         if ready():
             return True
         time.sleep(0.001)
     return False
 
 
-def kill(process: subprocess.Popen, fold: Path, rng: random.Random, writing: bool, span: float) -> tuple[bool, bool]:
+def kill(process: Process, fold: Path, rng: random.Random, writing: bool, span: float) -> tuple[bool, bool]:
     """Kill a run at a random moment -> whether it was still running, and whether it was writing a checkpoint.
 
     `span`: seconds from the run's sign of life (its run.json is written anew) to its end, roughly.
@@ -106,10 +126,10 @@ def kill(process: subprocess.Popen, fold: Path, rng: random.Random, writing: boo
 
     if writing and wait_for(process, in_writing):
         time.sleep(rng.uniform(0, 0.1))
-    alive = process.poll() is None
+    alive = process.is_alive()
     caught = in_writing()
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.kill()
+    process.join()
     return alive, alive and caught and any(path.exists() for path in half_written)
 
 
@@ -124,7 +144,12 @@ def main() -> None:
 
 
 def soak(folder: Path, kills: int, rng: random.Random) -> None:
-    make_demo_folder(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    demo = Process(target=make_demo_folder, args=(folder,))
+    demo.start()
+    demo.join()
+    for module in ("train", "test"):
+        importlib.import_module(module)
     seconds = finish(f"{COMMAND}whole", folder)
     print(f"undisturbed: {seconds:.0f} s", flush=True)
     fold, done, in_writing, starts = folder / "checkpoint/broken/0", 0, 0, 0
