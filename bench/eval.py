@@ -20,7 +20,7 @@ from bench.train import baseline_of, made_up, settings, settled_model, wait
 from data import Data, normalise
 from engine import encode_split, prepare
 from option.schema import Options
-from utils import RunError, reuse_memory
+from utils import RunError
 
 IMAGES = 452
 TOLERANCE = 1e-5  # of similarities, absolute
@@ -32,7 +32,6 @@ def split_data(options: Options, images: int, device: torch.device) -> Data:
 
 def our_evaluation(overrides: tuple[str, ...], images: int, precision: str, device: torch.device) -> Callable:
     """`encode_split`: every image and every caption once. Returns the similarities."""
-    reuse_memory()
     options = settings(overrides, precision)
     data = split_data(options, images, device)
     model = prepare(settled_model(options, data), options, device)
