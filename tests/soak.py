@@ -33,8 +33,7 @@ import utils
 
 Process = multiprocessing.get_context("fork").Process
 
-EPOCHS = 24
-COMMAND = f"train.py --path_opt tiny.yaml --set optim.epochs={EPOCHS} logs.save_steps=2 k_fold.experiment_name="
+TRAIN = "train.py --path_opt tiny.yaml --resume --set logs.save_steps=2"
 SPEED = "samples_per_second"
 
 
@@ -136,32 +135,34 @@ def kill(process: Process, fold: Path, rng: random.Random, writing: bool, span: 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=50, help="how many times to kill the run (default 50)")
+    parser.add_argument("--epochs", type=int, default=24, help="of the run, four steps each (default 24)")
     parser.add_argument("--seed", type=int, default=0, help="of the moments (default 0)")
     parser.add_argument("--folder", type=Path, help="where to work (default: a temporary folder)")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
-        soak(arguments.folder or Path(temporary), arguments.kills, random.Random(arguments.seed))
+        soak(arguments.folder or Path(temporary), arguments.kills, arguments.epochs, random.Random(arguments.seed))
 
 
-def soak(folder: Path, kills: int, rng: random.Random) -> None:
+def soak(folder: Path, kills: int, epochs: int, rng: random.Random) -> None:
+    command = f"{TRAIN} optim.epochs={epochs} k_fold.experiment_name="
     folder.mkdir(parents=True, exist_ok=True)
     demo = Process(target=make_demo_folder, args=(folder,))
     demo.start()
     demo.join()
     for module in ("train", "test"):
         importlib.import_module(module)
-    seconds = finish(f"{COMMAND}whole", folder)
+    seconds = finish(f"{command}whole", folder)
     print(f"undisturbed: {seconds:.0f} s", flush=True)
     fold, done, in_writing, starts = folder / "checkpoint/broken/0", 0, 0, 0
     span = seconds / kills
     while done < kills:
         starts += 1
-        alive, writing = kill(start(f"{COMMAND}broken --resume", folder), fold, rng, done % 4 == 3, span)
+        alive, writing = kill(start(f"{command}broken", folder), fold, rng, done % 4 == 3, span)
         if not alive:
-            sys.exit(f"the run ended after {done} kills: raise EPOCHS")
+            sys.exit(f"the run ended after {done} kills: give more --epochs")
         done, in_writing = done + alive, in_writing + writing
         print(f"kill {done}" + (" while a checkpoint was being written" if writing else ""), flush=True)
-    finish(f"{COMMAND}broken --resume", folder)
+    finish(f"{command}broken", folder)
     for name in ("whole", "broken"):
         finish(f"test.py --path_opt tiny.yaml --set k_fold.experiment_name={name}", folder)
     found = differences(folder / "checkpoint/whole/0", fold)
