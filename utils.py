@@ -339,13 +339,12 @@ def pick_device(name: str) -> Any:
 
 
 def reuse_memory() -> None:
-    """Have the C library keep freed memory for the next step, and use huge pages: a fifth off a step on a CPU.
+    """Have the C library keep freed memory for the next step: a fifth off a training step on a CPU, or more.
 
     Otherwise every large tensor is mapped, filled with zeros by the kernel page by page, and unmapped again.
     """
     import ctypes
 
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # PyTorch reads it at its first large tensor
     with contextlib.suppress(OSError, AttributeError):  # another C library: no harm
         mallopt = ctypes.CDLL(None).mallopt
         trim_threshold, top_pad, mmap_max = -1, -2, -4  # names of malloc.h
