@@ -47,6 +47,7 @@ from utils import (
     provenance,
     read_checkpoint,
     read_json,
+    reuse_memory,
     run_command,
     save_checkpoint,
     worker_died,
@@ -97,6 +98,8 @@ def main() -> None:
     arguments = parser.parse_args()
     options = load_options(arguments.path_opt, arguments.set)
     device = pick_device(arguments.device)
+    if device.type == "cpu":
+        reuse_memory()
     if slow_bf16(options, device):
         print("note: this CPU has no bf16 units; optim.precision=fp32 is faster here")
     words = vocab.load(options.dataset.vocab_path).words

@@ -332,10 +332,7 @@ def pick_device(name: str) -> Any:
 
     if name == "cuda" and not torch.cuda.is_available():
         raise InputError("--device cuda: PyTorch finds no CUDA GPU here; use --device cpu, or install a driver")
-    if name != "cpu" and torch.cuda.is_available():
-        return torch.device("cuda")
-    reuse_memory()
-    return torch.device("cpu")
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 
 def reuse_memory() -> None:
