@@ -6,17 +6,21 @@ Importing PyTorch takes seconds, so a command's `main` is called here, with its 
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+import torch
+import torchvision
+from torch import nn
 
 import utils
 
@@ -138,9 +142,44 @@ def work(demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
+class Block(nn.Module):
+    """Stands for a layer of ResNet-18: the convolution that halves the size, which GlobalBranch puts in, alone."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, 1, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.relu(self.conv1(x))
+
+
+@contextlib.contextmanager
+def shortened() -> Iterator[None]:
+    """Build models with a trunk of an eighth of ResNet-18's weights."""
+
+    def trunk() -> nn.Module:
+        net = nn.Module()
+        net.conv1, net.bn1 = nn.Conv2d(3, 64, 7, 2, 3, bias=False), nn.BatchNorm2d(64)
+        net.relu, net.maxpool, net.layer1 = nn.ReLU(), nn.MaxPool2d(3, 2, 1), nn.Sequential()
+        for name, channels in (("layer2", 64), ("layer3", 128), ("layer4", 256)):
+            setattr(net, name, nn.Sequential(Block(channels)))
+        return net
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torchvision.models, "resnet18", trunk)
+        yield
+
+
+@pytest.fixture(scope="module")
+def short_trunk() -> Iterator[None]:
+    """For speed. Tests with processes of their own train the real trunk, and so does tests/soak.py."""
+    with shortened():
+        yield
+
+
 @pytest.fixture(scope="session")
 def checkpoint(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint of the tiny model with random weights, as train.py writes it, with its split.json."""
+    """A checkpoint of the tiny model with random weights, as train.py writes it, with its split.json. Short trunk."""
     import vocab
     from layers import build_model
     from option import load_options
@@ -148,7 +187,8 @@ def checkpoint(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     options = load_options(demo / "tiny.yaml")
     words = vocab.load(demo / "vocab.json").words
-    model = build_model(options, words)
+    with shortened():
+        model = build_model(options, words)
     folder = tmp_path_factory.mktemp("checkpoint") / "tiny" / "0"
     state = checkpoint(model, make_optimizer(model), Progress(), [], options, words)
     utils.save_checkpoint(state, folder / "GaLR_best.pth.tar")

@@ -23,6 +23,7 @@ import torch
 from conftest import listing, run_process
 from PIL import Image
 
+pytestmark = pytest.mark.usefixtures("short_trunk")
 TRAIN = "train.py --path_opt tiny.yaml"
 TEST = "test.py --path_opt tiny.yaml"
 SINGLE = "test_single.py --path_opt tiny.yaml --resume checkpoint/tiny/0/GaLR_best.pth.tar"

@@ -23,6 +23,7 @@ from test_bad_input import RERANK, SINGLE, TRAIN, trained
 from util.local_features import load_local, load_pickled_npy
 from utils import InputError, load_torch, read_text
 
+pytestmark = pytest.mark.usefixtures("short_trunk")
 CANARY = "canary"
 
 

@@ -21,15 +21,14 @@ from pathlib import Path
 import filelock
 import pytest
 import torch
-import torchvision
 from conftest import command_line, environment, listing
 from soak import compare, differences
-from torch import nn
 
 import engine
 import train
 import utils
 
+pytestmark = pytest.mark.usefixtures("short_trunk")
 TRAIN = "train.py --path_opt tiny.yaml"
 FOLD = Path("checkpoint/tiny/0")
 LAST = FOLD / "last.pth.tar"
@@ -39,40 +38,16 @@ class Killed(BaseException):
     """Stands for SIGKILL in this process: nothing of the project catches it, nothing is saved after it."""
 
 
-class Block(nn.Module):
-    """Stands for a layer of ResNet-18: the convolution that halves the size, which GlobalBranch puts in, alone."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(channels, 1, 1)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.relu(self.conv1(x))
-
-
 @pytest.fixture(autouse=True, scope="module")
-def short_trunk() -> Iterator[None]:
-    """For speed, a trunk of an eighth of ResNet-18's weights, and no pictures for TensorBoard.
-
-    Tests with processes of their own train the real one, and so does tests/soak.py.
-    """
-
-    def trunk() -> nn.Module:
-        net = real()
-        net.layer1, net.fc = nn.Sequential(), nn.Linear(1, 1)
-        for name, channels in (("layer2", 64), ("layer3", 128), ("layer4", 256)):
-            setattr(net, name, nn.Sequential(Block(channels)))
-        return net
-
-    real = torchvision.models.resnet18
+def without_pictures() -> Iterator[None]:
+    """No pictures for TensorBoard, for speed. Tests with processes of their own draw them."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torchvision.models, "resnet18", trunk)
         patch.setattr(train, "retrieval_sheet", lambda *_: None)
         yield
 
 
 @pytest.fixture(scope="module")
-def whole(demo, tmp_path_factory, short_trunk) -> Path:
+def whole(demo, tmp_path_factory, short_trunk, without_pictures) -> Path:
     """The fold of an uninterrupted run of two epochs: 8 steps, a checkpoint every 3 steps and every epoch."""
     folder = tmp_path_factory.mktemp("whole") / "work"
     shutil.copytree(demo, folder)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import multiprocessing
 import os
 import pickle
@@ -45,8 +46,9 @@ def load_local(path: str | os.PathLike, names: Sequence[str]) -> tuple[np.ndarra
 READ_WITHIN = 60  # seconds
 
 
-def _try_hdf5(path: Path) -> None:
-    """On a damaged file the HDF5 library can loop for ever or crash: so a process of its own reads it first."""
+@functools.cache
+def _try_hdf5(path: Path, bytes_and_time: tuple[int, int]) -> None:
+    """On a damaged file the HDF5 library can loop for ever or crash: so a process of its own reads it first, once."""
     if "fork" not in multiprocessing.get_all_start_methods():
         return
     process = multiprocessing.get_context("fork").Process(target=_read_all, args=(path,))
@@ -65,7 +67,8 @@ def _read_all(path: Path) -> None:
 
 
 def _read_hdf5(path: Path, keys: list[str]) -> tuple[np.ndarray, np.ndarray]:
-    _try_hdf5(path)
+    status = path.stat()
+    _try_hdf5(path.absolute(), (status.st_size, status.st_mtime_ns))
     try:
         with h5py.File(path) as file:
             known = {name: row for row, name in enumerate(_own(path, file, "name").asstr()[:])}
