@@ -497,11 +497,19 @@ def test_a_gpu_that_is_not_there_is_said(command: str, work, run) -> None:
     check(run(f"{command} --device cuda"), Bad("", "", "--device cuda"), before, listing(work))
 
 
-OWN_PROCESS = ("image not there", "checkpoint with a byte turned over", "vocab of captions in UTF-16",
+OWN_PROCESS = ("image not there", "vocab of captions in UTF-16", "checkpoint with a byte turned over",
                "matrix with NaN", "demo of too few images")  # fmt: skip
 
 
-@pytest.mark.parametrize("bad", [bad for bad in TABLE if bad.what in OWN_PROCESS], ids=lambda bad: bad.what)
+@pytest.mark.parametrize(
+    "bad",
+    [
+        pytest.param(bad, marks=[pytest.mark.slow] if bad.what in OWN_PROCESS[:2] else [])
+        for bad in TABLE
+        if bad.what in OWN_PROCESS
+    ],
+    ids=lambda bad: bad.what,
+)
 def test_a_process_of_its_own_ends_just_alike(bad: Bad, spoilt) -> None:
     folder = spoilt(bad)
     before = listing(folder)
