@@ -24,7 +24,7 @@ from utils import InputError, RunError, read_text, some
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet
 LARGEST_ANGLE = 90  # degrees
-AT_ONCE = 8  # images that are augmented at once: what fits a processor's cache
+AT_ONCE = 4  # images that are augmented at once: what fits a processor's cache
 
 
 # ---------------------------------------------------------------- captions and lists
@@ -294,47 +294,54 @@ def draw_augmentation(rng: np.random.Generator, batch: int, image_size: int) -> 
 def augment(pixels: Tensor, augmentation: Augmentation, image_size: int) -> Tensor:
     """Rotate (nearest, zero fill), crop and normalise: (B, R, R, 3) uint8 -> (B, 3, S, S) float32, channels last.
 
-    PIL steps through the source in 16.16 fixed point, from pixel centres; so does this. The source is normalised
-    before the gather, with a border of black pixels that whatever lies outside is clamped to: so one gather of whole
-    pixels writes the result. A few images at a time stay in the processor's cache.
+    PIL steps through the source in 16.16 fixed point, from pixel centres; so does this. The source gets a border of
+    black pixels that whatever lies outside is clamped to: so one gather of whole pixels is all, and the result is
+    written as it is normalised. A few images at a time stay in the processor's cache.
     """
     device, side = pixels.device, pixels.shape[1] + 2
     steps = torch.from_numpy(_inverse_rotations(augmentation, pixels.shape[1])).to(device, non_blocking=True)
     place = torch.arange(image_size, dtype=torch.int32, device=device)
+    together = AT_ONCE if device.type == "cpu" else 128 * AT_ONCE
+    first = torch.arange(together, dtype=torch.int32, device=device)[:, None, None] * side**2
     result = torch.empty(len(pixels), image_size, image_size, 3, device=device)
-    together = AT_ONCE if device.type == "cpu" else 64 * AT_ONCE
     for images, step, out in zip(pixels.split(together), steps.split(together, 1), result.split(together), strict=True):
         a, b, c, d, e, f = step.unsqueeze(2)
         x = _source(c + a * place, b * place, side)  # (images, rows, columns)
-        source = _source(f + d * place, e * place, side).mul_(side).add_(x)
-        source += torch.arange(len(images), dtype=torch.int32, device=device)[:, None, None] * side**2
-        table = normalise(functional.pad(images, (0, 0, 1, 1, 1, 1))).permute(0, 2, 3, 1)
-        torch.index_select(table.reshape(-1, 3), 0, source.flatten(), out=out.view(-1, 3))
+        y = _source(f + d * place, e * place, side)
+        source = torch.add(x, y, alpha=side, out=x).add_(first[: len(images)])
+        bordered = functional.pad(images, (0, 0, 1, 1, 1, 1)).view(-1, 3)
+        normalise(bordered.index_select(0, source.flatten()).view(out.shape), out)
     return result.permute(0, 3, 1, 2)
 
 
 def _source(of_column: Tensor, of_row: Tensor, side: int) -> Tensor:
     """Sums of (B, S) and (B, S) in 16.16 fixed point -> whole coordinates in the bordered image (B, S, S)."""
-    return (of_column.unsqueeze(1) + of_row.unsqueeze(2)).bitwise_right_shift_(16).add_(1).clamp_(0, side - 1)
+    return (of_column.unsqueeze(1) + of_row.unsqueeze(2)).bitwise_right_shift_(16).clamp_(0, side - 1)
 
 
 def _inverse_rotations(augmentation: Augmentation, side: int) -> np.ndarray:
-    """(6, B) int32: source x = a column + b row + c, source y = d column + e row + f, in 16.16 fixed point."""
+    """(6, B) int32: x = a column + b row + c, y = d column + e row + f in the bordered source, 16.16 fixed point."""
     angle = -np.deg2rad(augmentation.angles)
     cos, sin, half = np.cos(angle), np.sin(angle), side / 2
     c = half - cos * half - sin * half
     f = half + sin * half - cos * half
-    exact = np.stack((cos, sin, c + cos / 2 + sin / 2, -sin, cos, f - sin / 2 + cos / 2))
+    exact = np.stack((cos, sin, c + cos / 2 + sin / 2 + 1, -sin, cos, f - sin / 2 + cos / 2 + 1))
     a, b, c, d, e, f = np.floor(exact * 65536 + 0.5).astype(np.int64)
     top, left = augmentation.offsets.T
     return np.stack((a, b, c + a * left + b * top, d, e, f + d * left + e * top)).astype(np.int32)
 
 
-def normalise(pixels: Tensor) -> Tensor:
-    """(B, H, W, 3) uint8 -> (B, 3, H, W) float32 in channels-last memory, as ToTensor and Normalize give it."""
+def normalise(pixels: Tensor, out: Tensor | None = None) -> Tensor:
+    """(B, H, W, 3) uint8 -> (B, 3, H, W) float32 in channels-last memory, as ToTensor and Normalize give it.
+
+    out (B, H, W, 3) float32, if given, takes the result.
+    """
+    if out is None:
+        out = torch.empty(pixels.shape, device=pixels.device)
     mean, std = (torch.tensor(x, device=pixels.device).repeat(pixels.shape[2]) for x in (MEAN, STD))
-    rows = pixels.flatten(2).float()  # whole rows: to repeat three numbers pixel by pixel is slow
-    return rows.div_(255).sub_(mean).div_(std).view(pixels.shape).permute(0, 3, 1, 2)
+    rows = out.flatten(2).copy_(pixels.flatten(2))  # whole rows: to repeat three numbers pixel by pixel is slow
+    rows.div_(255).sub_(mean).div_(std)
+    return out.permute(0, 3, 1, 2)
 
 
 # ---------------------------------------------------------------- batches

@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 import vocab
 from data import WEIGHTS, Data, Split, batch_count, fold_rows, load_data, random_stream, read_split, subset
-from engine import encode_split, learning_rate, make_optimizer, prepare, slow_bf16, train_epoch
+from engine import bf16_gain, encode_split, learning_rate, make_optimizer, prepare, train_epoch
 from layers.galr import GaLR, build_model
 from layers.published import load_weights
 from option.schema import Options, load_options, save_options
@@ -100,8 +100,8 @@ def main() -> None:
     device = pick_device(arguments.device)
     if device.type == "cpu":
         reuse_memory()
-    if slow_bf16(options, device):
-        print("note: this CPU has no bf16 units; optim.precision=fp32 is faster here")
+    if device.type == "cpu" and options.optim.precision == "bf16" and (gain := bf16_gain()) < 1:
+        print(f"note: bf16 runs at {gain:.2f} of the speed of float32 on this CPU: --set optim.precision=fp32 is faster")
     words = vocab.load(options.dataset.vocab_path).words
     folds = make_folds(options, arguments.fold)
     for key in ("ckpt_save_path", "logger_name"):

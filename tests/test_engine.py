@@ -12,7 +12,7 @@ import yaml
 
 import vocab
 from data import image_batches, load_data, read_split
-from engine import encode_split, learning_rate, load_model
+from engine import bf16_gain, encode_split, learning_rate, load_model
 from layers.loss import TripletLoss
 from layers.published import to_published
 from option import load_options
@@ -126,3 +126,14 @@ def test_the_test_split_keeps_blank_captions_as_unknown(work, checkpoint, run) -
     (work / "data/test_caps.txt").write_text("\n".join(["", *captions[1:]]) + "\n")
     outcome = run(f"test_single.py --path_opt tiny.yaml --resume {checkpoint}")
     assert outcome.status == 0 and f"{len(captions)} captions" in outcome.out
+
+
+@pytest.mark.parametrize(("precision", "gain", "noted"), [("bf16", 0.5, True), ("bf16", 2, False), ("fp32", 0.5, False)])
+def test_a_run_starts_with_advice_where_bf16_is_slower_on_this_cpu(work, run, monkeypatch, precision, gain, noted):
+    monkeypatch.setattr("train.bf16_gain", lambda: gain)
+    outcome = run(f"train.py --path_opt tiny.yaml --set optim.precision={precision} optim.epochs=1 --device cpu")
+    assert outcome.status == 0 and ("optim.precision=fp32 is faster" in outcome.out) == noted
+
+
+def test_the_gain_of_bf16_is_a_ratio_of_seconds() -> None:
+    assert 0.001 < bf16_gain(64) < 1000

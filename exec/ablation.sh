@@ -1,0 +1,30 @@
+#!/usr/bin/env bash
+# What each part of DREA gives: trains and scores a data set with five kinds of local features, one table at the end.
+#   bash exec/ablation.sh DEMO data/demo_precomp/boxes [arguments of train.py and test.py, such as --set k_fold.nums=3]
+#   bash exec/ablation.sh UCM proposals
+# zeros: no local branch; raw: the most salient regions, all joined alike; denoised: merged regions, joined alike;
+# enhanced: the most salient regions, weighted edges; drea: both. Run again, it goes on where it was.
+source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
+NAME=$1
+REGIONS=$2
+shift 2
+DATA=data/$(echo "$NAME" | tr '[:upper:]' '[:lower:]')_precomp
+OPTIONS=option/$NAME/${NAME}_GaLR.yaml
+RUN=${NAME}_$(basename "$REGIONS")
+declare -A RULES=([raw]="--no-denoise --no-enhance" [denoised]="--no-enhance" [enhanced]="--no-denoise" [drea]="")
+
+RUNS=()
+for kind in zeros raw denoised enhanced drea; do
+    local_path=zeros
+    if [ "$kind" != zeros ]; then
+        local_path=$DATA/${RUN}_$kind.h5
+        # shellcheck disable=SC2086
+        [ -f "$local_path" ] || python -m util.build_local --data_path "$DATA" --image_path "$DATA/images" \
+            --regions "$REGIONS" --out "$local_path" ${RULES[$kind]}
+    fi
+    own=(dataset.local_path="$local_path" k_fold.experiment_name="${RUN}_$kind")
+    python train.py --path_opt "$OPTIONS" --resume "$@" --set "${own[@]}"
+    python test.py --path_opt "$OPTIONS" "$@" --set "${own[@]}"
+    RUNS+=("checkpoint/${RUN}_$kind")
+done
+python -m postprocessing.tables "${RUNS[@]}"
