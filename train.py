@@ -101,7 +101,7 @@ def main() -> None:
     if device.type == "cpu":
         reuse_memory()
     if device.type == "cpu" and options.optim.precision == "bf16" and (gain := bf16_gain()) < 1:
-        print(f"note: bf16 runs at {gain:.2f} of the speed of float32 on this CPU: --set optim.precision=fp32 is faster")
+        print(f"note: on this CPU bf16 has {gain:.2f} times the speed of float32: --set optim.precision=fp32 is faster")
     words = vocab.load(options.dataset.vocab_path).words
     folds = make_folds(options, arguments.fold)
     for key in ("ckpt_save_path", "logger_name"):
