@@ -10,21 +10,21 @@ REGIONS=$2
 shift 2
 DATA=data/$(echo "$NAME" | tr '[:upper:]' '[:lower:]')_precomp
 OPTIONS=option/$NAME/${NAME}_GaLR.yaml
-RUN=${NAME}_$(basename "$REGIONS")
 declare -A RULES=([raw]="--no-denoise --no-enhance" [denoised]="--no-enhance" [enhanced]="--no-denoise" [drea]="")
 
 RUNS=()
 for kind in zeros raw denoised enhanced drea; do
-    local_path=zeros
-    if [ "$kind" != zeros ]; then
-        local_path=$DATA/${RUN}_$kind.h5
+    if [ "$kind" = zeros ]; then
+        run=${NAME}_zeros local_path=zeros
+    else
+        run=${NAME}_$(basename "$REGIONS")_$kind local_path=$DATA/$(basename "$REGIONS")_$kind.h5
         # shellcheck disable=SC2086
         [ -f "$local_path" ] || python -m util.build_local --data_path "$DATA" --image_path "$DATA/images" \
             --regions "$REGIONS" --out "$local_path" ${RULES[$kind]}
     fi
-    own=(dataset.local_path="$local_path" k_fold.experiment_name="${RUN}_$kind")
+    own=(dataset.local_path="$local_path" k_fold.experiment_name="$run")
     python train.py --path_opt "$OPTIONS" --resume "$@" --set "${own[@]}"
     python test.py --path_opt "$OPTIONS" "$@" --set "${own[@]}"
-    RUNS+=("checkpoint/${RUN}_$kind")
+    RUNS+=("checkpoint/$run")
 done
 python -m postprocessing.tables "${RUNS[@]}"
