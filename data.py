@@ -399,9 +399,9 @@ def image_batches(data: Data, size: int) -> Iterator[tuple[Tensor, Tensor, Tenso
         yield normalise(pixels.to(device, non_blocking=True)), data.local_rep[here], data.local_adj[here]
 
 
-def caption_batches(data: Data, size: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Each caption once, longest first: rows (B,) on the CPU, token_ids (B, T), lengths (B,)."""
-    order = data.lengths.argsort(descending=True, stable=True)
-    for rows in order.split(size):
-        lengths = data.lengths[rows]
-        yield rows, data.token_ids[rows.to(data.token_ids.device), : int(lengths[0])], lengths
+def caption_batches(token_ids: Tensor, size: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """token_ids (M, T), longest first: rows (B,) and lengths (B,), both on the CPU, and token_ids (B, T')."""
+    all_lengths = (token_ids != 0).sum(1).cpu()
+    for rows in all_lengths.argsort(descending=True, stable=True).split(size):
+        lengths = all_lengths[rows]
+        yield rows, token_ids[rows.to(token_ids.device), : int(lengths[0])], lengths

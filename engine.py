@@ -78,7 +78,7 @@ def train_epoch(
 
 @torch.no_grad()
 def encode_split(model: GaLR, data: Data, options: Options, check: Callable[[], None] = lambda: None) -> np.ndarray:
-    """Encode each image and each caption once -> cosine similarities, images x captions, float32.
+    """Encode each image and each distinct caption once -> cosine similarities, images x captions, float32.
 
     `check` is called before each batch and may raise to stop.
     """
@@ -90,11 +90,12 @@ def encode_split(model: GaLR, data: Data, options: Options, check: Callable[[], 
             check()
             images.append(model.encode_image(*batch))
         images = torch.cat(images)
-        captions = images.new_empty(len(data.lengths), images.shape[1])
-        for rows, token_ids, lengths in caption_batches(data, CAPTION_BATCH):
+        distinct, place = data.token_ids.unique(dim=0, return_inverse=True)  # the data sets repeat many captions
+        captions = images.new_empty(len(distinct), images.shape[1])
+        for rows, token_ids, lengths in caption_batches(distinct, CAPTION_BATCH):
             check()
             captions[rows.to(device)] = model.encode_text(token_ids, lengths)
-    return cosine(images, captions).cpu().numpy()
+    return cosine(images, captions[place]).cpu().numpy()
 
 
 def bf16_gain(size: int = 512) -> float:

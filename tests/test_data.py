@@ -247,7 +247,7 @@ def test_evaluation_sees_each_image_and_each_caption_once_captions_longest_first
     loaded = data.load_data(split, options, ["ship", "plane", "<unk>"], torch.device("cpu"), training=False)
     reps = torch.cat([rep[:, 0, 0] for _, rep, _ in data.image_batches(loaded, 3)])
     assert reps.tolist() == list(range(7))
-    batches = list(data.caption_batches(loaded, 4))
+    batches = list(data.caption_batches(loaded.token_ids, 4))
     rows = torch.cat([rows for rows, _, _ in batches])
     assert sorted(rows.tolist()) == list(range(21))
     lengths = torch.cat([lengths for _, _, lengths in batches])

@@ -65,6 +65,24 @@ def test_similarities_do_not_depend_on_batches_or_on_the_order_of_captions(work,
         assert abs(one - sims[1, i]) < 1e-5
 
 
+def test_equal_captions_are_encoded_once_and_score_alike(work, checkpoint, monkeypatch) -> None:
+    options = load_options("tiny.yaml")
+    words = vocab.load("vocab.json").words
+    model = load_model(read_checkpoint(checkpoint), options, words, torch.device("cpu"))
+    loaded = load_data(read_split("data", "test"), options, words, torch.device("cpu"), training=False)
+    token_ids = loaded.token_ids.clone()
+    token_ids[3] = token_ids[7]
+    encode, encoded = model.encode_text, []
+    monkeypatch.setattr(model, "encode_text", lambda ids, lengths: encoded.extend(ids.tolist()) or encode(ids, lengths))
+    before = encode_split(model, loaded, options)
+    encoded.clear()
+    after = encode_split(model, loaded._replace(token_ids=token_ids), options)
+    assert len(encoded) == len(set(map(tuple, token_ids.tolist())))
+    assert np.array_equal(after[:, 3], after[:, 7])
+    others = np.arange(after.shape[1]) != 3
+    assert np.abs(after - before)[:, others].max() < 1e-6
+
+
 def place(checkpoint, folder) -> str:
     shutil.copytree(checkpoint.parent, folder)
     return f"{folder}/{checkpoint.name}"
