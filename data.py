@@ -40,7 +40,9 @@ class Split(NamedTuple):
 
 def read_lines(path: Path, what: str) -> list[str]:
     """The lines of a text file, stripped. Raises InputError for an empty one."""
-    text = read_text(path, what, "set dataset.data_path to the folder that holds {train,test}_{caps,filename}.txt")
+    text = read_text(
+        path, what, "dataset.data_path or --data_path names the folder of {train,test}_{caps,filename}.txt"
+    )
     lines = [line.strip() for line in text.removesuffix("\n").split("\n")]
     if not any(lines):
         raise InputError(f"{what} {path} is empty")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -117,7 +118,15 @@ def bf16_gain(size: int = 512) -> float:
 
 
 def load_model(checkpoint: dict[str, Any], options: Options, words: Sequence[str], device: torch.device) -> GaLR:
-    """The model of a checkpoint, ours or a published one, ready to encode. Raises InputError where it does not fit."""
+    """The model of a checkpoint, ours or a published one, ready to encode.
+
+    Raises InputError where it does not fit. The gate shows in no weight's shape: another one is warned of.
+    """
+    with contextlib.suppress(KeyError, TypeError):  # of a stranger's file, whatever it holds
+        trained = checkpoint["options"]["model"]["fusion"].get("gate", "released")
+        if trained != options.model.fusion.gate:
+            print(f"warning: the checkpoint was trained with model.fusion.gate={trained}, and is now scored with "
+                  f"{options.model.fusion.gate}; --set model.fusion.gate={trained} scores it as trained")  # fmt: skip
     model = build_model(options, words, initialise=False)
     load_weights(model, checkpoint, words)
     return prepare(model, options, device)

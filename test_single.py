@@ -45,7 +45,8 @@ def main() -> None:
         split = validation_split(Path(arguments.resume).parent, options)
     data = load_data(split, options, words, device, training=False)
     sims = encode_split(model, data, options)
-    score = score_of(0, sims, split) | {"split": arguments.split}
+    folder = Path(arguments.resume).absolute().parent.name  # of our runs: the fold
+    score = score_of(int(folder) if folder.isdigit() else 0, sims, split) | {"split": arguments.split}
     print(describe(arguments.split, split))
     print(markdown({"dataset": options.dataset.datatype, "folds": [score]}))
     if arguments.sims:

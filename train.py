@@ -7,7 +7,6 @@ Each fold leaves checkpoint/{experiment_name}/{fold}/: best and last checkpoint,
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import math
 import os
@@ -55,8 +54,8 @@ from utils import (
 )
 
 # Options that may change on --resume: they move no number of the run.
-FREE = {"dataset.workers", "dataset.cache", "dataset.image_path", "dataset.data_path", "dataset.local_path",
-        "dataset.vocab_path", "dataset.batch_size_val", "logs.save_steps", "logs.ckpt_save_path", "logs.logger_name",
+FREE = {"dataset.workers", "dataset.cache", "dataset.image_path", "dataset.data_path", "dataset.vocab_path",
+        "dataset.batch_size_val", "logs.save_steps", "logs.ckpt_save_path", "logs.logger_name",
         "k_fold.current_num", "model.seq2vec.dir_st"}  # fmt: skip
 
 
@@ -101,14 +100,16 @@ def main() -> None:
     if device.type == "cpu":
         reuse_memory()
     if device.type == "cpu" and options.optim.precision == "bf16" and (gain := bf16_gain()) < 1:
-        print(f"note: on this CPU bf16 has {gain:.2f} times the speed of float32: --set optim.precision=fp32 is faster")
+        print(f"note: bf16 has {gain:.2f} times the speed of float32 on this CPU: start runs with optim.precision=fp32")
     words = vocab.load(options.dataset.vocab_path).words
     folds = make_folds(options, arguments.fold)
     for key in ("ckpt_save_path", "logger_name"):
         check_writable(Path(getattr(options.logs, key)) / options.k_fold.experiment_name, f"logs.{key}")
     with only_writer(run_folder(options)), StopSignals() as signals:
+        if not arguments.resume:
+            refuse_existing(folds)
         for fold in folds:
-            state = earlier_state(fold, options, arguments)
+            state = earlier_state(fold, options, arguments.force) if arguments.resume else None
             if state and state["epoch"] >= options.optim.epochs:
                 print(f"fold {fold.number} is finished: skipped")
             else:
@@ -140,19 +141,23 @@ def make_folds(options: Options, only: int | None) -> list[Fold]:
     return folds
 
 
-def earlier_state(fold: Fold, options: Options, arguments: argparse.Namespace) -> dict[str, Any] | None:
-    """The checkpoint to go on from, or None for a new fold.
-
-    Raises InputError for a run that is there without --resume, and where options or images have changed.
-    """
-    last = fold.folder / LAST
-    if not arguments.resume:
+def refuse_existing(folds: Sequence[Fold]) -> None:
+    """Raises InputError where a fold to be trained anew holds a run."""
+    for fold in folds:
+        last = fold.folder / LAST
         if last.exists() or previous(last).exists():
             raise InputError(
                 f"{fold.folder} holds a run already: add --resume to go on with it, set another "
                 "k_fold.experiment_name, or remove the folder"
             )
-        return None
+
+
+def earlier_state(fold: Fold, options: Options, force: bool) -> dict[str, Any] | None:
+    """The checkpoint to go on from, or None for a new fold.
+
+    Raises InputError where options or images have changed, unless `force`.
+    """
+    last = fold.folder / LAST
     state = newest_checkpoint(last)
     if state is None:
         print(f"fold {fold.number}: nothing to resume, starting at the beginning")
@@ -162,11 +167,11 @@ def earlier_state(fold: Fold, options: Options, arguments: argparse.Namespace) -
             f"checkpoint {last} has no progress to resume from; fine-tune from it with optim.resume={last}"
         )
     changed = changed_options(state["options"], options.to_dict())
-    if changed and not arguments.force:
+    if changed and not force:
         raise InputError(
             f"{fold.folder} was made with other options: {'; '.join(changed)}; --force goes on nevertheless"
         )
-    if read_json(fold.folder / "split.json", "split") != split_names(fold) and not arguments.force:
+    if read_json(fold.folder / "split.json", "split") != split_names(fold) and not force:
         raise InputError(
             f"the images of fold {fold.number} are not those of {fold.folder / 'split.json'}: the lists in "
             "dataset.data_path have changed; --force goes on nevertheless"

@@ -91,6 +91,8 @@ def exit_status(main: Callable[[], None]) -> int:
     except RuntimeError as error:
         if worker_died(error):
             return _complain(f"a loader worker died ({error}); run again (train.py: with --resume)", 3)
+        if out_of_memory(error):
+            return _complain(f"out of memory: {str(error).partition('. ')[0]}; lower dataset.batch_size", 3)
         raise
     return 0
 
@@ -103,6 +105,11 @@ def disk_full(error: BaseException) -> bool:
 def worker_died(error: Exception) -> bool:
     """Whether PyTorch says that a loader worker is gone; it says so wherever the program happens to be."""
     return isinstance(error, RuntimeError) and "DataLoader worker" in str(error)
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Whether PyTorch says that a tensor found no room, on a GPU or in main memory."""
+    return type(error).__name__ == "OutOfMemoryError" or "DefaultCPUAllocator" in str(error)
 
 
 def _complain(error: Exception | str, status: int) -> int:
@@ -418,12 +425,13 @@ def _acquire(lock: filelock.BaseFileLock, folder: Path, tries: int = 10) -> list
 def provenance() -> dict[str, Any]:
     """What made a run: command line, packages, commit, machine."""
     packages = ("torch", "torchvision", "numpy", "pillow", "h5py", "nltk", "scikit-image", "pydantic")
-    git = subprocess.run(
-        ["git", "describe", "--always", "--dirty", "--abbrev=40"], cwd=ROOT, capture_output=True, text=True, check=False
-    )
+    describe = ["git", "describe", "--always", "--dirty", "--abbrev=40"]
+    commit = ""
+    with contextlib.suppress(OSError):  # no git on this machine
+        commit = subprocess.run(describe, cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
     return {
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
-        "commit": git.stdout.strip() or None,
+        "commit": commit or None,
         "python": platform.python_version(),
         "packages": {name: importlib.metadata.version(name) for name in packages},
         "machine": {

@@ -1,8 +1,8 @@
 """The test split of RSITMD: 452 images, 2260 captions -> their similarity matrix, in float32 and in bf16.
 
 Pixels are random and stand decoded in memory on both sides. The baseline works through pairs of blocks, 70 images by
-70 captions; by default one row of them is timed (the first 70 images with all captions) and multiplied by the number
-of rows, which are alike, in full with `full`.
+70 captions; by default one row of them is timed (the first 70 images with all captions) and scaled to the number of
+images, in full with `full`.
 """
 
 from __future__ import annotations

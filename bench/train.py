@@ -91,7 +91,8 @@ def settled_model(options: Options, data: Data) -> nn.Module:
 
 
 def baseline_of(model: nn.Module, options: Options) -> Baseline:
-    """The baseline with the very weights of ours."""
+    """The baseline with the very weights of ours, in full float32 on a GPU too."""
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     baseline = Baseline(options, len(WORDS))
     baseline.load_state_dict(to_published(model.state_dict()))
     return baseline

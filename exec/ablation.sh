@@ -4,12 +4,16 @@
 #   bash exec/ablation.sh UCM proposals
 # zeros: no local branch; raw: the most salient regions, all joined alike; denoised: merged regions, joined alike;
 # enhanced: the most salient regions, weighted edges; drea: both. Run again, it goes on where it was.
+# It wants the images in data/{name}_precomp/images. BUILD="--allow-missing" gives options to util.build_local.
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
-NAME=$1
-REGIONS=$2
+NAME=${1:?name a data set, such as UCM}
+REGIONS=${2:?say where regions come from: a folder or file of a detector, or proposals}
 shift 2
+LABEL=$(echo "$REGIONS" | tr -cs 'A-Za-z0-9._\n' '-')
 DATA=data/$(echo "$NAME" | tr '[:upper:]' '[:lower:]')_precomp
 OPTIONS=option/$NAME/${NAME}_GaLR.yaml
+VOCABULARY=vocab/$(echo "$NAME" | tr '[:upper:]' '[:lower:]')_vocab.json
+[ -f "$VOCABULARY" ] || python vocab.py --data_path "$DATA" --data_name "$(basename "$DATA")"
 declare -A RULES=([raw]="--no-denoise --no-enhance" [denoised]="--no-enhance" [enhanced]="--no-denoise" [drea]="")
 
 RUNS=()
@@ -17,10 +21,10 @@ for kind in zeros raw denoised enhanced drea; do
     if [ "$kind" = zeros ]; then
         run=${NAME}_zeros local_path=zeros
     else
-        run=${NAME}_$(basename "$REGIONS")_$kind local_path=$DATA/$(basename "$REGIONS")_$kind.h5
+        run=${NAME}_${LABEL}_$kind local_path=$DATA/${LABEL}_$kind.h5
         # shellcheck disable=SC2086
         [ -f "$local_path" ] || python -m util.build_local --data_path "$DATA" --image_path "$DATA/images" \
-            --regions "$REGIONS" --out "$local_path" ${RULES[$kind]}
+            --regions "$REGIONS" --out "$local_path" ${RULES[$kind]} ${BUILD:-}
     fi
     own=(dataset.local_path="$local_path" k_fold.experiment_name="$run")
     python train.py --path_opt "$OPTIONS" --resume "$@" --set "${own[@]}"

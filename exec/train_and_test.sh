@@ -2,8 +2,8 @@
 # Trains GaLR on a data set and scores its test split: bash exec/train_and_test.sh RSITMD [arguments of train.py and test.py]
 # The data go where option/NAME/NAME_GaLR.yaml says (README.md). GPU=1 uses the second GPU. Run again, it goes on.
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
-export CUDA_VISIBLE_DEVICES=${GPU:-0}
-NAME=$1
+export CUDA_VISIBLE_DEVICES=${GPU:-${CUDA_VISIBLE_DEVICES:-0}}
+NAME=${1:?name a data set, such as RSITMD}
 shift
 DATA=$(echo "$NAME" | tr '[:upper:]' '[:lower:]')
 OPTIONS=option/$NAME/${NAME}_GaLR.yaml

@@ -49,6 +49,12 @@ class Seq2Vec(Section):
     embedding_dim: Count = 620
     hidden_dim: Count = 2400
 
+    @model_validator(mode="after")
+    def _two_directions(self) -> Seq2Vec:
+        if self.type == "BiSkip" and self.hidden_dim % 2:
+            raise ValueError(f"model.seq2vec.hidden_dim ({self.hidden_dim}) must be even: BiSkip halves it")
+        return self
+
 
 class Fusion(Section):
     """MIDF. `gate`: the paper's two weights, or the released code's single one (design section 5)."""
@@ -239,6 +245,8 @@ def _without_none(tree: dict) -> dict:
     for key, value in tree.items():
         if isinstance(value, dict):
             kept[key] = _without_none(value)
+        elif key == "pretrained" and value == "None":  # no published key: a slip for `none`, and not the default
+            kept[key] = "none"
         elif value is not None and value != "None":
             kept[key] = value
     return kept

@@ -417,7 +417,7 @@ def draw_run(
             gallery = _read(gallery_file, "gallery")
             title = f"{name}, fold {fold.name}, {split} split: {len(sims)} images, {len(owner)} captions"
             figures[f"sheet_{fold.name}{suffix}"] = _naming(
-                gallery_file, _sheet_of_files, sims, gallery, owner, results.get("rerank") or None, title
+                gallery_file, _sheet_of_files, sims, gallery, owner, (results.get("rerank") or {}).get("setting"), title
             )
     if not figures:
         raise InputError(f"nothing to draw in {run}: {', '.join(map(str, missing)) or 'it has no folds'} missing")

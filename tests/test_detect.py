@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import functools
 import json
 import sys
@@ -79,6 +80,15 @@ def test_the_text_says_what_the_detector_found(run, tmp_path, images, weights, l
     total = sum(map(len, files.values()))
     assert sum(map(len, detections.rows.values())) == total > 10
     assert f"{total} regions in 5 images" in capsys.readouterr().out
+
+
+def test_files_of_torchvisions_training_script_load_frozen_batch_normalisation_and_all(weights, tmp_path):
+    state = torch.load(weights, weights_only=True)["model"]
+    frozen = {name: value for name, value in state.items() if not name.endswith("num_batches_tracked")}
+    assert len(frozen) < len(state)
+    torch.save({"model": frozen, "epoch": 3, "args": argparse.Namespace(lr=0.02)}, tmp_path / "model_25.pth")
+    model = detect.load_detector(ARCH, tmp_path / "model_25.pth", 15, 0.5)
+    assert all(torch.equal(model.state_dict()[name], value) for name, value in frozen.items())
 
 
 def test_a_stopped_run_goes_on_where_it_was(run, tmp_path, monkeypatch):

@@ -169,3 +169,12 @@ def test_files_that_are_no_option_files_are_refused(tmp_path, text) -> None:
     path.write_text(text)
     with pytest.raises(InputError, match=r"bad\.yaml"):
         load_options(path)
+
+
+def test_bi_skip_needs_an_even_width(published) -> None:
+    with pytest.raises(InputError, match="must be even"):
+        load_options(published, ["model.seq2vec.type=BiSkip", "model.seq2vec.hidden_dim=257"])
+
+
+def test_a_capital_none_for_pretrained_is_not_the_default(published) -> None:
+    assert load_options(published, ["model.pretrained=None"]).model.pretrained == "none"

@@ -193,6 +193,36 @@ def test_changed_options_are_refused_with_the_list_unless_forced(work, run, whol
     assert torch.load(LAST, weights_only=True)["epoch"] == 3
 
 
+def test_other_local_features_are_an_option_that_changed(work, run, whole) -> None:
+    shutil.copytree(whole, FOLD)
+    refused = run(f"{TRAIN} --resume --set dataset.local_path=zeros")
+    assert refused.status == 2 and "dataset.local_path: data/local.h5 -> zeros" in refused.message
+
+
+def test_a_fold_that_is_there_is_refused_before_any_other_is_trained(work, run, whole) -> None:
+    shutil.copytree(whole, FOLD.with_name("1"))
+    before = listing(work)
+    refused = run(f"{TRAIN} --set k_fold.nums=2")
+    assert refused.status == 2 and "checkpoint/tiny/1 holds a run already" in refused.message
+    assert listing(work) == before
+
+
+def test_a_machine_without_git_trains(monkeypatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    assert utils.provenance()["commit"] is None
+
+
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("CUDA out of memory."), RuntimeError("DefaultCPUAllocator: can't allocate memory")]
+)
+def test_memory_that_is_short_is_one_line_and_status_3(error, capsys) -> None:
+    def main() -> None:
+        raise error
+
+    assert utils.exit_status(main) == 3
+    assert "out of memory" in capsys.readouterr().err.splitlines()[0]
+
+
 def test_options_that_move_no_number_may_change_on_resume(work, run, whole) -> None:
     with at_step(2, stop(signal.SIGTERM)):
         run(TRAIN)

@@ -28,7 +28,7 @@ from layers.drea import THRESHOLDS, Denoised, DreaOptions, Regions, denoise, enh
 from util.images import LARGEST, MODES, safe_paths
 from util.local_features import stem
 from util.regions import FORMATS, read_detections, to_regions
-from utils import InputError, Interrupted, Parser, RunError, atomic, run_command, some
+from utils import InputError, Interrupted, Parser, RunError, atomic, check_writable, run_command, some
 
 PROPOSALS = "proposals"
 DESCRIPTION = "Turn detected regions into the local features that training reads (see docs/REGIONS.md)."
@@ -167,7 +167,7 @@ def _leave_signals_to_parent() -> None:
 
 
 def _stop(signum: int, frame: Any) -> None:
-    raise Interrupted(signum, "stopped; nothing was written")
+    raise Interrupted(signum, "stopped; run the same command again")
 
 
 def drea(regions: Iterable[Regions], options: DreaOptions) -> tuple[list[Denoised], np.ndarray]:
@@ -246,9 +246,7 @@ def _check_writable(path: Path) -> None:
     """Raise InputError now, not after the work is done, where `path` cannot become a file."""
     if path.is_dir():
         raise InputError(f"cannot write {path}: it is a folder; give the name of a file")
-    folder = next(parent for parent in path.absolute().parents if parent.exists())
-    if not folder.is_dir() or not os.access(folder, os.W_OK):
-        raise InputError(f"cannot write {path}: {folder} is not a folder that you may write to")
+    check_writable(path.parent, f"cannot write {path} into")
 
 
 if __name__ == "__main__":

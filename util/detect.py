@@ -94,7 +94,8 @@ def load_detector(
     None is the architecture's default.
     Raises InputError for a file that is no such thing or does not fit the architecture and number of classes.
     """
-    state = load_torch(weights, "detector weights")
+    with torch.serialization.safe_globals([argparse.Namespace]):  # torchvision's scripts store their arguments too
+        state = load_torch(weights, "detector weights")
     for key in ("model", "state_dict"):
         state = state.get(key, state) if isinstance(state, dict) else state
     if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
@@ -104,6 +105,8 @@ def load_detector(
     least = {"score_thresh" if arch.startswith("retinanet") else "box_score_thresh": threshold}
     model = get_model(arch, weights=None, weights_backbone=None, num_classes=classes + 1, **sizes, **least)
     own = model.state_dict()
+    counters = {name for name in own if name.endswith("num_batches_tracked")}  # frozen batch normalisation has none
+    state |= {name: own[name] for name in counters - state.keys()}
     wrong = [name for name in sorted(own.keys() | state.keys()) if _shape(own, name) != _shape(state, name)]
     if wrong:
         first = f"{wrong[0]} is {_shape(state, wrong[0])} in the file and {_shape(own, wrong[0])} in the model"
