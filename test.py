@@ -53,7 +53,7 @@ def main() -> None:
     check_writable(MATRICES, "matrices go to")
     words = vocab.load(options.dataset.vocab_path).words
     test = load_data(read_split(options.dataset.data_path, "test"), options, words, device, training=False)
-    print(describe("test", test.split))
+    print(describe("test", test))
     matrices = {fold: score_fold(run, fold, test, options, words, device) for fold in folds}
     results = summary(options, [score_of(fold, of_test.sims, test.split) for fold, (of_test, _) in matrices.items()])
     if arguments.rerank:
@@ -80,10 +80,14 @@ def check_folds(run: Path, folds: range, arguments: argparse.Namespace) -> None:
         )
 
 
-def describe(name: str, split: Split) -> str:
-    """What a score is out of: the split, its gallery, and what chance would score."""
-    at_random = chance(split.image_of_caption, len(split.images))[2]
-    return f"{name} split: {len(split.images)} images, {len(split.captions)} captions, chance mR {at_random:.2f}"
+def describe(name: str, data: Data) -> str:
+    """What a score is out of: split, gallery, what chance would score, and how many captions nothing tells apart."""
+    images, captions = len(data.split.images), len(data.split.captions)
+    at_random = chance(data.split.image_of_caption, images)[2]
+    text = f"{name} split: {images} images, {captions} captions, chance mR {at_random:.2f}"
+    if repeats := captions - len(data.token_ids.unique(dim=0)):
+        text += f"\nnote: {repeats} captions have the words of another one; in recall, ties count against the query"
+    return text
 
 
 class Matrix(NamedTuple):

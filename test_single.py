@@ -47,7 +47,7 @@ def main() -> None:
     sims = encode_split(model, data, options)
     folder = Path(arguments.resume).absolute().parent.name  # of our runs: the fold
     score = score_of(int(folder) if folder.isdigit() else 0, sims, split) | {"split": arguments.split}
-    print(describe(arguments.split, split))
+    print(describe(arguments.split, data))
     print(markdown({"dataset": options.dataset.datatype, "folds": [score]}))
     if arguments.sims:
         for suffix, array in (("", sims), ("_images", split.image_of_caption)):

@@ -166,3 +166,12 @@ def test_a_run_starts_with_advice_where_bf16_is_slower_on_this_cpu(work, run, mo
 
 def test_the_gain_of_bf16_is_a_ratio_of_seconds() -> None:
     assert 0.001 < bf16_gain(64) < 1000
+
+
+def test_captions_of_the_same_words_are_counted_because_ties_cost_recall(work, checkpoint, run) -> None:
+    captions = (work / "data/test_caps.txt").read_text().splitlines()
+    words = [" ".join(["plane"] * (i + 1)) for i in range(len(captions))]
+    for written, noted in ((words, False), ([words[0], *words[:-1]], True)):
+        (work / "data/test_caps.txt").write_text("\n".join(written) + "\n")
+        outcome = run(f"test_single.py --path_opt tiny.yaml --resume {checkpoint}")
+        assert outcome.status == 0 and ("1 captions have the words of another one" in outcome.out) == noted
