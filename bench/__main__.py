@@ -45,7 +45,7 @@ def main() -> None:
         check_writable(Path(arguments.json).parent, "--json")
     device = pick_device(arguments.device)
     if arguments.scaling:
-        results = bench.scaling.scaling(device)
+        results = bench.scaling.scaling(device, precision="bf16" if device.type == "cuda" else "fp32")
         print(bench.scaling.table(results))
     else:
         results = {}

@@ -25,7 +25,7 @@ DATA_SETS = (250, 500, 1000, 2000, 4000)  # images
 GALLERIES = (56, 113, 226, 452)  # images, with five captions each
 
 
-def scaling(device: torch.device, overrides: tuple[str, ...] = (), precision: str = "bf16") -> dict[str, dict]:
+def scaling(device: torch.device, overrides: tuple[str, ...] = (), precision: str = "fp32") -> dict[str, dict]:
     """{table: {"sizes", "seconds", "exponent"}}: the median of three runs at each size."""
     reuse_memory()
     options = settings(overrides, precision)
