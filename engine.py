@@ -122,9 +122,9 @@ def load_model(checkpoint: dict[str, Any], options: Options, words: Sequence[str
 
     Raises InputError where it does not fit. The gate shows in no weight's shape: another one is warned of.
     """
-    with contextlib.suppress(KeyError, TypeError):  # of a stranger's file, whatever it holds
+    with contextlib.suppress(KeyError, TypeError, AttributeError):  # of a stranger's file, whatever it holds
         trained = checkpoint["options"]["model"]["fusion"].get("gate", "released")
-        if trained != options.model.fusion.gate:
+        if trained in {"paper", "released"} - {options.model.fusion.gate}:
             print(f"warning: the checkpoint was trained with model.fusion.gate={trained}, and is now scored with "
                   f"{options.model.fusion.gate}; --set model.fusion.gate={trained} scores it as trained")  # fmt: skip
     model = build_model(options, words, initialise=False)

@@ -16,7 +16,7 @@ from option.schema import load_options
 from postprocessing.figures import retrieval_sheet, save_figure
 from postprocessing.tables import markdown
 from test import describe, score_of, validation_split
-from utils import InputError, Parser, atomic, check_writable, pick_device, read_checkpoint, run_command
+from utils import InputError, Parser, atomic, check_writable_file, pick_device, read_checkpoint, run_command
 
 
 def main() -> None:
@@ -34,7 +34,7 @@ def main() -> None:
         if value and Path(value).suffix != suffix:
             raise InputError(f"--{option} {value}: the name must end in {suffix}")
         if value:
-            check_writable(Path(value).parent, f"--{option}")
+            check_writable_file(Path(value))
     options = load_options(arguments.path_opt, arguments.set)
     device = pick_device(arguments.device)
     words = vocab.load(options.dataset.vocab_path).words

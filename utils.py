@@ -92,7 +92,7 @@ def exit_status(main: Callable[[], None]) -> int:
         if worker_died(error):
             return _complain(f"a loader worker died ({error}); run again (train.py: with --resume)", 3)
         if out_of_memory(error):
-            return _complain(f"out of memory: {str(error).partition('. ')[0]}; lower dataset.batch_size", 3)
+            return _complain(f"out of memory: {str(error).partition('. ')[0]}; lower the batch size", 3)
         raise
     return 0
 
@@ -166,6 +166,13 @@ def check_writable(folder: Path, what: str) -> None:
     there = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
         raise InputError(f"{what} {folder}: {there} is not a folder that you may write to")
+
+
+def check_writable_file(path: Path) -> None:
+    """Raise InputError now, not after the work is done, where `path` cannot become a file."""
+    if path.is_dir():
+        raise InputError(f"cannot write {path}: it is a folder; give the name of a file")
+    check_writable(path.parent, f"cannot write {path} into")
 
 
 def existing_file(path: str | os.PathLike, what: str, advice: str = "") -> Path:

@@ -18,7 +18,7 @@ import bench.rerank
 import bench.scaling
 import bench.train
 from bench import Case
-from utils import InputError, Parser, check_writable, pick_device, run_command, write_json
+from utils import InputError, Parser, check_writable_file, pick_device, run_command, write_json
 
 SUITES = ("train", "data", "eval", "rerank")
 
@@ -39,10 +39,8 @@ def main() -> None:
         raise InputError(f"--suite {arguments.suite}: no suite {unknown[0]!r}; there are {', '.join(SUITES)}")
     if arguments.repeats < 1:
         raise InputError(f"--repeats {arguments.repeats}: at least 1 is needed")
-    if arguments.json and Path(arguments.json).is_dir():
-        raise InputError(f"--json {arguments.json} is a folder; name a file")
     if arguments.json:
-        check_writable(Path(arguments.json).parent, "--json")
+        check_writable_file(Path(arguments.json))
     device = pick_device(arguments.device)
     if arguments.scaling:
         results = bench.scaling.scaling(device, precision="bf16" if device.type == "cuda" else "fp32")

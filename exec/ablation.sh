@@ -11,9 +11,6 @@ REGIONS=${2:?say where regions come from: a folder or file of a detector, or pro
 shift 2
 LABEL=$(echo "$REGIONS" | tr -cs 'A-Za-z0-9._\n' '-')
 DATA=data/$(echo "$NAME" | tr '[:upper:]' '[:lower:]')_precomp
-OPTIONS=option/$NAME/${NAME}_GaLR.yaml
-VOCABULARY=vocab/$(echo "$NAME" | tr '[:upper:]' '[:lower:]')_vocab.json
-[ -f "$VOCABULARY" ] || python vocab.py --data_path "$DATA" --data_name "$(basename "$DATA")"
 declare -A RULES=([raw]="--no-denoise --no-enhance" [denoised]="--no-enhance" [enhanced]="--no-denoise" [drea]="")
 
 RUNS=()
@@ -26,9 +23,7 @@ for kind in zeros raw denoised enhanced drea; do
         [ -f "$local_path" ] || python -m util.build_local --data_path "$DATA" --image_path "$DATA/images" \
             --regions "$REGIONS" --out "$local_path" ${RULES[$kind]} ${BUILD:-}
     fi
-    own=(dataset.local_path="$local_path" k_fold.experiment_name="$run")
-    python train.py --path_opt "$OPTIONS" --resume "$@" --set "${own[@]}"
-    python test.py --path_opt "$OPTIONS" "$@" --set "${own[@]}"
+    bash exec/train_and_test.sh "$NAME" "$@" --set dataset.local_path="$local_path" k_fold.experiment_name="$run"
     RUNS+=("checkpoint/$run")
 done
 python -m postprocessing.tables "${RUNS[@]}"

@@ -122,6 +122,12 @@ def test_another_gate_than_the_checkpoint_was_trained_with_is_warned_of(work, ch
     assert outcome.status == 0 and ("--set model.fusion.gate=paper scores it as trained" in outcome.out) == warned
 
 
+@pytest.mark.parametrize("fusion", ["paper", [], {"gate": torch.zeros(2)}, {"gate": []}])
+def test_options_in_a_checkpoint_that_are_no_options_are_passed_over(work, checkpoint, run, fusion) -> None:
+    torch.save(read_checkpoint(checkpoint) | {"options": {"model": {"fusion": fusion}}}, work / "strange.pth.tar")
+    assert run("test_single.py --path_opt tiny.yaml --resume strange.pth.tar").status == 0
+
+
 def test_test_single_names_the_fold_of_the_checkpoint(work, checkpoint, run) -> None:
     path = place(checkpoint, work / "checkpoint/tiny/2")
     assert "fold 2 " in run(f"test_single.py --path_opt tiny.yaml --resume {path}").out

@@ -28,7 +28,7 @@ from layers.drea import THRESHOLDS, Denoised, DreaOptions, Regions, denoise, enh
 from util.images import LARGEST, MODES, safe_paths
 from util.local_features import stem
 from util.regions import FORMATS, read_detections, to_regions
-from utils import InputError, Interrupted, Parser, RunError, atomic, check_writable, run_command, some
+from utils import InputError, Interrupted, Parser, RunError, atomic, check_writable_file, run_command, some
 
 PROPOSALS = "proposals"
 DESCRIPTION = "Turn detected regions into the local features that training reads (see docs/REGIONS.md)."
@@ -238,15 +238,8 @@ def _parse() -> argparse.Namespace:
     if arguments.regions == PROPOSALS and (arguments.format != "auto" or arguments.classes or arguments.coco_images):
         raise InputError("--format, --classes and --coco-images belong to a detector's files, not to proposals")
     for path in filter(None, (arguments.out, arguments.published)):
-        _check_writable(path)
+        check_writable_file(path)
     return arguments
-
-
-def _check_writable(path: Path) -> None:
-    """Raise InputError now, not after the work is done, where `path` cannot become a file."""
-    if path.is_dir():
-        raise InputError(f"cannot write {path}: it is a folder; give the name of a file")
-    check_writable(path.parent, f"cannot write {path} into")
 
 
 if __name__ == "__main__":
