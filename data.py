@@ -20,7 +20,7 @@ import util.images
 import vocab
 from option.schema import Dataset, KFold, Options
 from util.local_features import load_local
-from utils import InputError, RunError, read_text, some
+from utils import InputError, RunError, one_at_a_time, read_text, send, some
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet
 LARGEST_ANGLE = 90  # degrees
@@ -202,37 +202,35 @@ class Pixels:
 
 
 class MemoryPixels(Pixels):
-    """All images in one tensor, on the training device."""
+    """All images in one tensor (N, R, R, 3): on the training device, or mapped from the HDF5 cache.
 
-    def __init__(self, pixels: Tensor) -> None:
+    places: (n,) rows of the split's images in it; by default all.
+    """
+
+    def __init__(self, pixels: Tensor, places: np.ndarray | None = None) -> None:
         self.pixels = pixels
+        self.places = torch.arange(len(pixels)) if places is None else torch.from_numpy(places)
 
     def batches(self, rows: Sequence[np.ndarray]) -> Iterator[Tensor]:
+        pinned = torch.cuda.is_available() and self.pixels.device.type == "cpu"
         for batch in rows:
-            yield self.pixels.index_select(0, torch.from_numpy(batch).to(self.pixels.device))  # six times as fast as []
+            places = send(self.places[torch.from_numpy(batch)], self.pixels.device)
+            out = self.pixels.new_empty(len(batch), *self.pixels.shape[1:], pin_memory=pinned)
+            yield torch.index_select(self.pixels, 0, places, out=out)  # six times as fast as []
 
 
 class FilePixels(Pixels, torch.utils.data.Dataset):
-    """Images decoded anew, or read from the HDF5 cache, by loader workers."""
+    """Images decoded anew by loader workers."""
 
-    def __init__(self, paths: list[str], size: int, workers: int, cache: tuple[Path, np.ndarray] | None) -> None:
-        self.paths, self.size, self.workers, self.cache = paths, size, workers, cache
-        self._file = None
+    def __init__(self, paths: list[str], size: int, workers: int) -> None:
+        self.paths, self.size, self.workers = paths, size, workers
 
     def __getitem__(self, row: int) -> np.ndarray | InputError:
         """An image, or what keeps it from being one: raised in a worker, it would arrive as a traceback's text."""
         try:
-            if self.cache is None:
-                return util.images.decode(self.paths[row], self.size)
-            if self._file is None:  # opened by each worker for itself
-                import h5py
-
-                self._file = h5py.File(self.cache[0])
-            return self._file[str(self.size)][self.cache[1][row]]
+            return util.images.decode(self.paths[row], self.size)
         except InputError as error:
             return error
-        except (OSError, KeyError, ValueError, RuntimeError) as error:  # of h5py
-            return InputError(f"image {self.paths[row]} cannot be read from the cache {self.cache[0]} ({error})")
 
     def batches(self, rows: Sequence[np.ndarray]) -> Iterator[Tensor]:
         loader = torch.utils.data.DataLoader(
@@ -260,10 +258,11 @@ def open_pixels(paths: list[str], size: int, options: Dataset, device: torch.dev
     if options.cache == "none":
         for _ in util.images.decode_all(paths, size, options.workers, "checking images"):
             pass
-        return FilePixels(paths, size, options.workers, None)
+        return FilePixels(paths, size, options.workers)
     cache, all_paths = open_cache(options)
     row = {path: i for i, path in enumerate(all_paths)}
-    return FilePixels(paths, size, options.workers, (cache, np.array([row[path] for path in paths])))
+    pixels = torch.from_numpy(util.images.map_cache(cache, size))
+    return MemoryPixels(pixels, np.array([row[path] for path in paths]))
 
 
 def open_cache(options: Dataset) -> tuple[Path, list[str]]:
@@ -273,7 +272,9 @@ def open_cache(options: Dataset) -> tuple[Path, list[str]]:
     sizes = resize_size(options.image_size), options.image_size
     cache = Path(options.data_path) / f"images_{options.image_size}.h5"
     if not util.images.cache_is_fresh(cache, paths, sizes):
-        util.images.build_cache(cache, paths, sizes, options.workers)
+        with one_at_a_time(cache):  # runs that start together
+            if not util.images.cache_is_fresh(cache, paths, sizes):
+                util.images.build_cache(cache, paths, sizes, options.workers)
     return cache, paths
 
 
@@ -301,7 +302,7 @@ def augment(pixels: Tensor, augmentation: Augmentation, image_size: int) -> Tens
     written as it is normalised. A few images at a time stay in the processor's cache.
     """
     device, side = pixels.device, pixels.shape[1] + 2
-    steps = torch.from_numpy(_inverse_rotations(augmentation, pixels.shape[1])).to(device, non_blocking=True)
+    steps = send(torch.from_numpy(_inverse_rotations(augmentation, pixels.shape[1])), device)
     place = torch.arange(image_size, dtype=torch.int32, device=device)
     together = AT_ONCE if device.type == "cpu" else 128 * AT_ONCE
     first = torch.arange(together, dtype=torch.int32, device=device)[:, None, None] * side**2
@@ -340,7 +341,7 @@ def normalise(pixels: Tensor, out: Tensor | None = None) -> Tensor:
     """
     if out is None:
         out = torch.empty(pixels.shape, device=pixels.device)
-    mean, std = (torch.tensor(x, device=pixels.device).repeat(pixels.shape[2]) for x in (MEAN, STD))
+    mean, std = (send(torch.tensor(x), pixels.device).repeat(pixels.shape[2]) for x in (MEAN, STD))
     rows = out.flatten(2).copy_(pixels.flatten(2))  # whole rows: to repeat three numbers pixel by pixel is slow
     rows.div_(255).sub_(mean).div_(std)
     return out.permute(0, 3, 1, 2)
@@ -381,13 +382,13 @@ def train_batches(data: Data, options: Options, fold: int, epoch: int, first: in
     for step, (captions, images, pixels) in enumerate(zip(chosen, rows, data.pixels.batches(rows), strict=True), first):
         device = data.token_ids.device
         drawn = draw_augmentation(random_stream(AUGMENT, options.seed, fold, epoch, step), len(captions), image_size)
-        captions, images = torch.from_numpy(captions), torch.from_numpy(images).to(device)
+        captions, images = torch.from_numpy(captions), send(torch.from_numpy(images), device)
         lengths = data.lengths[captions]
         yield Batch(
-            augment(pixels.to(device, non_blocking=True), drawn, image_size),
+            augment(send(pixels, device), drawn, image_size),
             data.local_rep[images],
             data.local_adj[images],
-            data.token_ids[captions.to(device), : int(lengths.max())],
+            data.token_ids[send(captions, device), : int(lengths.max())],
             lengths,
         )
 
@@ -398,7 +399,7 @@ def image_batches(data: Data, size: int) -> Iterator[tuple[Tensor, Tensor, Tenso
     for batch, pixels in zip(rows, data.pixels.batches(rows), strict=True):
         here = slice(int(batch[0]), int(batch[-1]) + 1)
         device = data.local_rep.device
-        yield normalise(pixels.to(device, non_blocking=True)), data.local_rep[here], data.local_adj[here]
+        yield normalise(send(pixels, device)), data.local_rep[here], data.local_adj[here]
 
 
 def caption_batches(token_ids: Tensor, size: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:

@@ -23,9 +23,13 @@ import warnings
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import filelock
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 ROOT = Path(__file__).resolve().parent
 
@@ -148,6 +152,24 @@ def atomic(path: str | os.PathLike, keep: Path | None = None) -> Iterator[Path]:
         raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def one_at_a_time(path: Path) -> Iterator[None]:
+    """Hold the lock on writing `path`; waits for a process that has it, and says so."""
+    check_writable(path.parent, "cannot write into")
+    beside = path.with_name(f".{path.name}.lock")
+    lock = filelock.FileLock(beside)
+    try:
+        lock.acquire(timeout=1)
+    except filelock.Timeout:
+        print(f"another run is writing {path}; waiting for it")
+        lock.acquire()
+    try:
+        yield
+    finally:
+        beside.unlink(missing_ok=True)  # whoever waits notices, and makes it anew (filelock does)
+        lock.release()
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:
@@ -340,13 +362,20 @@ def check_archive(path: Path, what: str = "checkpoint") -> None:
 # ---------------------------------------------------------------- runs
 
 
-def pick_device(name: str) -> Any:
+def pick_device(name: str) -> torch.device:
     """`auto` takes a CUDA GPU where one is. Raises InputError for a GPU that is not there."""
     import torch
 
     if name == "cuda" and not torch.cuda.is_available():
         raise InputError("--device cuda: PyTorch finds no CUDA GPU here; use --device cpu, or install a driver")
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def send(tensor: Tensor, device: torch.device) -> Tensor:
+    """The tensor on the device. To a GPU it goes from pinned memory: nothing waits, neither for it nor for the GPU."""
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
 
 
 def reuse_memory() -> None:

@@ -31,7 +31,7 @@ def main() -> None:
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="default: auto")
     parser.add_argument("--json", help="also write the figures to this file, {suite: {case: figures}}")
     parser.add_argument("--repeats", type=int, default=3, help="rounds of each suite (default 3)")
-    parser.add_argument("--full", action="store_true", help="eval: all of the baseline's blocks, in a single round")
+    parser.add_argument("--full", action="store_true", help="eval: all of the baseline's blocks, once")
     parser.add_argument("--scaling", action="store_true", help="instead: how the time of ours grows, with exponents")
     arguments = parser.parse_args()
     suites = arguments.suite.split(",")

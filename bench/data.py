@@ -25,7 +25,7 @@ import util.images
 from bench import Case, Side, figures
 from bench.baseline import loader
 from bench.train import made_up, new_model, once, settings, train_data, wait
-from data import FilePixels, MemoryPixels, resize_size, train_batches
+from data import MemoryPixels, resize_size, train_batches
 from utils import reuse_memory
 
 SAMPLES = 2000
@@ -52,10 +52,10 @@ def our_loader(
     options = settings(overrides)
     size = resize_size(options.dataset.image_size)
     if cache is None:
-        pixels = MemoryPixels(torch.from_numpy(util.images.load_pixels(paths, size, 2)).to(device))
+        pixels = torch.from_numpy(util.images.load_pixels(paths, size, 2)).to(device)
     else:
-        pixels = FilePixels(paths, size, 2, (cache, np.arange(len(paths))))
-    data = made_up(options, len(paths), 1, device)._replace(pixels=pixels)
+        pixels = torch.from_numpy(util.images.map_cache(cache, size))
+    data = made_up(options, len(paths), 1, device)._replace(pixels=MemoryPixels(pixels))
 
     def work() -> None:
         drawn = 0

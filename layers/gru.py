@@ -19,6 +19,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from utils import send
+
 
 class Packing(NamedTuple):
     """How padded sequences (B, T) are packed, longest first.
@@ -41,8 +43,7 @@ def pack(lengths: Tensor, width: int, device: torch.device, reverse: bool = Fals
     place = lengths[rows] - 1 - t if reverse else t
     words = order[rows] * width + place
     sizes = torch.bincount(t).tolist()
-    rows, words, order = (x.to(device, non_blocking=True) for x in (rows, words, order))
-    return Packing(rows, words, order, sizes)
+    return Packing(send(rows, device), send(words, device), send(order, device), sizes)
 
 
 class GRU(nn.Module):

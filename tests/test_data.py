@@ -242,6 +242,20 @@ def test_the_image_cache_is_rebuilt_when_a_source_changes(small, tmp_path) -> No
     assert not util.images.cache_is_fresh(cache, paths, sizes)
 
 
+def test_an_image_cache_that_was_compressed_is_rebuilt(small) -> None:
+    """As h5repack does it: its pixels cannot be mapped."""
+    options, split = small
+    expected = epoch(options, split, "h5")
+    cache, paths = data.open_cache(options.dataset)
+    with h5py.File(cache, "a") as file:
+        for name in ("32", str(data.resize_size(32))):
+            pixels = file[name][:]
+            del file[name]
+            file.create_dataset(name, data=pixels, compression="gzip")
+    assert not util.images.cache_is_fresh(cache, paths, (32, data.resize_size(32)))
+    assert torch.equal(epoch(options, split, "h5")[0].images, expected[0].images)
+
+
 def test_evaluation_sees_each_image_and_each_caption_once_captions_longest_first(small) -> None:
     options, split = small
     loaded = data.load_data(split, options, ["ship", "plane", "<unk>"], torch.device("cpu"), training=False)

@@ -14,8 +14,10 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import filelock
@@ -26,7 +28,10 @@ from soak import compare, differences
 
 import engine
 import train
+import util.images
 import utils
+from data import open_cache
+from option import load_options
 
 pytestmark = pytest.mark.usefixtures("short_trunk")
 TRAIN = "train.py --path_opt tiny.yaml"
@@ -111,6 +116,12 @@ def after_save(name: str, number: int) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train, "save_checkpoint", counted)
         yield
+
+
+def same_weights(one: Path, other: Path) -> bool:
+    """Whether two folds ended with the same weights, bit for bit."""
+    models = (torch.load(folder / "last.pth.tar", weights_only=True)["model"] for folder in (one, other))
+    return compare(*models, "") == []
 
 
 def stop(signum: int) -> Callable[[], None]:
@@ -228,8 +239,7 @@ def test_options_that_move_no_number_may_change_on_resume(work, run, whole) -> N
         run(TRAIN)
     moved = "logs.save_steps=0 dataset.cache=none dataset.workers=0 dataset.batch_size_val=3"
     assert run(f"{TRAIN} --resume --set {moved}").status == 0
-    one, other = (torch.load(path / "last.pth.tar", weights_only=True)["model"] for path in (whole, FOLD))
-    assert compare(one, other, "") == []
+    assert same_weights(whole, FOLD)
 
 
 def test_a_run_records_what_made_it(whole) -> None:
@@ -506,14 +516,32 @@ def test_an_image_that_vanishes_is_named_and_the_run_resumes_when_it_is_back(wor
     assert f"image data/images/{names[5]} is not there" in stopped.message and "--resume" in stopped.message
     (work / "away.png").rename(gone)
     assert run(f"{command} --resume").status == 0
-    one, other = (torch.load(path / "last.pth.tar", weights_only=True)["model"] for path in (whole, FOLD))
-    assert compare(one, other, "") == []
+    assert same_weights(whole, FOLD)
 
 
-def test_an_image_cache_that_vanishes_is_named(work, run) -> None:
+def test_an_image_cache_that_is_removed_in_mid_run_makes_no_difference(work, run, whole) -> None:
     with at_step(4, lambda: (work / "data/images_64.h5").unlink()):
-        stopped = run(f"{TRAIN} --set dataset.cache=h5")
-    assert stopped.status == 3 and "images_64.h5" in stopped.message
+        assert run(f"{TRAIN} --set dataset.cache=h5").status == 0
+    assert same_weights(whole, FOLD)
+
+
+def test_runs_that_need_the_same_image_cache_at_once_build_it_once(work, monkeypatch, capsys) -> None:
+    """As the folds of an array job do; whoever waits says so."""
+    options, build, built, building = load_options("tiny.yaml").dataset, util.images.build_cache, [], threading.Event()
+
+    def build_slowly(*arguments) -> None:
+        building.set()
+        time.sleep(1.5)
+        build(*arguments)
+        built.append(arguments)
+
+    monkeypatch.setattr(util.images, "build_cache", build_slowly)
+    with ThreadPoolExecutor() as pool:
+        first = pool.submit(open_cache, options)
+        building.wait()
+        assert pool.submit(open_cache, options).result() == first.result()
+    assert len(built) == 1 and "another run is writing data/images_64.h5" in capsys.readouterr().out
+    assert not list(Path("data").glob(".images*"))
 
 
 def kill_worker() -> None:

@@ -8,7 +8,6 @@ docs/REGIONS.md tells how to get regions for one's own images.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import os
 import signal
 from collections.abc import Callable, Iterable, Iterator
@@ -20,12 +19,11 @@ from typing import Any
 
 import h5py
 import numpy as np
-from PIL import Image
 from tqdm import tqdm
 
 from data import read_names
 from layers.drea import THRESHOLDS, Denoised, DreaOptions, Regions, denoise, enhanced_adjacency
-from util.images import LARGEST, MODES, safe_paths
+from util.images import image_size, open_image, safe_paths
 from util.local_features import stem
 from util.regions import FORMATS, read_detections, to_regions
 from utils import InputError, Interrupted, Parser, RunError, atomic, check_writable_file, run_command, some
@@ -74,35 +72,6 @@ def image_names(data_path: Path) -> list[str]:
         if (other := first.setdefault(stem(name), name)) != name:
             raise InputError(f"images {other} and {name} of {data_path} share a name up to the first dot; rename one")
     return names
-
-
-def open_image(path: str | Path) -> Image.Image:
-    """An RGB image. Raises InputError for a file that is missing, damaged, too large, or not 8 bits a channel."""
-    with _opened(path) as image:
-        if image.mode not in MODES:
-            raise InputError(f"image {path} has pixels of mode {image.mode}; convert it to 8 bits a channel")
-        return image.convert("RGB")
-
-
-def image_size(path: str | Path) -> tuple[int, int]:
-    """Width and height in pixels, from the head of the file alone. Raises InputError."""
-    with _opened(path) as image:
-        return image.size
-
-
-@contextlib.contextmanager
-def _opened(path: str | Path) -> Iterator[Image.Image]:
-    try:
-        with Image.open(path) as image:
-            if image.width * image.height > LARGEST:
-                raise InputError(f"image {path} is {image.width} x {image.height} pixels; more than is allowed")
-            yield image
-    except InputError:
-        raise
-    except FileNotFoundError:
-        raise InputError(f"image {path} is not there") from None
-    except Exception as error:  # decoders raise errors of many kinds on damaged files
-        raise InputError(f"image {path} cannot be decoded ({error})") from None
 
 
 def detected_regions(arguments: argparse.Namespace, names: list[str]) -> tuple[list[Regions], dict[str, Any]]:

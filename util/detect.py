@@ -24,7 +24,7 @@ from torchvision.models import get_model
 from tqdm import tqdm
 
 from layers.drea import CLASSES
-from util.build_local import open_image
+from util.images import open_image
 from util.local_features import stem
 from util.regions import read_classes
 from utils import (

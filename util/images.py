@@ -5,6 +5,7 @@ Pixels are square, (S, S, 3), resized as torchvision's PIL path does it (bilinea
 
 from __future__ import annotations
 
+import contextlib
 import os
 import warnings
 from collections.abc import Iterator, Sequence
@@ -52,23 +53,41 @@ def _within(path: Path, root: Path) -> bool:
         return False
 
 
-def decode(path: str, size: int) -> np.ndarray:
-    """One image as (size, size, 3) uint8. Raises InputError that names a missing or undecodable file."""
+@contextlib.contextmanager
+def _opened(path: str | os.PathLike) -> Iterator[Image.Image]:
+    """An image file whose head is read. Raises InputError for it, and for whatever its decoder raises inside."""
     try:
         if not os.path.isfile(path):  # noqa: PTH113 - asked once per image and epoch; a pipe would be waited for
             raise InputError(f"image {path} is not " + ("a file" if os.path.lexists(path) else "there"))
         with Image.open(path) as image:
             if image.width * image.height > LARGEST:
                 raise InputError(f"image {path} is {image.width} x {image.height} pixels; more than is allowed")
-            if image.mode not in MODES:
-                raise InputError(f"image {path} has pixels of mode {image.mode}; convert it to 8 bits a channel")
-            return np.asarray(image.convert("RGB").resize((size, size), Image.Resampling.BILINEAR))
+            yield image
     except InputError:
         raise
     except Image.DecompressionBombError:
         raise InputError(f"image {path} promises more than {LARGEST} pixels; more than is allowed") from None
     except Exception as error:  # decoders raise errors of many kinds on damaged files
         raise InputError(f"image {path} cannot be decoded ({' '.join(str(error).split())})") from None
+
+
+def open_image(path: str | os.PathLike) -> Image.Image:
+    """An RGB image. Raises InputError for a file that is missing, damaged, too large, or not 8 bits a channel."""
+    with _opened(path) as image:
+        if image.mode not in MODES:
+            raise InputError(f"image {path} has pixels of mode {image.mode}; convert it to 8 bits a channel")
+        return image.convert("RGB")
+
+
+def image_size(path: str | os.PathLike) -> tuple[int, int]:
+    """Width and height in pixels, from the head of the file alone. Raises InputError."""
+    with _opened(path) as image:
+        return image.size
+
+
+def decode(path: str, size: int) -> np.ndarray:
+    """One image as (size, size, 3) uint8. Raises InputError as `open_image` does."""
+    return np.asarray(open_image(path).resize((size, size), Image.Resampling.BILINEAR))
 
 
 def decode_all(paths: Sequence[str], size: int, workers: int, what: str) -> Iterator[np.ndarray]:
@@ -124,10 +143,22 @@ def cache_is_fresh(cache: Path, paths: Sequence[str], sizes: Sequence[int]) -> b
             return (
                 file["path"].asstr()[:].tolist() == list(paths)
                 and np.array_equal(file["stamp"][:], _stamps(paths))
-                and all(file[str(size)].shape == (len(paths), size, size, 3) for size in sizes)
+                and all(_can_be_mapped(file[str(size)], (len(paths), size, size, 3)) for size in sizes)
             )
     except (OSError, KeyError, ValueError, TypeError, AttributeError, RuntimeError):
         return False  # damaged or of another kind: it is built anew
+
+
+def _can_be_mapped(dataset: h5py.Dataset, shape: tuple[int, ...]) -> bool:
+    """Whether it has this shape and lies in its file as one piece of bytes, as `build_cache` leaves it."""
+    return dataset.shape == shape and dataset.dtype == np.uint8 and dataset.id.get_offset() is not None
+
+
+def map_cache(cache: Path, size: int) -> np.ndarray:
+    """The images of one size in a fresh cache, (N, size, size, 3), mapped: read from the file as they are used."""
+    with h5py.File(cache) as file:
+        dataset = file[str(size)]
+        return np.memmap(cache, np.uint8, "c", dataset.id.get_offset(), dataset.shape)
 
 
 def build_cache(cache: Path, paths: Sequence[str], sizes: Sequence[int], workers: int) -> None:
