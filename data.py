@@ -6,6 +6,7 @@ drawn from the run's seed, the fold, the epoch and the step: a resumed run draws
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -341,10 +342,16 @@ def normalise(pixels: Tensor, out: Tensor | None = None) -> Tensor:
     """
     if out is None:
         out = torch.empty(pixels.shape, device=pixels.device)
-    mean, std = (send(torch.tensor(x), pixels.device).repeat(pixels.shape[2]) for x in (MEAN, STD))
+    mean, std = _mean_and_std(pixels.shape[2], pixels.device)
     rows = out.flatten(2).copy_(pixels.flatten(2))  # whole rows: to repeat three numbers pixel by pixel is slow
     rows.div_(255).sub_(mean).div_(std)
     return out.permute(0, 3, 1, 2)
+
+
+@functools.cache
+def _mean_and_std(width: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """For a row of so many pixels, (3 width,) each."""
+    return tuple(send(torch.tensor(x), device).repeat(width) for x in (MEAN, STD))
 
 
 # ---------------------------------------------------------------- batches

@@ -16,6 +16,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensor, FakeTensorMode
 from torch.utils._pytree import tree_leaves
 
+import data
 from bench.eval import our_evaluation
 from bench.train import new_model, our_gradients, settings, train_data, worst_gradient
 from data import MemoryPixels, augment, draw_augmentation
@@ -65,8 +66,10 @@ def simulated(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimulatedGPU]:
         pytest.skip("there is a real GPU")
     monkeypatch.setattr("torch.cuda.amp.common.amp_definitely_not_available", lambda: False)
     monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda *_: True)
+    data._mean_and_std.cache_clear()
     with SimulatedGPU() as gpu:
         yield gpu
+    data._mean_and_std.cache_clear()
 
 
 def put_on(module: nn.Module, device: torch.device) -> None:
@@ -83,13 +86,13 @@ def put_on(module: nn.Module, device: torch.device) -> None:
 @pytest.mark.parametrize("place", [GPU, CPU])
 def test_a_step_up_to_its_loss_waits_nowhere_and_keeps_to_its_device(place, precision, simulated, monkeypatch) -> None:
     options = settings(SMALL, precision)
-    model, data = new_model(options), train_data(options, CPU)
+    model, there = new_model(options), train_data(options, CPU)
     put_on(model, GPU)
-    on_gpu = {name: getattr(data, name).to(GPU) for name in ("local_rep", "local_adj", "token_ids")}
-    data = data._replace(**on_gpu, pixels=MemoryPixels(data.pixels.pixels.to(place)))
+    on_gpu = {name: getattr(there, name).to(GPU) for name in ("local_rep", "local_adj", "token_ids")}
+    there = there._replace(**on_gpu, pixels=MemoryPixels(there.pixels.pixels.to(place)))
     simulated.faults.clear()
     monkeypatch.setattr(torch.Tensor, "backward", lambda _: None)  # PyTorch's engine wants a real GPU
-    losses = [step.loss for step in train_epoch(model, data, options, make_optimizer(model), 0, 0)]
+    losses = [step.loss for step in train_epoch(model, there, options, make_optimizer(model), 0, 0)]
     assert [loss.device.type for loss in losses] == ["cuda"] * len(losses)
     assert simulated.faults == []
 
@@ -147,9 +150,9 @@ def test_similarities_are_those_of_the_cpu(precision: str, limit: float) -> None
 def test_a_training_step_waits_for_the_gpu_nowhere(place: torch.device, precision: str) -> None:
     """Wherever the decoded images stand: the GPU would be idle while the next step is being prepared."""
     options = settings(SMALL, precision)
-    model, data = prepare(new_model(options), options, GPU), train_data(options, GPU)
-    data = data._replace(pixels=MemoryPixels(data.pixels.pixels.to(place)))
-    steps = train_epoch(model, data, options, make_optimizer(model), 0, 0)
+    model, there = prepare(new_model(options), options, GPU), train_data(options, GPU)
+    there = there._replace(pixels=MemoryPixels(there.pixels.pixels.to(place)))
+    steps = train_epoch(model, there, options, make_optimizer(model), 0, 0)
     next(steps)
     torch.cuda.set_sync_debug_mode("error")
     try:
