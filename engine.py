@@ -16,8 +16,9 @@ from layers.galr import GaLR, build_model, cosine
 from layers.loss import TripletLoss
 from layers.published import load_weights
 from option.schema import Optim, Options
+from utils import reuse_memory
 
-CAPTION_BATCH = 512  # captions are small: a large batch reads the hidden weights less often
+CAPTION_BATCH = 256  # captions are small: a large batch reads the hidden weights less often
 
 
 class Step(NamedTuple):
@@ -29,7 +30,12 @@ class Step(NamedTuple):
 
 
 def prepare(model: GaLR, options: Options, device: torch.device) -> GaLR:
-    """Put the model on its device in the memory format and with the arithmetic that `options.optim` asks for."""
+    """Put the model on its device in the memory format and with the arithmetic that `options.optim` asks for.
+
+    On a CPU the process keeps the memory that it frees from here on.
+    """
+    if device.type == "cpu":
+        reuse_memory()
     low = options.optim.precision == "bf16"
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = low
     model = model.to(device, memory_format=torch.channels_last)

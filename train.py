@@ -46,7 +46,6 @@ from utils import (
     provenance,
     read_checkpoint,
     read_json,
-    reuse_memory,
     run_command,
     save_checkpoint,
     worker_died,
@@ -97,8 +96,6 @@ def main() -> None:
     arguments = parser.parse_args()
     options = load_options(arguments.path_opt, arguments.set)
     device = pick_device(arguments.device)
-    if device.type == "cpu":
-        reuse_memory()
     if device.type == "cpu" and options.optim.precision == "bf16" and (gain := bf16_gain()) < 1:
         print(f"note: bf16 has {gain:.2f} times the speed of float32 on this CPU: start runs with optim.precision=fp32")
     words = vocab.load(options.dataset.vocab_path).words

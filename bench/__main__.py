@@ -2,6 +2,7 @@
 
     python -m bench [--suite train,data,eval,rerank] [--device auto|cpu|cuda] [--json FILE] [--repeats N] [--full]
     python -m bench --scaling
+    python -m bench --loop
 
 Nothing else should run on the machine meanwhile. GALR_TEST_DATA=DIR lets the data suite read DIR/ucm_precomp/images.
 """
@@ -14,6 +15,7 @@ import torch
 
 import bench.data
 import bench.eval
+import bench.loop
 import bench.rerank
 import bench.scaling
 import bench.train
@@ -32,7 +34,10 @@ def main() -> None:
     parser.add_argument("--json", help="also write the figures to this file, {suite: {case: figures}}")
     parser.add_argument("--repeats", type=int, default=3, help="rounds of each suite (default 3)")
     parser.add_argument("--full", action="store_true", help="eval: all of the baseline's blocks, once")
-    parser.add_argument("--scaling", action="store_true", help="instead: how the time of ours grows, with exponents")
+    instead = parser.add_mutually_exclusive_group()
+    instead.add_argument("--scaling", action="store_true", help="instead: how the time of ours grows, with exponents")
+    instead.add_argument("--loop", action="store_true", help="instead: samples a second of the training loop, and how "
+                         "long the published protocol takes on this machine")  # fmt: skip
     arguments = parser.parse_args()
     suites = arguments.suite.split(",")
     if unknown := [suite for suite in suites if suite not in SUITES]:
@@ -42,9 +47,13 @@ def main() -> None:
     if arguments.json:
         check_writable_file(Path(arguments.json))
     device = pick_device(arguments.device)
+    precision = "bf16" if device.type == "cuda" else "fp32"
     if arguments.scaling:
-        results = bench.scaling.scaling(device, precision="bf16" if device.type == "cuda" else "fp32")
+        results = bench.scaling.scaling(device, precision)
         print(bench.scaling.table(results))
+    elif arguments.loop:
+        results = bench.loop.loop(device, precision)
+        print(bench.loop.table(results))
     else:
         results = {}
         for suite in suites:

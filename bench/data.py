@@ -84,7 +84,6 @@ def baseline_loader(overrides: tuple[str, ...], paths: list[str], samples: int) 
 
 def our_wait(overrides: tuple[str, ...], steps: int, device: torch.device) -> Callable[[], float]:
     """The share of bf16 training steps, fed from the cache in memory, that passes in waiting for the next batch."""
-    reuse_memory()
     options = settings(overrides, "bf16")
     model = engine.prepare(new_model(options), options, device)
     data, optimizer = train_data(options, device), engine.make_optimizer(model)

@@ -14,10 +14,9 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from bench.train import WORDS, made_up, new_model, settings, train_data, wait
+from bench.train import WORDS, made_up, new_model, settings, steps_of, wait
 from data import resize_size, train_batches
-from engine import autocast, encode_split, make_optimizer, prepare, train_epoch
-from utils import reuse_memory
+from engine import autocast, encode_split, prepare
 
 BATCHES = (25, 50, 100, 200)
 CAPTIONS = (4, 8, 16, 32)  # words
@@ -25,15 +24,13 @@ DATA_SETS = (250, 500, 1000, 2000, 4000)  # images
 GALLERIES = (56, 113, 226, 452)  # images, with five captions each
 
 
-def scaling(device: torch.device, overrides: tuple[str, ...] = (), precision: str = "fp32") -> dict[str, dict]:
+def scaling(device: torch.device, precision: str, overrides: tuple[str, ...] = ()) -> dict[str, dict]:
     """{table: {"sizes", "seconds", "exponent"}}: the median of three runs at each size."""
-    reuse_memory()
     options = settings(overrides, precision)
     model = prepare(new_model(options), options, device)
 
     def step(batch: int) -> Callable[[], object]:
-        own = options.model_copy(update={"dataset": options.dataset.model_copy(update={"batch_size": batch})})
-        steps = train_epoch(model, train_data(own, device), own, make_optimizer(model), 0, 0)
+        steps = steps_of(settings((*overrides, f"dataset.batch_size={batch}"), precision), device)
         return lambda: next(steps)
 
     def text(words: int) -> Callable[[], object]:

@@ -18,13 +18,13 @@ from tqdm import trange
 from bench import Case, Side, figures
 from bench.baseline import Baseline, train_step, triplet_loss
 from data import Data, MemoryPixels, Split, normalise, resize_size, train_batches
-from engine import make_optimizer, prepare, train_epoch
+from engine import Step, make_optimizer, prepare, train_epoch
 from layers.galr import build_model
 from layers.loss import TripletLoss
 from layers.published import to_published
 from option import load_options
 from option.schema import Options
-from utils import ROOT, RunError, reuse_memory
+from utils import ROOT, RunError
 
 WORDS = [f"word{i}" for i in range(1349)]  # as many as the published vocabulary of RSITMD
 # captions of RSITMD's train list with 0, 1, 2, ... words (vocab.tokenize)
@@ -104,13 +104,16 @@ def wait(device: torch.device) -> None:
         torch.cuda.synchronize()
 
 
-def our_step(overrides: tuple[str, ...], precision: str, device: torch.device) -> Callable[[], None]:
-    """A step of `train_epoch`; warmed up by one."""
-    reuse_memory()
-    options = settings(overrides, precision)
+def steps_of(options: Options, device: torch.device) -> Iterator[Step]:
+    """The training loop of a new model, epoch after epoch."""
     model = prepare(new_model(options), options, device)
     data, optimizer = train_data(options, device), make_optimizer(model)
-    steps = chain.from_iterable(train_epoch(model, data, options, optimizer, 0, epoch) for epoch in count())
+    return chain.from_iterable(train_epoch(model, data, options, optimizer, 0, epoch) for epoch in count())
+
+
+def our_step(overrides: tuple[str, ...], precision: str, device: torch.device) -> Callable[[], None]:
+    """A step of `train_epoch`; warmed up by one."""
+    steps = steps_of(settings(overrides, precision), device)
 
     def step() -> None:
         next(steps)

@@ -14,6 +14,7 @@ import torch
 import bench.__main__
 import bench.data
 import bench.eval
+import bench.loop
 import bench.rerank
 import bench.scaling
 import bench.train
@@ -56,7 +57,6 @@ class Here:
 def in_this_process(monkeypatch):
     for module in (bench.train, bench.eval, bench.data):
         monkeypatch.setattr(module, "Side", Here)
-        monkeypatch.setattr(module, "reuse_memory", lambda: None, raising=False)
     monkeypatch.delenv("GALR_TEST_DATA", raising=False)
 
 
@@ -159,9 +159,18 @@ def test_a_side_works_in_a_process_of_its_own_and_its_failure_is_one_line():
 
 
 def test_scaling_fits_the_exponent(monkeypatch):
-    monkeypatch.setattr(bench.scaling, "reuse_memory", lambda: None)
     for name, sizes in (("BATCHES", (2, 4)), ("CAPTIONS", (2, 4)), ("DATA_SETS", (10, 20)), ("GALLERIES", (2, 4))):
         monkeypatch.setattr(bench.scaling, name, sizes)
-    results = bench.scaling.scaling(CPU, TINY)
+    results = bench.scaling.scaling(CPU, "fp32", TINY)
     assert all(np.isfinite(table["exponent"]) and len(table["seconds"]) == 2 for table in results.values())
     assert "exponent" in bench.scaling.table(results)
+
+
+def test_the_loop_is_timed_its_operations_counted_and_the_protocol_follows(monkeypatch):
+    monkeypatch.setattr(bench.loop, "peak_flops", lambda *_: 1e12)
+    monkeypatch.setattr(bench.loop, "_seconds", lambda work, _: 2.0 if work() is not None else 0)
+    results = bench.loop.loop(CPU, "fp32", TINY, validation=4)
+    assert results["batches"][0]["samples_per_second"] == 3 * 32 / 2
+    assert results["batches"][0]["of_peak"] == pytest.approx(48 * results["gflop_per_sample"] / 1000)
+    assert results["protocol_hours"] == pytest.approx(60 * (17160 / 48 + 2) / 3600)
+    assert "48.0 samples/s" in bench.loop.table(results)

@@ -1,0 +1,86 @@
+"""The training loop of the published RSITMD protocol: samples a second, share of the machine's peak, time of all of it.
+
+    python -m bench --loop
+
+Operations are counted in one step as they are dispatched (products and convolutions; 2 for a multiplication with its
+addition). The peak is what one large matrix product reaches on this device in the same precision.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from itertools import islice
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+from tqdm import tqdm
+
+from bench.train import made_up, new_model, settings, steps_of, wait
+from engine import encode_split, prepare
+from option.schema import Options
+
+FOLDS, EPOCHS, PAIRS, VALIDATION = 3, 20, 17_160, 857  # of RSITMD; the last in images, of five captions each
+
+
+def loop(device: torch.device, precision: str, overrides: tuple[str, ...] = (), validation: int = VALIDATION) -> dict:
+    """{"gflop_per_sample", "peak_gflops", "batches": [{"pairs", "samples_per_second", "of_peak"}], "protocol_hours"}.
+
+    `protocol_hours` follows from the first batch size's speed and one evaluation of `validation` images.
+    """
+    options = settings(overrides, precision)
+    batch = options.dataset.batch_size
+    sizes = (batch, 4 * batch, 16 * batch) if device.type == "cuda" else (batch,)
+    with FlopCounterMode(display=False) as counter:
+        next(steps_of(options, device))
+    flop = counter.get_total_flops() / batch
+    peak = peak_flops(device, precision)
+    rows = []
+    for size in tqdm(sizes, "loop", disable=None):
+        speed = samples_per_second(settings((*overrides, f"dataset.batch_size={size}"), precision), device)
+        rows.append({"pairs": size, "samples_per_second": speed, "of_peak": speed * flop / peak})
+    model = prepare(new_model(options), options, device)
+    images = made_up(options, validation, options.dataset.image_size, device)
+    evaluation = _seconds(lambda: encode_split(model, images, options), device)
+    epoch = PAIRS / rows[0]["samples_per_second"] + evaluation
+    return {
+        "gflop_per_sample": flop / 1e9,
+        "peak_gflops": peak / 1e9,
+        "batches": rows,
+        "protocol_hours": FOLDS * EPOCHS * epoch / 3600,
+    }
+
+
+def samples_per_second(options: Options, device: torch.device) -> float:
+    """Of the loop as a run has it: nothing waits for the device between steps."""
+    steps, few = steps_of(options, device), 20 if device.type == "cuda" else 3
+    next(steps)
+    seconds = _seconds(lambda: list(islice(steps, few)), device)
+    return few * options.dataset.batch_size / seconds
+
+
+def peak_flops(device: torch.device, precision: str) -> float:
+    """Operations a second of a large matrix product: the best of five."""
+    side = 8192 if device.type == "cuda" else 2048
+    a = torch.ones(side, side, device=device, dtype=torch.bfloat16 if precision == "bf16" else torch.float32)
+    return 2 * side**3 / min(_seconds(lambda: a @ a, device) for _ in range(5))
+
+
+def _seconds(work: Callable[[], object], device: torch.device) -> float:
+    wait(device)
+    start = time.perf_counter()
+    work()
+    wait(device)
+    return time.perf_counter() - start
+
+
+def table(results: dict) -> str:
+    """The figures as text."""
+    lines = [f"{results['gflop_per_sample']:.1f} GFLOP a sample; peak {results['peak_gflops']:.0f} GFLOP/s"]
+    lines += [
+        f"batch {row['pairs']:>5}: {row['samples_per_second']:8.1f} samples/s, {row['of_peak']:.0%} of the peak"
+        for row in results["batches"]
+    ]
+    hours = results["protocol_hours"]
+    protocol = f"{FOLDS} folds x {EPOCHS} epochs x {PAIRS} pairs, validated after each epoch"
+    return "\n".join([*lines, f"published RSITMD protocol ({protocol}): {hours:.2f} hours at the first batch size"])
