@@ -196,9 +196,9 @@ def resize_size(image_size: int) -> int:
 
 
 class Pixels:
-    """Decoded images by row. `batches(rows)` gives one (B, R, R, 3) uint8 tensor for each array of rows."""
+    """Decoded images by row. `batches` gives one (B, R, R, 3) uint8 tensor for each array of rows, for `device`."""
 
-    def batches(self, rows: Sequence[np.ndarray]) -> Iterator[Tensor]:
+    def batches(self, rows: Sequence[np.ndarray], device: torch.device) -> Iterator[Tensor]:
         raise NotImplementedError
 
 
@@ -212,8 +212,8 @@ class MemoryPixels(Pixels):
         self.pixels = pixels
         self.places = torch.arange(len(pixels)) if places is None else torch.from_numpy(places)
 
-    def batches(self, rows: Sequence[np.ndarray]) -> Iterator[Tensor]:
-        pinned = torch.cuda.is_available() and self.pixels.device.type == "cpu"
+    def batches(self, rows: Sequence[np.ndarray], device: torch.device) -> Iterator[Tensor]:
+        pinned = device.type == "cuda" and self.pixels.device.type == "cpu"
         for batch in rows:
             places = send(self.places[torch.from_numpy(batch)], self.pixels.device)
             out = self.pixels.new_empty(len(batch), *self.pixels.shape[1:], pin_memory=pinned)
@@ -233,13 +233,13 @@ class FilePixels(Pixels, torch.utils.data.Dataset):
         except InputError as error:
             return error
 
-    def batches(self, rows: Sequence[np.ndarray]) -> Iterator[Tensor]:
+    def batches(self, rows: Sequence[np.ndarray], device: torch.device) -> Iterator[Tensor]:
         loader = torch.utils.data.DataLoader(
             self,
             batch_sampler=[batch.tolist() for batch in rows],
             num_workers=self.workers,
             collate_fn=_stack,
-            pin_memory=torch.cuda.is_available(),
+            pin_memory=device.type == "cuda",
         )
         for batch in loader:
             if isinstance(batch, InputError):
@@ -255,7 +255,11 @@ def open_pixels(paths: list[str], size: int, options: Dataset, device: torch.dev
     """The images of a split in the way that `dataset.cache` asks for, every one checked."""
     if options.cache == "ram":
         pixels = util.images.load_pixels(paths, size, options.workers)
-        return MemoryPixels(torch.from_numpy(pixels).to(device))
+        try:
+            return MemoryPixels(torch.from_numpy(pixels).to(device))
+        except torch.OutOfMemoryError:
+            size = f"{len(paths)} images ({pixels.nbytes / 2**20:.0f} MiB)"
+            raise RunError(f"{size} do not fit the GPU's memory; set dataset.cache=h5") from None
     if options.cache == "none":
         for _ in util.images.decode_all(paths, size, options.workers, "checking images"):
             pass
@@ -386,8 +390,9 @@ def train_batches(data: Data, options: Options, fold: int, epoch: int, first: in
     order = random_stream(ORDER, options.seed, fold, epoch).permutation(len(data.lengths))
     chosen = [order[i : i + size] for i in range(first * size, len(order), size)]
     rows = [data.image_of_caption[captions].numpy() for captions in chosen]
-    for step, (captions, images, pixels) in enumerate(zip(chosen, rows, data.pixels.batches(rows), strict=True), first):
-        device = data.token_ids.device
+    device = data.token_ids.device
+    loaded = data.pixels.batches(rows, device)
+    for step, (captions, images, pixels) in enumerate(zip(chosen, rows, loaded, strict=True), first):
         drawn = draw_augmentation(random_stream(AUGMENT, options.seed, fold, epoch, step), len(captions), image_size)
         captions, images = torch.from_numpy(captions), send(torch.from_numpy(images), device)
         lengths = data.lengths[captions]
@@ -403,9 +408,9 @@ def train_batches(data: Data, options: Options, fold: int, epoch: int, first: in
 def image_batches(data: Data, size: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Each image once, in order: images (B, 3, S, S), local_rep and local_adj (B, 20, 20)."""
     rows = [np.arange(i, min(i + size, len(data.paths))) for i in range(0, len(data.paths), size)]
-    for batch, pixels in zip(rows, data.pixels.batches(rows), strict=True):
+    device = data.local_rep.device
+    for batch, pixels in zip(rows, data.pixels.batches(rows, device), strict=True):
         here = slice(int(batch[0]), int(batch[-1]) + 1)
-        device = data.local_rep.device
         yield normalise(send(pixels, device)), data.local_rep[here], data.local_adj[here]
 
 

@@ -36,8 +36,7 @@ def prepare(model: GaLR, options: Options, device: torch.device) -> GaLR:
     """
     if device.type == "cpu":
         reuse_memory()
-    low = options.optim.precision == "bf16"
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = low
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False  # float32 is float32
     model = model.to(device, memory_format=torch.channels_last)
     if options.optim.compile:
         model.global_branch.trunk = torch.compile(model.global_branch.trunk)
@@ -102,37 +101,50 @@ def encode_split(model: GaLR, data: Data, options: Options, check: Callable[[], 
         for rows, token_ids, lengths in caption_batches(distinct, CAPTION_BATCH):
             check()
             captions[rows.to(device)] = model.encode_text(token_ids, lengths)
-    return cosine(images, captions[place]).cpu().numpy()
+    sims = cosine(images, captions).cpu().numpy()
+    return sims.take(place.cpu().numpy(), axis=1)  # equal captions tie to the last bit, whatever the product did
 
 
-def bf16_gain(size: int = 512) -> float:
-    """How many times as fast as float32 this CPU multiplies bf16 matrices, measured; below 1 float32 is faster.
+def bf16_gain(device: torch.device) -> float:
+    """How many times as fast as float32 the device multiplies bf16 matrices, measured; below 1 float32 is faster.
 
-    Flags do not tell: AMX gives several times, AVX-512 bf16 twice or half, by the processor.
+    Flags do not tell: on a CPU AMX gives several times, AVX-512 bf16 twice or half; old GPUs emulate it.
     """
+    size, wait = (4096, torch.cuda.synchronize) if device.type == "cuda" else (512, lambda: None)
 
     def seconds(dtype: torch.dtype) -> float:
-        a = torch.zeros(size, size, dtype=dtype)
+        a = torch.zeros(size, size, dtype=dtype, device=device)
         runs = []
         for _ in range(6):
+            wait()
             start = time.perf_counter()
             torch.mm(a, a)
+            wait()
             runs.append(time.perf_counter() - start)
         return min(runs)
 
     return seconds(torch.float32) / seconds(torch.bfloat16)
 
 
-def load_model(checkpoint: dict[str, Any], options: Options, words: Sequence[str], device: torch.device) -> GaLR:
-    """The model of a checkpoint, ours or a published one, ready to encode.
-
-    Raises InputError where it does not fit. The gate shows in no weight's shape: another one is warned of.
-    """
+def warn_of_other_options(checkpoint: dict[str, Any], options: Options) -> None:
+    """Say where a checkpoint is scored in another way than it was trained, and no weight's shape shows it."""
     with contextlib.suppress(KeyError, TypeError, AttributeError):  # of a stranger's file, whatever it holds
         trained = checkpoint["options"]["model"]["fusion"].get("gate", "released")
         if trained in {"paper", "released"} - {options.model.fusion.gate}:
             print(f"warning: the checkpoint was trained with model.fusion.gate={trained}, and is now scored with "
                   f"{options.model.fusion.gate}; --set model.fusion.gate={trained} scores it as trained")  # fmt: skip
+        trained, now = checkpoint["options"]["dataset"]["local_path"], options.dataset.local_path
+        if isinstance(trained, str) and (trained == "zeros") != (now == "zeros"):
+            print(f"warning: the checkpoint was trained with dataset.local_path={trained}, and is now scored with "
+                  f"{now}; --set dataset.local_path={trained} scores it as trained")  # fmt: skip
+
+
+def load_model(checkpoint: dict[str, Any], options: Options, words: Sequence[str], device: torch.device) -> GaLR:
+    """The model of a checkpoint, ours or a published one, ready to encode.
+
+    Raises InputError where it does not fit.
+    """
+    warn_of_other_options(checkpoint, options)
     model = build_model(options, words, initialise=False)
     load_weights(model, checkpoint, words)
     return prepare(model, options, device)

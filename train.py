@@ -96,8 +96,8 @@ def main() -> None:
     arguments = parser.parse_args()
     options = load_options(arguments.path_opt, arguments.set)
     device = pick_device(arguments.device)
-    if device.type == "cpu" and options.optim.precision == "bf16" and (gain := bf16_gain()) < 1:
-        print(f"note: bf16 has {gain:.2f} times the speed of float32 on this CPU: start runs with optim.precision=fp32")
+    if options.optim.precision == "bf16" and (gain := bf16_gain(device)) < 1:
+        print(f"note: bf16 has {gain:.2f} times the speed of float32 here: start runs with optim.precision=fp32")
     words = vocab.load(options.dataset.vocab_path).words
     folds = make_folds(options, arguments.fold)
     for key in ("ckpt_save_path", "logger_name"):
@@ -210,9 +210,24 @@ def start_model(fold: Fold, state: dict | None, options: Options, words: Sequenc
     torch.manual_seed(int(random_stream(WEIGHTS, options.seed, fold.number).integers(2**63)))
     resume = options.optim.resume
     model = build_model(options, words, initialise=not (state or resume))
+    if resume and not state:
+        warn_of_seen_images(fold, resume)
     if state or resume:
         load_weights(model, state or read_checkpoint(resume), words)
     return model
+
+
+def warn_of_seen_images(fold: Fold, resume: str) -> None:
+    """Say where the checkpoint to fine-tune from was trained on images that this fold validates on."""
+    path = Path(resume).with_name("split.json")
+    before = read_json(path, "split") if path.is_file() else None
+    names = before.get("train") if isinstance(before, dict) else None
+    seen = set(names).intersection(fold.val.images) if isinstance(names, list) else ()
+    if seen:
+        print(
+            f"warning: {resume} was trained on {len(seen)} of the {len(fold.val.images)} images on which fold "
+            f"{fold.number} validates: its validation scores, and what is chosen by them, come out too good"
+        )
 
 
 def train_fold(
@@ -236,7 +251,7 @@ def train_fold(
         state = checkpoint(model, optimizer, progress, log.rows, options, words)
         save_checkpoint(state, fold.folder / name, keep_previous=name == LAST)
 
-    with recorded(fold, options, rows) as log:
+    with recorded(fold, options, rows, device) as log:
         try:
             while progress.epoch < options.optim.epochs:
                 for _ in train_steps(model, train, options, optimizer, fold.number, progress, log):
@@ -262,9 +277,9 @@ def train_fold(
 
 
 @contextlib.contextmanager
-def recorded(fold: Fold, options: Options, rows: list[dict[str, Any]]) -> Iterator[RunLog]:
+def recorded(fold: Fold, options: Options, rows: list[dict[str, Any]], device: torch.device) -> Iterator[RunLog]:
     """The log of a fold, and its run.json, ended in any case. On a full disk that fails too: the first error counts."""
-    record = start_record(fold, options)
+    record = start_record(fold, options, device)
     board = Path(options.logs.logger_name) / fold.folder.relative_to(run_folder(options).parent)
 
     def end() -> None:
@@ -302,13 +317,13 @@ def checkpoint(
     }
 
 
-def start_record(fold: Fold, options: Options) -> dict[str, Any]:
+def start_record(fold: Fold, options: Options, device: torch.device) -> dict[str, Any]:
     """Write what makes this fold: options.yaml, split.json, and run.json, which keeps the sessions before."""
     path = fold.folder / "run.json"
     before = read_json(path, "record") if path.exists() else {}
     if not isinstance(before, dict) or not isinstance(before.get("sessions", []), list):
         raise InputError(f"record {path}: not as train.py writes it; remove it to go on")
-    sessions = [*before.get("sessions", []), provenance()]
+    sessions = [*before.get("sessions", []), provenance(device)]
     save_options(options, fold.folder / "options.yaml")
     write_json(fold.folder / "split.json", split_names(fold))
     record = {"seed": options.seed, "started": before.get("started", now()), "ended": None, "sessions": sessions}
@@ -361,6 +376,11 @@ def window_losses(progress: Progress) -> list[float]:
 def validate(model: GaLR, data: Data, options: Options, progress: Progress, log: RunLog, signals: StopSignals) -> float:
     """Score the validation images, log it, and return the sum of the six recalls."""
     sims = encode_split(model, data, options, signals.check)
+    if not np.isfinite(sims).all():
+        raise RunError(
+            f"the similarities after epoch {progress.epoch} are not finite, so its last step spoilt the weights; "
+            "try a lower optim.lr or an optim.grad_clip; the last checkpoint is from before it"
+        )
     owner = data.split.image_of_caption
     i2t, t2i, mr = recall(sims, owner)
     sheet = retrieval_sheet(sims, data.paths, data.split.captions, owner)

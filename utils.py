@@ -95,8 +95,14 @@ def exit_status(main: Callable[[], None]) -> int:
     except RuntimeError as error:
         if worker_died(error):
             return _complain(f"a loader worker died ({error}); run again (train.py: with --resume)", 3)
+        if compiler_failed(error):
+            reason = " ".join(str(error).split())[:200]
+            return _complain(f"optim.compile: PyTorch cannot compile here ({reason}); set it to false", 2)
         if out_of_memory(error):
             return _complain(f"out of memory: {str(error).partition('. ')[0]}; lower the batch size", 3)
+        if gpu_failed(error):
+            reason = str(error).partition("\n")[0]
+            return _complain(f"the GPU failed ({reason}); run again (train.py: with --resume)", 3)
         raise
     return 0
 
@@ -113,7 +119,18 @@ def worker_died(error: Exception) -> bool:
 
 def out_of_memory(error: Exception) -> bool:
     """Whether PyTorch says that a tensor found no room, on a GPU or in main memory."""
-    return type(error).__name__ == "OutOfMemoryError" or "DefaultCPUAllocator" in str(error)
+    signs = "DefaultCPUAllocator", "CUDA error: out of memory", "ALLOC_FAILED"
+    return type(error).__name__ == "OutOfMemoryError" or any(sign in str(error) for sign in signs)
+
+
+def gpu_failed(error: Exception) -> bool:
+    """Whether the error is one of CUDA or its libraries."""
+    return type(error).__name__ == "AcceleratorError" or str(error).startswith(("CUDA error", "CUDA driver", "cuDNN"))
+
+
+def compiler_failed(error: Exception) -> bool:
+    """Whether the error is one of `torch.compile`."""
+    return type(error).__module__.startswith(("torch._dynamo", "torch._inductor"))
 
 
 def _complain(error: Exception | str, status: int) -> int:
@@ -363,12 +380,24 @@ def check_archive(path: Path, what: str = "checkpoint") -> None:
 
 
 def pick_device(name: str) -> torch.device:
-    """`auto` takes a CUDA GPU where one is. Raises InputError for a GPU that is not there."""
+    """`auto` takes a CUDA GPU where one is; says which device it is. Raises InputError for a GPU that is not there."""
     import torch
 
     if name == "cuda" and not torch.cuda.is_available():
         raise InputError("--device cuda: PyTorch finds no CUDA GPU here; use --device cpu, or install a driver")
-    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+    device = torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+    wanted = os.environ.get("CUDA_VISIBLE_DEVICES") if (name, device.type) == ("auto", "cpu") else None
+    print(f"device: {device_name(device)}" + (f"; no GPU is found (CUDA_VISIBLE_DEVICES={wanted})" if wanted else ""))
+    return device
+
+
+def device_name(device: torch.device) -> str:
+    """What it is, in words."""
+    import torch
+
+    if device.type == "cpu":
+        return f"CPU, {torch.get_num_threads()} threads"
+    return f"{torch.cuda.get_device_name(device)}, CUDA {torch.version.cuda}"
 
 
 def send(tensor: Tensor, device: torch.device) -> Tensor:
@@ -458,8 +487,8 @@ def _acquire(lock: filelock.BaseFileLock, folder: Path, tries: int = 10) -> list
     raise InputError(f"another run is writing to {folder}; wait for it, or choose another k_fold.experiment_name")
 
 
-def provenance() -> dict[str, Any]:
-    """What made a run: command line, packages, commit, machine."""
+def provenance(device: torch.device) -> dict[str, Any]:
+    """What made a run: command line, packages, commit, machine and device."""
     packages = ("torch", "torchvision", "numpy", "pillow", "h5py", "nltk", "scikit-image", "pydantic")
     describe = ["git", "describe", "--always", "--dirty", "--abbrev=40"]
     commit = ""
@@ -475,6 +504,7 @@ def provenance() -> dict[str, Any]:
             "system": platform.platform(),
             "cpu": platform.machine(),
             "cores": os.cpu_count(),
+            "device": device_name(device),
         },
     }
 

@@ -71,7 +71,7 @@ class GRU(nn.Module):
         input_mask, hidden_mask = self._masks(words, batch)
         words = words.expand(3, -1, -1) if input_mask is None else words * input_mask[:, packing.rows]
         gates = torch.baddbmm(self.input_bias.unsqueeze(1), words, self.input_weight.transpose(1, 2))
-        last = _Recurrence.apply(gates.float(), self.hidden_weight, hidden_mask, packing)
+        last = _Recurrence.apply(gates.float(), self.hidden_weight, hidden_mask, packing, torch.is_grad_enabled())
         return torch.empty_like(last).index_copy(0, packing.order, last)
 
     def _masks(self, words: Tensor, batch: int) -> tuple[Tensor, Tensor] | tuple[None, None]:
@@ -86,15 +86,16 @@ class GRU(nn.Module):
 class _Recurrence(torch.autograd.Function):
     """gates (3, M, H) of all packed words, U (3, H, H), hidden mask (3, B, H) or None -> last states (B, H).
 
+    keep: whether a backward pass will follow.
+
     The state and everything elementwise stay in float32; the products run in autocast's type where it is on.
     """
 
     @staticmethod
-    def forward(ctx: Any, gates: Tensor, weight: Tensor, mask: Tensor | None, packing: Packing) -> Tensor:
+    def forward(ctx: Any, gates: Tensor, weight: Tensor, mask: Tensor | None, packing: Packing, keep: bool) -> Tensor:
         device = gates.device.type
         low = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
         weight = weight.to(low)
-        keep = any(ctx.needs_input_grad)
         state = gates.new_zeros(packing.sizes[0], gates.shape[2])
         if keep:  # per packed word: r, z, n, the candidate's hidden product, the state before it
             saved = gates.new_empty(5, *gates.shape[1:])
@@ -120,7 +121,7 @@ class _Recurrence(torch.autograd.Function):
         return state
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None, None, None, None]:
         saved, weight, mask = ctx.saved_tensors
         packing, low = ctx.packing, weight.dtype
         grad = grad.contiguous().clone()
@@ -152,4 +153,4 @@ class _Recurrence(torch.autograd.Function):
             masked = before.expand(3, -1, -1) if mask is None else before * mask[:, packing.rows]
             first = packing.sizes[0]  # at the first word the state is zero
             grad_weight = torch.bmm(d_product[:, first:].to(low).transpose(1, 2), masked[:, first:].to(low)).float()
-        return grad_gates, grad_weight, None, None
+        return grad_gates, grad_weight, None, None, None

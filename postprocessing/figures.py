@@ -272,7 +272,7 @@ def retrieval_sheet(
     y = _heading(axes, 0.65, "caption", "images", columns)
     for caption in captions_asked:
         orders = _orders(sims[:, caption], None if rerank is None else by_caption[caption])
-        ranks = _rank_line(orders, owner[caption] == np.arange(len(sims)))
+        ranks = _rank_line(orders, owner[caption] == np.arange(len(sims)), sims[:, caption])
         _paragraph(axes, 0.2, y, captions[caption], ranks)
         for column, order in enumerate(orders):
             for place, image in enumerate(order[:5]):
@@ -284,7 +284,7 @@ def retrieval_sheet(
     for image in images_asked:
         orders = _orders(sims[image], None if rerank is None else by_image[image])
         _thumbnail(axes, 0.2, y, image_paths[image], INK)
-        _paragraph(axes, 0.3 + SIDE, y, "", _rank_line(orders, owner == image))
+        _paragraph(axes, 0.3 + SIDE, y, "", _rank_line(orders, owner == image, sims[image]))
         for column, order in enumerate(orders):
             x = 0.2 + QUERY + column * (5 * SIDE + GAP)
             for place, caption in enumerate(order[:5]):
@@ -309,11 +309,14 @@ def _orders(similarity: np.ndarray, candidates: np.ndarray | None) -> list[np.nd
     return [before, np.concatenate([candidates, before[~np.isin(before, candidates)]])]
 
 
-def _rank_line(orders: list[np.ndarray], right: np.ndarray) -> str:
+def _rank_line(orders: list[np.ndarray], right: np.ndarray, similarity: np.ndarray) -> str:
+    """The rank of the best right answer. Before the rerank it is that of the recall, where ties count against it."""
     if not right.any():
         return "has no right answer"
-    ranks = [str(1 + int(np.argmax(right[order]))) for order in orders]
-    return f"right at rank {ranks[0]}" + (f", reranked {ranks[1]}" if len(ranks) > 1 else "")
+    shown, *reranked = (1 + int(np.argmax(right[order])) for order in orders)
+    rank = 1 + int(np.count_nonzero(similarity[~right] >= similarity[right].max()))
+    tied = " (tied)" if rank > shown else ""
+    return f"right at rank {rank}{tied}" + (f", reranked {reranked[0]}" if reranked else "")
 
 
 def _heading(axes, y: float, query: str, answers: str, columns: int) -> float:

@@ -103,7 +103,7 @@ def test_the_backward_pass_of_the_gru_keeps_to_its_device(simulated) -> None:
     context = SimpleNamespace(needs_input_grad=(True, True, False, False))
     context.save_for_backward = lambda *tensors: setattr(context, "saved_tensors", tensors)
     gates, weight, mask = (torch.ones(3, n, 24, device=GPU) for n in (13, 24, 4))
-    last = _Recurrence.forward(context, gates, weight, mask, packing)
+    last = _Recurrence.forward(context, gates, weight, mask, packing, True)
     gradients = _Recurrence.backward(context, torch.ones_like(last))
     assert [gradient.device.type for gradient in gradients[:2]] == ["cuda", "cuda"]
     assert simulated.faults == []

@@ -78,7 +78,7 @@ def test_equal_captions_are_encoded_once_and_score_alike(work, checkpoint, monke
     encoded.clear()
     after = encode_split(model, loaded._replace(token_ids=token_ids), options)
     assert len(encoded) == len(set(map(tuple, token_ids.tolist())))
-    assert np.array_equal(after[:, 3], after[:, 7])
+    assert after.flags.c_contiguous and np.array_equal(after[:, 3], after[:, 7])
     others = np.arange(after.shape[1]) != 3
     assert np.abs(after - before)[:, others].max() < 1e-6
 
@@ -122,6 +122,14 @@ def test_another_gate_than_the_checkpoint_was_trained_with_is_warned_of(work, ch
     assert outcome.status == 0 and ("--set model.fusion.gate=paper scores it as trained" in outcome.out) == warned
 
 
+@pytest.mark.parametrize(("path", "warned"), [("data/local.h5", False), ("zeros", True)])
+def test_a_checkpoint_that_is_scored_without_its_local_features_is_warned_of(
+    work, checkpoint, run, path, warned
+) -> None:
+    outcome = run(f"test_single.py --path_opt tiny.yaml --resume {checkpoint} --set dataset.local_path={path}")
+    assert outcome.status == 0 and ("--set dataset.local_path=data/local.h5 scores it as" in outcome.out) == warned
+
+
 @pytest.mark.parametrize("fusion", ["paper", [], {"gate": torch.zeros(2)}, {"gate": []}])
 def test_options_in_a_checkpoint_that_are_no_options_are_passed_over(work, checkpoint, run, fusion) -> None:
     torch.save(read_checkpoint(checkpoint) | {"options": {"model": {"fusion": fusion}}}, work / "strange.pth.tar")
@@ -150,10 +158,46 @@ def test_a_published_option_file_trains_and_its_result_can_be_fine_tuned(work, r
     tuned = run(
         f"train.py --path_opt published.yaml --set optim.resume={best} k_fold.experiment_name=tuned optim.lr=1e-9"
     )
-    assert tuned.status == 0
+    assert tuned.status == 0 and "was trained on" not in tuned.out
     first, second = (read_checkpoint(f"checkpoint/{name}/0/GaLR_best.pth.tar")["model"] for name in ("tiny", "tuned"))
     weights = [name for name in first if "running" not in name and "num_batches" not in name]  # an epoch moves those
     assert all(torch.allclose(first[name], second[name], atol=1e-6) for name in weights)
+
+
+def test_fine_tuning_warns_of_validation_images_that_its_checkpoint_was_trained_on(work, checkpoint, run) -> None:
+    command = f"train.py --path_opt tiny.yaml --set optim.resume={checkpoint} optim.epochs=1 k_fold.nums=1"
+    names = json.loads(checkpoint.with_name("split.json").read_text())
+    tuned = run(command)
+    own = json.loads((work / "checkpoint/tiny/0/split.json").read_text())
+    seen = set(names["train"]) & set(own["val"])
+    assert tuned.status == 0 and seen
+    assert f"was trained on {len(seen)} of the {len(own['val'])} images on which fold 0 validates" in tuned.out
+
+
+def test_a_compiled_model_encodes_alike_and_keeps_the_names_of_its_weights(work, checkpoint, monkeypatch) -> None:
+    compiler, options = torch.compile, load_options("tiny.yaml")
+    monkeypatch.setattr(torch, "compile", lambda function: compiler(function, backend="eager"))
+    words = vocab.load("vocab.json").words
+    loaded = load_data(read_split("data", "test"), options, words, torch.device("cpu"), training=False)
+    models = [
+        load_model(read_checkpoint(checkpoint), load_options("tiny.yaml", [f"optim.compile={value}"]), words,
+                   torch.device("cpu")) for value in ("false", "true")
+    ]  # fmt: skip
+    assert models[0].state_dict().keys() == models[1].state_dict().keys()
+    assert np.array_equal(*(encode_split(model, loaded, options) for model in models))
+
+
+def test_no_graph_is_kept_where_no_backward_pass_will_follow(work, checkpoint, monkeypatch) -> None:
+    """The states of all words would take most of the memory of an evaluation."""
+    options, words = load_options("tiny.yaml"), vocab.load("vocab.json").words
+    model = load_model(read_checkpoint(checkpoint), options, words, torch.device("cpu"))
+    stacked, stack = [], torch.stack
+    monkeypatch.setattr(torch, "stack", lambda *x, **kw: stacked.append(x) or stack(*x, **kw))
+    with torch.no_grad():
+        model.encode_text(torch.tensor([[1, 2, 1]]))
+    assert not stacked
+    model.encode_text(torch.tensor([[1, 2, 1]]))
+    assert len(stacked) == 3
 
 
 def test_the_test_split_keeps_blank_captions_as_unknown(work, checkpoint, run) -> None:
@@ -165,13 +209,13 @@ def test_the_test_split_keeps_blank_captions_as_unknown(work, checkpoint, run) -
 
 @pytest.mark.parametrize(("precision", "gain", "noted"), [("bf16", 0.5, 1), ("bf16", 2, 0), ("fp32", 0.5, 0)])
 def test_a_run_starts_with_advice_where_bf16_is_slower_on_this_cpu(work, run, monkeypatch, precision, gain, noted):
-    monkeypatch.setattr("train.bf16_gain", lambda: gain)
+    monkeypatch.setattr("train.bf16_gain", lambda _: gain)
     outcome = run(f"train.py --path_opt tiny.yaml --set optim.precision={precision} optim.epochs=1 --device cpu")
     assert outcome.status == 0 and ("start runs with optim.precision=fp32" in outcome.out) == noted
 
 
 def test_the_gain_of_bf16_is_a_ratio_of_seconds() -> None:
-    assert 0.001 < bf16_gain(64) < 1000
+    assert 0.001 < bf16_gain(torch.device("cpu")) < 1000
 
 
 def test_captions_of_the_same_words_are_counted_because_ties_cost_recall(work, checkpoint, run) -> None:

@@ -123,6 +123,14 @@ def test_the_sheet_frames_the_right_image_where_it_ranks(tmp_path, rerank):
     assert len(figure.axes[0].images) == 5 * len(orders) + 1
 
 
+def test_the_sheet_counts_ties_against_the_query_as_recall_does(tmp_path):
+    sims, paths, captions, owner = gallery(tmp_path)
+    figure = retrieval_sheet(np.full_like(sims, 0.5), paths, captions, owner, None, "title", queries=1)
+    wrong = len(captions) - int((owner == 4).sum())
+    assert f"right at rank {len(sims)} (tied)" in texts(figure)
+    assert any(f"right at rank {wrong + 1}" in text for text in texts(figure))
+
+
 def test_the_sheet_ticks_the_right_captions(tmp_path):
     sims, paths, captions, owner = gallery(tmp_path)
     figure = retrieval_sheet(sims, paths, captions, owner, queries=1)

@@ -21,16 +21,18 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import filelock
+import numpy as np
 import pytest
 import torch
 from conftest import command_line, environment, listing
 from soak import compare, differences
+from torch._dynamo.exc import BackendCompilerFailed
 
 import engine
 import train
 import util.images
 import utils
-from data import open_cache
+from data import open_cache, open_pixels
 from option import load_options
 
 pytestmark = pytest.mark.usefixtures("short_trunk")
@@ -220,11 +222,17 @@ def test_a_fold_that_is_there_is_refused_before_any_other_is_trained(work, run, 
 
 def test_a_machine_without_git_trains(monkeypatch) -> None:
     monkeypatch.setenv("PATH", "")
-    assert utils.provenance()["commit"] is None
+    assert utils.provenance(torch.device("cpu"))["commit"] is None
 
 
 @pytest.mark.parametrize(
-    "error", [torch.OutOfMemoryError("CUDA out of memory."), RuntimeError("DefaultCPUAllocator: can't allocate memory")]
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory."),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory"),
+        torch.AcceleratorError("CUDA error: out of memory", 2),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    ],
 )
 def test_memory_that_is_short_is_one_line_and_status_3(error, capsys) -> None:
     def main() -> None:
@@ -571,6 +579,57 @@ def test_a_signal_that_also_ends_the_workers_is_still_that_signal(work, run) -> 
         stopped = run(f"{TRAIN} --set dataset.cache=none dataset.batch_size=4")
     assert stopped.status == 143 and "--resume" in stopped.message
     assert steps(LAST) in (3, 4)
+
+
+@pytest.mark.parametrize("message", ["CUDA error: an illegal memory access was encountered\nmore", "cuDNN error: X\n"])
+def test_an_error_of_the_gpu_is_one_line(message, capsys) -> None:
+    def fail() -> None:
+        raise RuntimeError(message)
+
+    assert utils.exit_status(fail) == 3
+    assert capsys.readouterr().err.startswith(f"error: the GPU failed ({message.splitlines()[0]})")
+
+
+def test_images_that_do_not_fit_the_gpu_are_told_to_stay_in_a_file(work, monkeypatch) -> None:
+    def no_room(*_) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(torch.Tensor, "to", no_room)
+    with pytest.raises(utils.RunError, match=r"20 images .*set dataset\.cache=h5"):
+        paths = sorted(map(str, Path("data/images").iterdir()))
+        open_pixels(paths, 64, load_options("tiny.yaml").dataset, torch.device("cuda"))
+
+
+def test_a_run_on_the_cpu_leaves_the_gpu_alone(work, monkeypatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)  # and to pin memory would fail
+    options = load_options("tiny.yaml")
+    for cache in ("h5", "none"):
+        dataset = options.dataset.model_copy(update={"cache": cache, "workers": 0})
+        pixels = open_pixels(["data/images/demo_0001.png"], 64, dataset, torch.device("cpu"))
+        (batch,) = pixels.batches([np.array([0, 0])], torch.device("cpu"))
+        assert batch.shape == (2, 64, 64, 3)
+
+
+def test_weights_that_the_last_step_of_an_epoch_spoils_end_the_run_as_a_bad_loss_does(work, run) -> None:
+    spoilt = run(f"{TRAIN} --set optim.lr=1e25 dataset.batch_size=60")
+    assert spoilt.status == 3 and "similarities after epoch 0 are not finite" in spoilt.message
+
+
+def test_a_machine_that_cannot_compile_is_told_to_do_without(capsys) -> None:
+    def fail() -> None:
+        raise BackendCompilerFailed(fail, RuntimeError("no working C++ compiler"), None)
+
+    assert utils.exit_status(fail) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "no working C++ compiler" in line and "optim.compile" in line and "set it to false" in line
+
+
+@pytest.mark.parametrize(("visible", "said"), [("5", "no GPU is found (CUDA_VISIBLE_DEVICES=5)"), ("", "device: CPU")])
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_a_run_says_which_device_it_uses(visible, said, monkeypatch, capsys) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert utils.pick_device("auto").type == "cpu"
+    assert said in capsys.readouterr().out
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_names_its_batch_and_spares_the_checkpoint(part_way, run) -> None:

@@ -3,7 +3,8 @@
     python -m util.make_demo --out data/demo_precomp
 
 writes `{train,test}_caps.txt`, `{train,test}_filename.txt`, `images/*.png`, `boxes/*.txt` (DOTA annotation text, pixel
-coordinates, oriented boxes) and `demo.json`, the arguments that made them. The same arguments give the same bytes.
+coordinates, oriented boxes), `detections/Task1_*.txt` (what a detector would make of them, DOTA result files) and
+`demo.json`, the arguments that made them. The same arguments give the same bytes.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from util.demo_captions import CAPTIONS_PER_IMAGE, write_captions
+from util.demo_detector import detect_scene
 from util.demo_drawing import draw_scene
 from util.demo_scene import Scene, plan_scenes
 from utils import InputError, Parser, atomic, read_json, run_command, write_json, write_text
@@ -34,6 +36,7 @@ def make_demo(out: Path, images: int, size: int, seed: int) -> None:
         with atomic(out / "images" / f"{scene.name}.png") as temporary:
             Image.fromarray(draw_scene(scene, size)).save(temporary, format="PNG")
         write_text(out / "boxes" / f"{scene.name}.txt", annotation(scene, size))
+    write_detections(out / "detections", scenes, size, seed)
     write_lists(out, scenes, seed)
 
 
@@ -67,6 +70,17 @@ def annotation(scene: Scene, size: int) -> str:
         corners = " ".join(f"{value:.2f}" for value in (size * thing.corners()).ravel())
         lines.append(f"{corners} {thing.kind} 0\n")
     return "".join(lines)
+
+
+def write_detections(folder: Path, scenes: list[Scene], size: int, seed: int) -> None:
+    """DOTA result files, one a class: `image score x1 y1 ... x4 y4`, in pixels."""
+    lines: dict[str, list[str]] = {}
+    for scene in scenes:
+        for kind, score, corners in detect_scene(scene, np.random.default_rng([seed, 3, scene.index])):
+            place = " ".join(f"{value:.2f}" for value in (size * corners).ravel())
+            lines.setdefault(kind, []).append(f"{scene.name} {score:.3f} {place}\n")
+    for kind, of_kind in lines.items():
+        write_text(folder / f"Task1_{kind}.txt", "".join(of_kind))
 
 
 def write_lists(out: Path, scenes: list[Scene], seed: int) -> None:
