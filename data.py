@@ -21,7 +21,7 @@ import util.images
 import vocab
 from option.schema import Dataset, KFold, Options
 from util.local_features import load_local
-from utils import InputError, RunError, one_at_a_time, read_text, send, some
+from utils import InputError, RunError, check_writable, one_at_a_time, read_text, send, some
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet
 LARGEST_ANGLE = 90  # degrees
@@ -277,6 +277,7 @@ def open_cache(options: Dataset) -> tuple[Path, list[str]]:
     sizes = resize_size(options.image_size), options.image_size
     cache = Path(options.data_path) / f"images_{options.image_size}.h5"
     if not util.images.cache_is_fresh(cache, paths, sizes):
+        check_writable(cache.parent, "no room for the image cache (dataset.cache=ram or none needs none): folder")
         with one_at_a_time(cache):  # runs that start together
             if not util.images.cache_is_fresh(cache, paths, sizes):
                 util.images.build_cache(cache, paths, sizes, options.workers)

@@ -32,6 +32,7 @@ from utils import (
     read_checkpoint,
     read_json,
     run_command,
+    same_options,
     write_json,
 )
 
@@ -75,8 +76,8 @@ def check_folds(run: Path, folds: range, arguments: argparse.Namespace) -> None:
     absent = [fold for fold in folds if not (run / str(fold) / "GaLR_best.pth.tar").is_file()]
     if absent:
         raise InputError(
-            f"{run}: folds {absent} have no GaLR_best.pth.tar; train them with: python train.py --path_opt "
-            f"{arguments.path_opt} --resume, or score fewer with --set k_fold.nums=K"
+            f"{run}: folds {absent} have no GaLR_best.pth.tar; train them with: python train.py "
+            f"{same_options(arguments)} --resume, or score fewer with --set k_fold.nums=K"
         )
 
 

@@ -54,8 +54,10 @@ def main() -> None:
             path = Path(arguments.sims)
             with atomic(path.with_name(f"{path.stem}{suffix}.npy")) as temporary, temporary.open("wb") as file:
                 np.save(file, array)
+            print(f"written: {path.with_name(f'{path.stem}{suffix}.npy')}")
     if arguments.figure:
         save_figure(retrieval_sheet(sims, data.paths, split.captions, split.image_of_caption), arguments.figure)
+        print(f"written: {arguments.figure}")
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ Each fold leaves checkpoint/{experiment_name}/{fold}/: best and last checkpoint,
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import math
 import os
 import time
@@ -47,6 +48,7 @@ from utils import (
     read_checkpoint,
     read_json,
     run_command,
+    same_options,
     save_checkpoint,
     worker_died,
     write_json,
@@ -102,16 +104,18 @@ def main() -> None:
     folds = make_folds(options, arguments.fold)
     for key in ("ckpt_save_path", "logger_name"):
         check_writable(Path(getattr(options.logs, key)) / options.k_fold.experiment_name, f"logs.{key}")
-    with only_writer(run_folder(options)), StopSignals() as signals:
-        if not arguments.resume:
-            refuse_existing(folds)
-        for fold in folds:
+    if not arguments.resume:
+        refuse_existing(folds)
+    for fold in folds:
+        with only_writer(fold.folder):
+            if not arguments.resume:
+                refuse_existing([fold])
             state = earlier_state(fold, options, arguments.force) if arguments.resume else None
             if state and state["epoch"] >= options.optim.epochs:
                 print(f"fold {fold.number} is finished: skipped")
             else:
-                train_fold(fold, state, options, words, device, signals)
-    print(f"trained; next: python test.py --path_opt {arguments.path_opt}")
+                train_fold(fold, state, options, words, device, arguments.force)
+    print(f"trained; next: python test.py {same_options(arguments)}")
 
 
 def run_folder(options: Options) -> Path:
@@ -230,13 +234,33 @@ def warn_of_seen_images(fold: Fold, resume: str) -> None:
         )
 
 
+def fingerprint(*splits: Data) -> str:
+    """A digest of the captions and local features that a fold trains and validates on."""
+    digest = hashlib.sha256()
+    for data in splits:
+        for tensor in (data.token_ids, data.image_of_caption, data.local_rep, data.local_adj):
+            digest.update(repr(tuple(tensor.shape)).encode() + tensor.cpu().numpy().tobytes())
+    return digest.hexdigest()
+
+
 def train_fold(
-    fold: Fold, state: dict | None, options: Options, words: Sequence[str], device: torch.device, signals: StopSignals
+    fold: Fold, state: dict | None, options: Options, words: Sequence[str], device: torch.device, force: bool
 ) -> None:
-    """Train one fold from its state to its end; best and last checkpoint, log and history are left in its folder."""
+    """Train one fold from its state to its end; best and last checkpoint, log and history are left in its folder.
+
+    Raises InputError where captions or local features are not those that the state was trained on, unless `force`.
+    """
     model = prepare(start_model(fold, state, options, words), options, device)
     train = load_data(fold.train, options, words, device, training=True)
     val = load_data(fold.val, options, words, device, training=False)
+    inputs = fingerprint(train, val)
+    if state and state.get("inputs", inputs) != inputs and not force:
+        raise InputError(
+            f"the captions or the local features of fold {fold.number} have changed since {fold.folder / LAST} was "
+            "written; --force goes on nevertheless"
+        )
+    print(f"fold {fold.number}: {len(train.lengths)} pairs to train on, {len(val.paths)} images to validate on, "
+          f"into {fold.folder}")  # fmt: skip
     optimizer = make_optimizer(model)
     progress, rows = Progress(), []
     if state:
@@ -248,10 +272,10 @@ def train_fold(
         progress.window = list(torch.tensor(progress.window, device=device))
 
     def save(name: str) -> None:
-        state = checkpoint(model, optimizer, progress, log.rows, options, words)
+        state = checkpoint(model, optimizer, progress, log.rows, options, words) | {"inputs": inputs}
         save_checkpoint(state, fold.folder / name, keep_previous=name == LAST)
 
-    with recorded(fold, options, rows, device) as log:
+    with StopSignals() as signals, recorded(fold, options, rows, device) as log:
         try:
             while progress.epoch < options.optim.epochs:
                 for _ in train_steps(model, train, options, optimizer, fold.number, progress, log):

@@ -14,6 +14,7 @@ import json
 import os
 import platform
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -55,6 +56,11 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise InputError(f"{message} (see {self.prog} --help)")
+
+
+def same_options(arguments: argparse.Namespace) -> str:
+    """The part of a command line that gives another command the same options: --path_opt and --set."""
+    return shlex.join(["--path_opt", arguments.path_opt, *(["--set", *arguments.set] if arguments.set else [])])
 
 
 def run_command(main: Callable[[], None]) -> NoReturn:
@@ -174,7 +180,6 @@ def atomic(path: str | os.PathLike, keep: Path | None = None) -> Iterator[Path]:
 @contextlib.contextmanager
 def one_at_a_time(path: Path) -> Iterator[None]:
     """Hold the lock on writing `path`; waits for a process that has it, and says so."""
-    check_writable(path.parent, "cannot write into")
     beside = path.with_name(f".{path.name}.lock")
     lock = filelock.FileLock(beside)
     try:
@@ -425,7 +430,7 @@ def reuse_memory() -> None:
 class StopSignals:
     """Within it, Ctrl-C and SIGTERM are noted, and `check` raises Interrupted where the run can stop.
 
-    A second Ctrl-C stops at once.
+    The first is answered by a line; a second Ctrl-C stops at once.
     """
 
     def __enter__(self) -> StopSignals:
@@ -441,6 +446,7 @@ class StopSignals:
         if self.signum and signum == signal.SIGINT:
             raise KeyboardInterrupt
         self.signum = signum
+        print("\nstopping after this step, and saving; Ctrl-C again stops at once", flush=True)
 
     def check(self) -> None:
         """Raise Interrupted if a signal has come."""

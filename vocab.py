@@ -19,7 +19,7 @@ from typing import NamedTuple
 from nltk.tokenize import NLTKWordTokenizer
 from nltk.tokenize.punkt import PunktSentenceTokenizer
 
-from utils import InputError, Parser, read_json, run_command, write_json
+from utils import InputError, Parser, check_writable_file, read_json, run_command, write_json
 
 UNKNOWN = "<unk>"
 MARKS = frozenset(", . : ; ? ( ) [ ] & ! * @ # $ %".split())
@@ -113,6 +113,9 @@ def main() -> None:
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", arguments.data_name):
         raise InputError(f"--data_name {arguments.data_name}: letters, digits, '.', '_' and '-' only")
 
+    out = Path(arguments.out or f"vocab/{arguments.data_name.removesuffix('_precomp')}_vocab.json")
+    check_writable_file(out)
+
     from data import read_captions
 
     splits: Sequence[str] = sorted(set(arguments.splits), reverse=True)  # train before test
@@ -122,7 +125,6 @@ def main() -> None:
         raise InputError(
             f"no word of the {len(captions)} captions occurs {arguments.threshold} times; lower --threshold"
         )
-    out = Path(arguments.out or f"vocab/{arguments.data_name.removesuffix('_precomp')}_vocab.json")
     save(vocabulary, out)
     print(f"{out}: {len(vocabulary.words)} words from {len(captions)} captions ({' and '.join(splits)})")
 

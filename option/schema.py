@@ -134,7 +134,10 @@ class Logs(Section):
 
 
 class KFold(Section):
-    """`shuffle`: nums independent shuffles, as released; `disjoint`: real folds. `seed`: of the split alone."""
+    """`shuffle`: nums independent shuffles, as released; `disjoint`: real folds. `seed`: of the split alone.
+
+    `val_fraction` is of `shuffle`; a disjoint fold validates on 1 / nums of the images.
+    """
 
     experiment_name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
     nums: Count = 1

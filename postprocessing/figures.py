@@ -20,7 +20,7 @@ import numpy as np
 from postprocessing.recall import check_images, check_matrix, load
 from postprocessing.rerank import PUBLISHED, multivariate_order
 from postprocessing.tables import MEASURES, SIX, chance_of, gallery_of, published
-from utils import ROOT, InputError, Parser, atomic, read_json, run_command
+from utils import ROOT, InputError, Parser, atomic, check_writable, read_json, run_command
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -390,6 +390,7 @@ def draw_run(
     """
     run, matrices = Path(run), Path(matrices)
     out = run / "figures" if out is None else Path(out)
+    check_writable(out, "the folder of the pictures")
     if not run.is_dir():
         raise InputError(f"the run's folder {run} is not there; train.py makes checkpoint/EXPERIMENT")
     missing: list[Path] = []

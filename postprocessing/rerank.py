@@ -16,6 +16,7 @@ takes for R the order that P induces among the k candidates. Equal similarities 
 
 from __future__ import annotations
 
+import filecmp
 import glob
 import itertools
 import os
@@ -37,7 +38,7 @@ from postprocessing.recall import (
     recall_of_ranks,
 )
 from postprocessing.tables import change_table, summarise
-from utils import InputError, Parser, run_command, write_json
+from utils import InputError, Parser, check_writable_file, read_json, run_command, write_json
 
 PUBLISHED = {"k": 30, "w_similarity": 0.3, "w_reverse": 1.1, "xi": 0.05, "variant": "released", "l": None}
 VARIANTS = ("released", "paper")
@@ -321,17 +322,27 @@ def matrix_files(patterns: Sequence[str], option: str) -> list[Path]:
     return files
 
 
+def _same_split(val: Path, test: Path) -> bool:
+    """Whether two matrices share images, by the galleries that test.py leaves beside them, or else are equal."""
+    galleries = [file.with_name(f"{file.stem}_gallery.json") for file in (val, test)]
+    if not all(gallery.is_file() for gallery in galleries):
+        return val.samefile(test) or filecmp.cmp(val, test, shallow=False)
+    images = [read_json(gallery, "gallery") for gallery in galleries]
+    return not set(images[0]["images"]).isdisjoint(images[1]["images"])
+
+
 def _search_command(args, tests: list[Path]) -> dict:
     vals = matrix_files(args.val, "--val") if args.val else [file.with_name(f"{file.stem}_val.npy") for file in tests]
     if len(vals) != len(tests):
         raise InputError(f"--val gives {len(vals)} validation matrices for {len(tests)} test matrices")
     for val, test in itertools.product(vals, tests):
-        if val.exists() and test.exists() and val.samefile(test):
-            raise InputError(f"{val} is both the test and the validation matrix; choose the setting on another one")
+        if val.exists() and test.exists() and _same_split(val, test):
+            raise InputError(f"{val} is of the same images as the test matrix {test}; choose the setting on others")
+    picture = tests[0].with_name(f"{tests[0].stem}_grid.png")
+    check_writable_file(picture)
     setting, mr, grid = search([Reranker(*load(val), max(GRID["k"])) for val in vals], args.xi, args.variant, args.l)
     from postprocessing.figures import grid_figure, save_figure
 
-    picture = tests[0].with_name(f"{tests[0].stem}_grid.png")
     save_figure(grid_figure(mr, grid, f"{args.variant} rerank, mR on validation"), picture)
     print(f"on {', '.join(map(str, vals))}: mR {mr[:, 0, 0].max():.2f} without rerank, {mr.max():.2f} with the best")
     print(f"of {mr.size} settings; all of them: {picture}")
@@ -357,8 +368,8 @@ def main() -> None:
         raise InputError("--l belongs to --variant paper; the released variant has no cut-off")
     if args.val and not args.search:
         raise InputError("--val is for --search")
-    if args.out and Path(args.out).is_dir():
-        raise InputError(f"--out {args.out} is a folder; name a file")
+    if args.out:
+        check_writable_file(Path(args.out))
     setting = {name: getattr(args, name) for name in PUBLISHED}
     check_setting(**setting)
     tests = matrix_files(args.sims, "--sims")

@@ -21,6 +21,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import filelock
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -181,9 +182,10 @@ def test_the_comparison_sees_a_bit(whole) -> None:
 
 
 def test_the_same_seed_gives_the_same_run_and_another_seed_another(work, run, whole) -> None:
-    assert run(f"{TRAIN} --set seed=1 optim.epochs=1").status == 0
-    one, other = (torch.load(path / "last.pth.tar", weights_only=True)["model"] for path in (whole, FOLD))
-    assert compare(one, other, "")
+    for seed, folder in ((0, "same"), (1, "other")):
+        assert run(f"{TRAIN} --set seed={seed} k_fold.experiment_name={folder}").status == 0
+    assert same_weights(whole, Path("checkpoint/same/0"))
+    assert not same_weights(whole, Path("checkpoint/other/0"))
 
 
 def test_finished_folds_are_skipped_and_left_alone(work, run, whole) -> None:
@@ -240,6 +242,32 @@ def test_memory_that_is_short_is_one_line_and_status_3(error, capsys) -> None:
 
     assert utils.exit_status(main) == 3
     assert "out of memory" in capsys.readouterr().err.splitlines()[0]
+
+
+def change_captions() -> None:
+    path = Path("data/train_caps.txt")
+    path.write_text("a ship beside a plane\n" + path.read_text().partition("\n")[2])
+
+
+def change_features() -> None:
+    with h5py.File("data/local.h5", "a") as file:
+        file["local_adj"][:] = 1
+
+
+@pytest.mark.parametrize("change", [change_captions, change_features])
+def test_captions_and_local_features_that_changed_are_refused_unless_forced(change, part_way, run) -> None:
+    change()
+    before = listing(FOLD)
+    refused = run(f"{TRAIN} --resume")
+    assert refused.status == 2 and "the captions or the local features of fold 0 have changed" in refused.message
+    assert listing(FOLD) == before
+    assert run(f"{TRAIN} --resume --force").status == 0
+
+
+def test_folds_of_one_run_may_train_side_by_side(work, run) -> None:
+    with utils.only_writer(Path("checkpoint/tiny/0")):
+        assert run(f"{TRAIN} --fold 1 --set k_fold.nums=2").status == 0
+    assert run(f"{TRAIN} --fold 0 --set k_fold.nums=2").status == 0
 
 
 def test_options_that_move_no_number_may_change_on_resume(work, run, whole) -> None:
@@ -385,12 +413,12 @@ def test_a_file_is_flushed_to_disk_before_it_takes_its_name(tmp_path, monkeypatc
 
 def test_a_second_run_on_the_same_folder_is_refused(work, run, monkeypatch) -> None:
     monkeypatch.setattr(utils, "LOCK_WAIT", 0.1)
-    FOLD.parent.mkdir(parents=True)
+    FOLD.mkdir(parents=True)
     before = listing(work)
-    with filelock.FileLock(FOLD.parent / ".lock"):
+    with filelock.FileLock(FOLD / ".lock"):
         refused = run(TRAIN)
-    assert refused.status == 2 and "another run is writing to checkpoint/tiny" in refused.message
-    assert listing(work) in (before, before | {"checkpoint/tiny/.lock": b""})  # the first run's lock
+    assert refused.status == 2 and "another run is writing to checkpoint/tiny/0" in refused.message
+    assert listing(work) in (before, before | {"checkpoint/tiny/0/.lock": b""})  # the first run's lock
 
 
 def hold(path: Path, held: multiprocessing.synchronize.Event) -> None:

@@ -296,6 +296,15 @@ def test_the_search_reports_the_test_matrix_with_the_setting_chosen_on_validatio
     assert (saved / "run_0_grid.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.parametrize(("shared", "refused"), [("b.png", True), ("c.png", False)])
+def test_a_setting_is_not_chosen_on_images_of_the_test_split(saved, shared, refused):
+    """Another fold's matrix of the test split is one: the galleries that test.py leaves tell."""
+    for name, images in (("run_0", ["a.png", "b.png"]), ("run_1", [shared])):
+        (saved / f"{name}_gallery.json").write_text(json.dumps({"images": images, "captions": []}))
+    status, _, err = command("--sims", saved / "run_0.npy", "--search", "--val", saved / "run_1.npy")
+    assert (status, "of the same images as the test matrix" in err) == ((2, True) if refused else (0, False))
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -307,7 +316,7 @@ def test_the_search_reports_the_test_matrix_with_the_setting_chosen_on_validatio
         (["--sims", "run_0.npy", "--w_reverse", "nan"], "w_reverse"),
         (["--sims", "run_0.npy", "--l", "5"], "--l belongs to"),
         (["--sims", "run_0.npy", "--val", "run_0_val.npy"], "--val is for --search"),
-        (["--sims", "run_0.npy", "--search", "--val", "./run_0.npy"], "both the test and the validation matrix"),
+        (["--sims", "run_0.npy", "--search", "--val", "./run_0.npy"], "of the same images as the test matrix"),
         (["--sims", "run_0.npy", "run_1.npy", "--search", "--val", "run_0_val.npy"], "1 validation matrices for 2"),
         (["--sims", "run_0.npy", "--search", "--val", "missing.npy"], "missing.npy is not there"),
         (["--sims", "run_0.npy", "--search", "--out", "."], "is a folder"),

@@ -54,9 +54,10 @@ def main() -> None:
         from util.preview import write_sheets
 
         cases = [(names[i], p, regions[i], denoised[i], adjacency[i]) for i, p in zip(shown, pictures, strict=True)]
-        write_sheets(arguments.out.with_suffix(""), cases)
+        print("drawn:", *write_sheets(arguments.out.with_suffix(""), cases))
     _report("regions", [len(one.score) for one in regions])
     _report("nodes", [len(one.region_of_node) for one in denoised])
+    print(f"{arguments.out}: {len(names)} images; use it with --set dataset.local_path={arguments.out}")
 
 
 def image_names(data_path: Path) -> list[str]:
@@ -202,6 +203,10 @@ def _parse() -> argparse.Namespace:
         raise InputError(str(error)) from None
     if arguments.workers < 1 or arguments.preview < 0:
         raise InputError("--workers must be at least 1 and --preview at least 0")
+    if arguments.out.suffix == ".npy":
+        raise InputError(f"--out {arguments.out}: an HDF5 file is written there, so name it .h5 (.npy: --published)")
+    if arguments.published and arguments.published.suffix != ".npy":
+        raise InputError(f"--published {arguments.published}: name it .npy, by which training knows the form")
     if arguments.published and arguments.published.resolve() == arguments.out.resolve():
         raise InputError("--published and --out name the same file")
     if arguments.regions == PROPOSALS and (arguments.format != "auto" or arguments.classes or arguments.coco_images):

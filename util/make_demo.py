@@ -19,7 +19,7 @@ from util.demo_captions import CAPTIONS_PER_IMAGE, write_captions
 from util.demo_detector import detect_scene
 from util.demo_drawing import draw_scene
 from util.demo_scene import Scene, plan_scenes
-from utils import InputError, Parser, atomic, read_json, run_command, write_json, write_text
+from utils import InputError, Parser, atomic, check_writable, read_json, run_command, write_json, write_text
 
 MARK = "demo.json"  # written first: a folder that holds it is ours to write again
 TEST_EVERY = 5  # every fifth image is a test image
@@ -51,6 +51,7 @@ def check_arguments(images: int, size: int, seed: int) -> None:
 
 def check_folder(out: Path, arguments: dict[str, int]) -> None:
     """Refuse to mix with files that are not ours, or that other arguments made."""
+    check_writable(out, "--out")
     if not out.exists():
         return
     if not out.is_dir():
