@@ -18,6 +18,7 @@ from layers.published import load_weights
 from option.schema import Optim, Options
 from utils import reuse_memory
 
+IMAGE_BATCH = 32  # on a CPU, at most: larger ones take memory and are no faster
 CAPTION_BATCH = 256  # captions are small: a large batch reads the hidden weights less often
 
 
@@ -91,8 +92,8 @@ def encode_split(model: GaLR, data: Data, options: Options, check: Callable[[], 
     model.eval()
     device = data.token_ids.device
     with autocast(options, device):
-        images = []
-        for batch in image_batches(data, options.dataset.batch_size_val):
+        images, size = [], options.dataset.batch_size_val
+        for batch in image_batches(data, min(size, IMAGE_BATCH) if device.type == "cpu" else size):
             check()
             images.append(model.encode_image(*batch))
         images = torch.cat(images)
