@@ -226,8 +226,8 @@ def warn_of_seen_images(fold: Fold, resume: str) -> None:
     path = Path(resume).with_name("split.json")
     before = read_json(path, "split") if path.is_file() else None
     names = before.get("train") if isinstance(before, dict) else None
-    seen = set(names).intersection(fold.val.images) if isinstance(names, list) else ()
-    if seen:
+    trained = {name for name in names if isinstance(name, str)} if isinstance(names, list) else set()
+    if seen := trained.intersection(fold.val.images):
         print(
             f"warning: {resume} was trained on {len(seen)} of the {len(fold.val.images)} images on which fold "
             f"{fold.number} validates: its validation scores, and what is chosen by them, come out too good"
@@ -253,23 +253,16 @@ def train_fold(
     model = prepare(start_model(fold, state, options, words), options, device)
     train = load_data(fold.train, options, words, device, training=True)
     val = load_data(fold.val, options, words, device, training=False)
-    inputs = fingerprint(train, val)
-    if state and state.get("inputs", inputs) != inputs and not force:
-        raise InputError(
-            f"the captions or the local features of fold {fold.number} have changed since {fold.folder / LAST} was "
-            "written; --force goes on nevertheless"
-        )
+    inputs, optimizer, progress, rows = fingerprint(train, val), make_optimizer(model), Progress(), []
+    if state:
+        if state.get("inputs", inputs) != inputs and not force:
+            raise InputError(
+                f"the captions or the local features of fold {fold.number} have changed since {fold.folder / LAST} was "
+                "written; --force goes on nevertheless"
+            )
+        progress, rows = restore(state, optimizer, fold, device), state["rows"]
     print(f"fold {fold.number}: {len(train.lengths)} pairs to train on, {len(val.paths)} images to validate on, "
           f"into {fold.folder}")  # fmt: skip
-    optimizer = make_optimizer(model)
-    progress, rows = Progress(), []
-    if state:
-        try:
-            optimizer.load_state_dict(state["optimizer"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise InputError(f"the optimiser in {fold.folder / LAST} does not fit this model ({error})") from None
-        progress, rows = Progress(**state["progress"]), state["rows"]
-        progress.window = list(torch.tensor(progress.window, device=device))
 
     def save(name: str) -> None:
         state = checkpoint(model, optimizer, progress, log.rows, options, words) | {"inputs": inputs}
@@ -298,6 +291,17 @@ def train_fold(
                 raise
             message = f"stopped with its loader workers: go on from the last checkpoint in {fold.folder} with --resume"
             raise Interrupted(signals.signum, message) from None
+
+
+def restore(state: dict[str, Any], optimizer: torch.optim.Adam, fold: Fold, device: torch.device) -> Progress:
+    """Put the optimiser where the state left it -> how far the fold had come. Raises InputError if it does not fit."""
+    try:
+        optimizer.load_state_dict(state["optimizer"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"the optimiser in {fold.folder / LAST} does not fit this model ({error})") from None
+    progress = Progress(**state["progress"])
+    progress.window = list(torch.tensor(progress.window, device=device))
+    return progress
 
 
 @contextlib.contextmanager

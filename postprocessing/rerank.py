@@ -327,8 +327,11 @@ def _same_split(val: Path, test: Path) -> bool:
     galleries = [file.with_name(f"{file.stem}_gallery.json") for file in (val, test)]
     if not all(gallery.is_file() for gallery in galleries):
         return val.samefile(test) or filecmp.cmp(val, test, shallow=False)
-    images = [read_json(gallery, "gallery") for gallery in galleries]
-    return not set(images[0]["images"]).isdisjoint(images[1]["images"])
+    trees = [read_json(gallery, "gallery") for gallery in galleries]
+    lists = [tree.get("images") if isinstance(tree, dict) else None for tree in trees]
+    if not all(isinstance(images, list) for images in lists):
+        raise InputError(f'gallery {galleries[0]} or {galleries[1]}: no list "images"')
+    return any(image in lists[0] for image in lists[1])
 
 
 def _search_command(args, tests: list[Path]) -> dict:
