@@ -5,11 +5,11 @@
 # zeros: no local branch; raw: the most salient regions, all joined alike; denoised: merged regions, joined alike;
 # enhanced: the most salient regions, weighted edges; drea: both. Run again, it goes on where it was.
 # It wants the images in data/{name}_precomp/images. BUILD="--allow-missing" gives options to util.build_local.
-source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 if [ $# -lt 2 ]; then
     echo "error: name a data set, and where its regions come from: bash exec/ablation.sh UCM proposals" >&2
     exit 2
 fi
+source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 NAME=$1
 REGIONS=$2
 shift 2
