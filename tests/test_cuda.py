@@ -25,7 +25,8 @@ from layers.gru import _Recurrence, pack
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU")
 GPU, CPU = torch.device("cuda"), torch.device("cpu")
-SMALL = ("dataset.batch_size=32", "dataset.image_size=64")
+SMALL = ("dataset.batch_size=32", "dataset.image_size=64", "model.seq2vec.hidden_dim=64",
+         "model.seq2vec.embedding_dim=32")  # fmt: skip
 
 # ---------------------------------------------------------------- without a GPU
 
