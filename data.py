@@ -258,8 +258,10 @@ def open_pixels(paths: list[str], size: int, options: Dataset, device: torch.dev
         try:
             return MemoryPixels(torch.from_numpy(pixels).to(device))
         except torch.OutOfMemoryError:
-            size = f"{len(paths)} images ({pixels.nbytes / 2**20:.0f} MiB)"
-            raise RunError(f"{size} do not fit the GPU's memory; set dataset.cache=h5") from None
+            mib = pixels.nbytes / 2**20
+            raise RunError(
+                f"{len(paths)} images ({mib:.0f} MiB) do not fit the GPU's memory; set dataset.cache=h5"
+            ) from None
     if options.cache == "none":
         for _ in util.images.decode_all(paths, size, options.workers, "checking images"):
             pass

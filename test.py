@@ -91,6 +91,15 @@ def describe(name: str, data: Data) -> str:
     return text
 
 
+def save_matrix(path: Path, sims: np.ndarray, image_of_caption: np.ndarray) -> list[Path]:
+    """Save the similarities as `path`, and each caption's image beside it as `*_images.npy` -> the two files."""
+    files = [path, path.with_name(f"{path.stem}_images.npy")]
+    for name, array in zip(files, (sims, image_of_caption), strict=True):
+        with atomic(name) as temporary, temporary.open("wb") as file:
+            np.save(file, array)
+    return files
+
+
 class Matrix(NamedTuple):
     """The similarities of a split, images x captions, and what they are of."""
 
@@ -100,9 +109,7 @@ class Matrix(NamedTuple):
 
     def save(self, name: str) -> None:
         """Save the matrix, the row of each caption's image, and the names of both sides."""
-        for suffix, array in (("", self.sims), ("_images", self.split.image_of_caption)):
-            with atomic(MATRICES / f"{name}{suffix}.npy") as temporary, temporary.open("wb") as file:
-                np.save(file, array)
+        save_matrix(MATRICES / f"{name}.npy", self.sims, self.split.image_of_caption)
         write_json(MATRICES / f"{name}_gallery.json", {"images": self.paths, "captions": self.split.captions})
 
 

@@ -7,16 +7,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
-
 import vocab
 from data import load_data, read_split
 from engine import encode_split, load_model
 from option.schema import load_options
 from postprocessing.figures import retrieval_sheet, save_figure
 from postprocessing.tables import markdown
-from test import describe, score_of, validation_split
-from utils import InputError, Parser, atomic, check_writable_file, pick_device, read_checkpoint, run_command
+from test import describe, save_matrix, score_of, validation_split
+from utils import InputError, Parser, check_writable_file, pick_device, read_checkpoint, run_command
 
 
 def main() -> None:
@@ -50,11 +48,8 @@ def main() -> None:
     print(describe(arguments.split, data))
     print(markdown({"dataset": options.dataset.datatype, "folds": [score]}))
     if arguments.sims:
-        for suffix, array in (("", sims), ("_images", split.image_of_caption)):
-            path = Path(arguments.sims)
-            with atomic(path.with_name(f"{path.stem}{suffix}.npy")) as temporary, temporary.open("wb") as file:
-                np.save(file, array)
-            print(f"written: {path.with_name(f'{path.stem}{suffix}.npy')}")
+        for path in save_matrix(Path(arguments.sims), sims, split.image_of_caption):
+            print(f"written: {path}")
     if arguments.figure:
         save_figure(retrieval_sheet(sims, data.paths, split.captions, split.image_of_caption), arguments.figure)
         print(f"written: {arguments.figure}")

@@ -61,6 +61,7 @@ FREE = {"dataset.workers", "dataset.cache", "dataset.image_path", "dataset.data_
 
 
 BEST, LAST = "GaLR_best.pth.tar", "last.pth.tar"
+DIVERGED = "try a lower optim.lr or an optim.grad_clip; the last checkpoint is from before it"
 
 
 class Fold(NamedTuple):
@@ -108,9 +109,11 @@ def main() -> None:
         refuse_existing(folds)
     for fold in folds:
         with only_writer(fold.folder):
-            if not arguments.resume:
-                refuse_existing([fold])
-            state = earlier_state(fold, options, arguments.force) if arguments.resume else None
+            if arguments.resume:
+                state = earlier_state(fold, options, arguments.force)
+            else:
+                refuse_existing([fold])  # once more: another run may have held the lock until now
+                state = None
             if state and state["epoch"] >= options.optim.epochs:
                 print(f"fold {fold.number} is finished: skipped")
             else:
@@ -396,7 +399,7 @@ def window_losses(progress: Progress) -> list[float]:
         if not math.isfinite(loss):
             raise RunError(
                 f"the loss of batch {progress.batch - len(losses) + i + 1} of epoch {progress.epoch} is {loss}; "
-                "try a lower optim.lr or an optim.grad_clip; the last checkpoint is from before it"
+                f"{DIVERGED}"
             )
     return losses
 
@@ -407,7 +410,7 @@ def validate(model: GaLR, data: Data, options: Options, progress: Progress, log:
     if not np.isfinite(sims).all():
         raise RunError(
             f"the similarities after epoch {progress.epoch} are not finite, so its last step spoilt the weights; "
-            "try a lower optim.lr or an optim.grad_clip; the last checkpoint is from before it"
+            f"{DIVERGED}"
         )
     owner = data.split.image_of_caption
     i2t, t2i, mr = recall(sims, owner)

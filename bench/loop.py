@@ -8,15 +8,13 @@ addition). The peak is what one large matrix product reaches on this device in t
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
 from itertools import islice
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
-from bench.train import made_up, new_model, settings, steps_of, wait
+from bench.train import made_up, new_model, seconds, settings, steps_of
 from engine import encode_split, prepare
 from option.schema import Options
 
@@ -41,7 +39,7 @@ def loop(device: torch.device, precision: str, overrides: tuple[str, ...] = (), 
         rows.append({"pairs": size, "samples_per_second": speed, "of_peak": speed * flop / peak})
     model = prepare(new_model(options), options, device)
     images = made_up(options, validation, options.dataset.image_size, device)
-    evaluation = _seconds(lambda: encode_split(model, images, options), device)
+    evaluation = seconds(lambda: encode_split(model, images, options), device)
     epoch = PAIRS / rows[0]["samples_per_second"] + evaluation
     return {
         "gflop_per_sample": flop / 1e9,
@@ -55,23 +53,14 @@ def samples_per_second(options: Options, device: torch.device) -> float:
     """Of the loop as a run has it: nothing waits for the device between steps."""
     steps, few = steps_of(options, device), 20 if device.type == "cuda" else 3
     next(steps)
-    seconds = _seconds(lambda: list(islice(steps, few)), device)
-    return few * options.dataset.batch_size / seconds
+    return few * options.dataset.batch_size / seconds(lambda: list(islice(steps, few)), device)
 
 
 def peak_flops(device: torch.device, precision: str) -> float:
-    """Operations a second of a large matrix product: the best of five."""
+    """Operations a second of a large matrix product."""
     side = 8192 if device.type == "cuda" else 2048
     a = torch.ones(side, side, device=device, dtype=torch.bfloat16 if precision == "bf16" else torch.float32)
-    return 2 * side**3 / min(_seconds(lambda: a @ a, device) for _ in range(5))
-
-
-def _seconds(work: Callable[[], object], device: torch.device) -> float:
-    wait(device)
-    start = time.perf_counter()
-    work()
-    wait(device)
-    return time.perf_counter() - start
+    return 2 * side**3 / min(seconds(lambda: a @ a, device) for _ in range(5))
 
 
 def table(results: dict) -> str:

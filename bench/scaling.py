@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from itertools import islice
 from statistics import median
@@ -14,7 +13,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from bench.train import WORDS, made_up, new_model, settings, steps_of, wait
+from bench.train import WORDS, made_up, new_model, seconds, settings, steps_of
 from data import resize_size, train_batches
 from engine import autocast, encode_split, prepare
 
@@ -62,20 +61,13 @@ def scaling(device: torch.device, precision: str, overrides: tuple[str, ...] = (
 
 
 def _grow(sizes: Sequence[int], make: Callable[[int], Callable[[], object]], device: torch.device) -> dict:
-    seconds = []
+    medians = []
     for size in tqdm(sizes, "scaling", disable=None):
         work = make(size)
         work()
-        times = []
-        for _ in range(3):
-            wait(device)
-            start = time.perf_counter()
-            work()
-            wait(device)
-            times.append(time.perf_counter() - start)
-        seconds.append(median(times))
-    exponent = np.polyfit(np.log(sizes), np.log(seconds), 1)[0]
-    return {"sizes": list(sizes), "seconds": seconds, "exponent": float(exponent)}
+        medians.append(median(seconds(work, device) for _ in range(3)))
+    exponent = np.polyfit(np.log(sizes), np.log(medians), 1)[0]
+    return {"sizes": list(sizes), "seconds": medians, "exponent": float(exponent)}
 
 
 def table(results: dict[str, dict]) -> str:
@@ -83,5 +75,5 @@ def table(results: dict[str, dict]) -> str:
     lines = []
     for name, of in results.items():
         pairs = zip(of["sizes"], of["seconds"], strict=True)
-        lines += [f"{name}: exponent {of['exponent']:.2f}"] + [f"{size:>8} {seconds:9.4f} s" for size, seconds in pairs]
+        lines += [f"{name}: exponent {of['exponent']:.2f}"] + [f"{size:>8} {took:9.4f} s" for size, took in pairs]
     return "\n".join(lines)

@@ -5,6 +5,7 @@ Ours is `engine.train_epoch` itself, augmentation included; the baseline is give
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from itertools import chain, count, cycle, islice
 from typing import Any
@@ -102,6 +103,15 @@ def wait(device: torch.device) -> None:
     """Until the device has done its work."""
     if device.type == "cuda":
         torch.cuda.synchronize()
+
+
+def seconds(work: Callable[[], object], device: torch.device) -> float:
+    """Of the work, until the device has done it."""
+    wait(device)
+    start = time.perf_counter()
+    work()
+    wait(device)
+    return time.perf_counter() - start
 
 
 def steps_of(options: Options, device: torch.device) -> Iterator[Step]:

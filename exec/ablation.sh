@@ -28,7 +28,7 @@ for kind in zeros raw denoised enhanced drea; do
             echo "using $local_path, made before; remove it and checkpoint/$run to make both anew"
         else
             python -m util.build_local --data_path "$DATA" --image_path "$DATA/images" \
-            --regions "$REGIONS" --out "$local_path" ${RULES[$kind]} ${BUILD:-}
+                --regions "$REGIONS" --out "$local_path" ${RULES[$kind]} ${BUILD:-}
         fi
     fi
     bash exec/train_and_test.sh "$NAME" "$@" --set dataset.local_path="$local_path" k_fold.experiment_name="$run"

@@ -168,7 +168,7 @@ def test_scaling_fits_the_exponent(monkeypatch):
 
 def test_the_loop_is_timed_its_operations_counted_and_the_protocol_follows(monkeypatch):
     monkeypatch.setattr(bench.loop, "peak_flops", lambda *_: 1e12)
-    monkeypatch.setattr(bench.loop, "_seconds", lambda work, _: 2.0 if work() is not None else 0)
+    monkeypatch.setattr(bench.loop, "seconds", lambda work, _: 2.0 if work() is not None else 0)
     results = bench.loop.loop(CPU, "fp32", TINY, validation=4)
     assert results["batches"][0]["samples_per_second"] == 3 * 32 / 2
     assert results["batches"][0]["of_peak"] == pytest.approx(48 * results["gflop_per_sample"] / 1000)

@@ -51,11 +51,11 @@ def check_arguments(images: int, size: int, seed: int) -> None:
 
 def check_folder(out: Path, arguments: dict[str, int]) -> None:
     """Refuse to mix with files that are not ours, or that other arguments made."""
+    if out.exists() and not out.is_dir():
+        raise InputError(f"--out {out} is a file; name a new folder")
     check_writable(out, "--out")
     if not out.exists():
         return
-    if not out.is_dir():
-        raise InputError(f"--out {out} is a file; name a new folder")
     if (out / MARK).exists():
         made = read_json(out / MARK, "the mark of a demonstration set")
         if made != arguments:
@@ -68,9 +68,13 @@ def annotation(scene: Scene, size: int) -> str:
     """DOTA text: `x1 y1 x2 y2 x3 y3 x4 y4 class difficulty`, one object a line, clockwise, in pixels."""
     lines = []
     for thing in scene.things:
-        corners = " ".join(f"{value:.2f}" for value in (size * thing.corners()).ravel())
-        lines.append(f"{corners} {thing.kind} 0\n")
+        lines.append(f"{_in_pixels(thing.corners(), size)} {thing.kind} 0\n")
     return "".join(lines)
+
+
+def _in_pixels(corners: np.ndarray, size: int) -> str:
+    """`x1 y1 x2 y2 x3 y3 x4 y4` of corners (4, 2) in units of the image's side."""
+    return " ".join(f"{value:.2f}" for value in (size * corners).ravel())
 
 
 def write_detections(folder: Path, scenes: list[Scene], size: int, seed: int) -> None:
@@ -78,8 +82,7 @@ def write_detections(folder: Path, scenes: list[Scene], size: int, seed: int) ->
     lines: dict[str, list[str]] = {}
     for scene in scenes:
         for kind, score, corners in detect_scene(scene, np.random.default_rng([seed, 3, scene.index])):
-            place = " ".join(f"{value:.2f}" for value in (size * corners).ravel())
-            lines.setdefault(kind, []).append(f"{scene.name} {score:.3f} {place}\n")
+            lines.setdefault(kind, []).append(f"{scene.name} {score:.3f} {_in_pixels(corners, size)}\n")
     for kind, of_kind in lines.items():
         write_text(folder / f"Task1_{kind}.txt", "".join(of_kind))
 
