@@ -6,7 +6,6 @@ drawn from the run's seed, the fold, the epoch and the step: a resumed run draws
 
 from __future__ import annotations
 
-import functools
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -15,18 +14,13 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 import util.images
 import vocab
 from option.schema import Dataset, KFold, Options
 from util.local_features import load_local
+from util.transforms import augment, draw_augmentation, normalise, resize_size
 from utils import InputError, RunError, check_writable, one_at_a_time, read_text, send, some
-
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet
-LARGEST_ANGLE = 90  # degrees
-AT_ONCE = 4  # images that are augmented at once: what fits a processor's cache
-
 
 # ---------------------------------------------------------------- captions and lists
 
@@ -144,8 +138,8 @@ class Data(NamedTuple):
     split: Split
     paths: list[str]
     pixels: Pixels
-    local_rep: Tensor
-    local_adj: Tensor
+    local_rep: np.ndarray
+    local_adj: np.ndarray
     token_ids: Tensor
     lengths: Tensor
     image_of_caption: Tensor
@@ -165,8 +159,8 @@ def load_data(split: Split, options: Options, words: Sequence[str], device: torc
         split,
         paths,
         open_pixels(paths, size, options.dataset, device),
-        torch.from_numpy(local_rep).to(device),
-        torch.from_numpy(local_adj).to(device),
+        local_rep,
+        local_adj,
         token_ids.to(device),
         lengths,
         torch.from_numpy(split.image_of_caption),
@@ -187,18 +181,17 @@ def encode_captions(captions: Sequence[str], words: Sequence[str]) -> tuple[Tens
     return token_ids, lengths
 
 
-def resize_size(image_size: int) -> int:
-    """The side that training images are resized to before rotation and crop: 278 for 256."""
-    return round(278 * image_size / 256)
-
-
 # ---------------------------------------------------------------- pixels: in memory, in an HDF5 file, or decoded anew
 
 
 class Pixels:
-    """Decoded images by row. `batches` gives one (B, R, R, 3) uint8 tensor for each array of rows, for `device`."""
+    """Decoded images by row.
 
-    def batches(self, rows: Sequence[np.ndarray], device: torch.device) -> Iterator[Tensor]:
+    `batches` gives, for each array of rows, a tensor (N, R, R, 3) uint8 and the places (B,) of the rows' images in it:
+    both on `device`.
+    """
+
+    def batches(self, rows: Sequence[np.ndarray], device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
         raise NotImplementedError
 
 
@@ -212,12 +205,14 @@ class MemoryPixels(Pixels):
         self.pixels = pixels
         self.places = torch.arange(len(pixels)) if places is None else torch.from_numpy(places)
 
-    def batches(self, rows: Sequence[np.ndarray], device: torch.device) -> Iterator[Tensor]:
-        pinned = device.type == "cuda" and self.pixels.device.type == "cpu"
+    def batches(self, rows: Sequence[np.ndarray], device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
         for batch in rows:
-            places = send(self.places[torch.from_numpy(batch)], self.pixels.device)
-            out = self.pixels.new_empty(len(batch), *self.pixels.shape[1:], pin_memory=pinned)
-            yield torch.index_select(self.pixels, 0, places, out=out)  # six times as fast as []
+            places = self.places[torch.from_numpy(batch)]
+            if self.pixels.device.type == device.type:
+                yield self.pixels, send(places, device)
+            else:
+                chosen = self.pixels.new_empty(len(batch), *self.pixels.shape[1:], pin_memory=True)
+                yield whole(torch.index_select(self.pixels, 0, places, out=chosen), device)
 
 
 class FilePixels(Pixels, torch.utils.data.Dataset):
@@ -233,7 +228,7 @@ class FilePixels(Pixels, torch.utils.data.Dataset):
         except InputError as error:
             return error
 
-    def batches(self, rows: Sequence[np.ndarray], device: torch.device) -> Iterator[Tensor]:
+    def batches(self, rows: Sequence[np.ndarray], device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
         loader = torch.utils.data.DataLoader(
             self,
             batch_sampler=[batch.tolist() for batch in rows],
@@ -244,7 +239,12 @@ class FilePixels(Pixels, torch.utils.data.Dataset):
         for batch in loader:
             if isinstance(batch, InputError):
                 raise RunError(f"{batch}, though it was in order at the start; mend it and go on with --resume")
-            yield batch
+            yield whole(batch, device)
+
+
+def whole(pixels: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Pixels on the device, and the places of all of them."""
+    return send(pixels, device), torch.arange(len(pixels), device=device)
 
 
 def _stack(images: list[np.ndarray | InputError]) -> Tensor | InputError:
@@ -286,81 +286,6 @@ def open_cache(options: Dataset) -> tuple[Path, list[str]]:
     return cache, paths
 
 
-# ---------------------------------------------------------------- transforms, on the training device
-
-
-class Augmentation(NamedTuple):
-    """What a training image undergoes: angles in degrees (B,), and the crop's first row and column (B, 2)."""
-
-    angles: np.ndarray
-    offsets: np.ndarray
-
-
-def draw_augmentation(rng: np.random.Generator, batch: int, image_size: int) -> Augmentation:
-    """Angles uniform in 0-90 degrees, crops uniform over all places."""
-    angles = rng.uniform(0, LARGEST_ANGLE, batch)
-    return Augmentation(angles, rng.integers(0, resize_size(image_size) - image_size + 1, (batch, 2)))
-
-
-def augment(pixels: Tensor, augmentation: Augmentation, image_size: int) -> Tensor:
-    """Rotate (nearest, zero fill), crop and normalise: (B, R, R, 3) uint8 -> (B, 3, S, S) float32, channels last.
-
-    PIL steps through the source in 16.16 fixed point, from pixel centres; so does this. The source gets a border of
-    black pixels that whatever lies outside is clamped to: so one gather of whole pixels is all, and the result is
-    written as it is normalised. A few images at a time stay in the processor's cache.
-    """
-    device, side = pixels.device, pixels.shape[1] + 2
-    steps = send(torch.from_numpy(_inverse_rotations(augmentation, pixels.shape[1])), device)
-    place = torch.arange(image_size, dtype=torch.int32, device=device)
-    together = AT_ONCE if device.type == "cpu" else 128 * AT_ONCE
-    first = torch.arange(together, dtype=torch.int32, device=device)[:, None, None] * side**2
-    result = torch.empty(len(pixels), image_size, image_size, 3, device=device)
-    for images, step, out in zip(pixels.split(together), steps.split(together, 1), result.split(together), strict=True):
-        a, b, c, d, e, f = step.unsqueeze(2)
-        x = _source(c + a * place, b * place, side)  # (images, rows, columns)
-        y = _source(f + d * place, e * place, side)
-        source = torch.add(x, y, alpha=side, out=x).add_(first[: len(images)])
-        bordered = functional.pad(images, (0, 0, 1, 1, 1, 1)).view(-1, 3)
-        normalise(bordered.index_select(0, source.flatten()).view(out.shape), out)
-    return result.permute(0, 3, 1, 2)
-
-
-def _source(of_column: Tensor, of_row: Tensor, side: int) -> Tensor:
-    """Sums of (B, S) and (B, S) in 16.16 fixed point -> whole coordinates in the bordered image (B, S, S)."""
-    return (of_column.unsqueeze(1) + of_row.unsqueeze(2)).bitwise_right_shift_(16).clamp_(0, side - 1)
-
-
-def _inverse_rotations(augmentation: Augmentation, side: int) -> np.ndarray:
-    """(6, B) int32: x = a column + b row + c, y = d column + e row + f in the bordered source, 16.16 fixed point."""
-    angle = -np.deg2rad(augmentation.angles)
-    cos, sin, half = np.cos(angle), np.sin(angle), side / 2
-    c = half - cos * half - sin * half
-    f = half + sin * half - cos * half
-    exact = np.stack((cos, sin, c + cos / 2 + sin / 2 + 1, -sin, cos, f - sin / 2 + cos / 2 + 1))
-    a, b, c, d, e, f = np.floor(exact * 65536 + 0.5).astype(np.int64)
-    top, left = augmentation.offsets.T
-    return np.stack((a, b, c + a * left + b * top, d, e, f + d * left + e * top)).astype(np.int32)
-
-
-def normalise(pixels: Tensor, out: Tensor | None = None) -> Tensor:
-    """(B, H, W, 3) uint8 -> (B, 3, H, W) float32 in channels-last memory, as ToTensor and Normalize give it.
-
-    out (B, H, W, 3) float32, if given, takes the result.
-    """
-    if out is None:
-        out = torch.empty(pixels.shape, device=pixels.device)
-    mean, std = _mean_and_std(pixels.shape[2], pixels.device)
-    rows = out.flatten(2).copy_(pixels.flatten(2))  # whole rows: to repeat three numbers pixel by pixel is slow
-    rows.div_(255).sub_(mean).div_(std)
-    return out.permute(0, 3, 1, 2)
-
-
-@functools.cache
-def _mean_and_std(width: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """For a row of so many pixels, (3 width,) each."""
-    return tuple(send(torch.tensor(x), device).repeat(width) for x in (MEAN, STD))
-
-
 # ---------------------------------------------------------------- batches
 
 
@@ -395,14 +320,14 @@ def train_batches(data: Data, options: Options, fold: int, epoch: int, first: in
     rows = [data.image_of_caption[captions].numpy() for captions in chosen]
     device = data.token_ids.device
     loaded = data.pixels.batches(rows, device)
-    for step, (captions, images, pixels) in enumerate(zip(chosen, rows, loaded, strict=True), first):
+    for step, (captions, images, source) in enumerate(zip(chosen, rows, loaded, strict=True), first):
         drawn = draw_augmentation(random_stream(AUGMENT, options.seed, fold, epoch, step), len(captions), image_size)
-        captions, images = torch.from_numpy(captions), send(torch.from_numpy(images), device)
+        captions = torch.from_numpy(captions)
         lengths = data.lengths[captions]
         yield Batch(
-            augment(send(pixels, device), drawn, image_size),
-            data.local_rep[images],
-            data.local_adj[images],
+            augment(*source, drawn, image_size),
+            send(torch.from_numpy(data.local_rep[images]), device),
+            send(torch.from_numpy(data.local_adj[images]), device),
             data.token_ids[send(captions, device), : int(lengths.max())],
             lengths,
         )
@@ -411,10 +336,10 @@ def train_batches(data: Data, options: Options, fold: int, epoch: int, first: in
 def image_batches(data: Data, size: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Each image once, in order: images (B, 3, S, S), local_rep and local_adj (B, 20, 20)."""
     rows = [np.arange(i, min(i + size, len(data.paths))) for i in range(0, len(data.paths), size)]
-    device = data.local_rep.device
-    for batch, pixels in zip(rows, data.pixels.batches(rows, device), strict=True):
-        here = slice(int(batch[0]), int(batch[-1]) + 1)
-        yield normalise(send(pixels, device)), data.local_rep[here], data.local_adj[here]
+    device = data.token_ids.device
+    for batch, (pixels, places) in zip(rows, data.pixels.batches(rows, device), strict=True):
+        local = (send(torch.from_numpy(part[batch]), device) for part in (data.local_rep, data.local_adj))
+        yield normalise(pixels.index_select(0, places)), *local
 
 
 def caption_batches(token_ids: Tensor, size: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:

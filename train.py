@@ -241,8 +241,8 @@ def fingerprint(*splits: Data) -> str:
     """A digest of the captions and local features that a fold trains and validates on."""
     digest = hashlib.sha256()
     for data in splits:
-        for tensor in (data.token_ids, data.image_of_caption, data.local_rep, data.local_adj):
-            digest.update(repr(tuple(tensor.shape)).encode() + tensor.cpu().numpy().tobytes())
+        for array in (data.token_ids.cpu().numpy(), data.image_of_caption.numpy(), data.local_rep, data.local_adj):
+            digest.update(repr(array.shape).encode() + array.tobytes())
     return digest.hexdigest()
 
 

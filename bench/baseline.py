@@ -25,8 +25,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torchvision import transforms
 
-from data import LARGEST_ANGLE, MEAN, STD, resize_size
 from option.schema import Fusion, Options
+from util.transforms import LARGEST_ANGLE, MEAN, STD, resize_size
 
 # ---------------------------------------------------------------- model
 

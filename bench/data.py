@@ -25,7 +25,8 @@ import util.images
 from bench import Case, Side, figures
 from bench.baseline import loader
 from bench.train import made_up, new_model, once, settings, train_data, wait
-from data import MemoryPixels, resize_size, train_batches
+from data import MemoryPixels, train_batches
+from util.transforms import resize_size
 from utils import reuse_memory
 
 SAMPLES = 2000

@@ -17,9 +17,10 @@ from tqdm import tqdm, trange
 from bench import Case, Side, figures
 from bench.baseline import block_row, store
 from bench.train import baseline_of, made_up, settings, settled_model, wait
-from data import Data, normalise
+from data import Data
 from engine import encode_split, prepare
 from option.schema import Options
+from util.transforms import normalise
 from utils import RunError
 
 IMAGES = 452
@@ -58,7 +59,8 @@ def baseline_evaluation(overrides: tuple[str, ...], images: int, full: bool, dev
     def work() -> tuple[float, np.ndarray]:
         start = time.perf_counter()
         pixels = normalise(data.pixels.pixels).contiguous()
-        stored = store(pixels, data.local_rep, data.local_adj, data.token_ids, data.lengths, owner)
+        local = (torch.from_numpy(part) for part in (data.local_rep, data.local_adj))
+        stored = store(pixels, *local, data.token_ids, data.lengths, owner)
         laid_out = time.perf_counter()
         done = blocks if full else blocks[:1]
         rows = [block_row(model, stored, block, size, device) for block in tqdm(done, "baseline", disable=None)]

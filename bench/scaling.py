@@ -14,8 +14,9 @@ import torch
 from tqdm import tqdm
 
 from bench.train import WORDS, made_up, new_model, seconds, settings, steps_of
-from data import resize_size, train_batches
+from data import train_batches
 from engine import autocast, encode_split, prepare
+from util.transforms import resize_size
 
 BATCHES = (25, 50, 100, 200)
 CAPTIONS = (4, 8, 16, 32)  # words

@@ -18,13 +18,14 @@ from tqdm import trange
 
 from bench import Case, Side, figures
 from bench.baseline import Baseline, train_step, triplet_loss
-from data import Data, MemoryPixels, Split, normalise, resize_size, train_batches
+from data import Data, MemoryPixels, Split, train_batches
 from engine import Step, make_optimizer, prepare, train_epoch
 from layers.galr import build_model
 from layers.loss import TripletLoss
 from layers.published import to_published
 from option import load_options
 from option.schema import Options
+from util.transforms import normalise, resize_size
 from utils import ROOT, RunError
 
 WORDS = [f"word{i}" for i in range(1349)]  # as many as the published vocabulary of RSITMD
@@ -54,14 +55,14 @@ def made_up(options: Options, images: int, side: int, device: torch.device, leng
     token_ids[np.arange(lengths.max()) >= lengths[:, None]] = 0
     colours = torch.from_numpy(rng.integers(0, 256, (images, 8, 8, 3), np.uint8)).permute(0, 3, 1, 2)
     pixels = functional.interpolate(colours, (side, side), mode="bilinear").permute(0, 2, 3, 1).to(device)
-    local_rep, local_adj = (torch.from_numpy(rng.random((images, 20, 20), np.float32)).to(device) for _ in range(2))
+    local_rep, local_adj = (rng.random((images, 20, 20), np.float32) for _ in range(2))
     names = [f"{i}.jpg" for i in range(images)]
     return Data(
         Split(names, [""] * len(owner), owner),
         names,
         MemoryPixels(pixels),
         local_rep,
-        (local_adj + local_adj.mT) / 2,
+        (local_adj + local_adj.swapaxes(1, 2)) / 2,
         torch.from_numpy(token_ids).to(device),
         torch.from_numpy(lengths),
         torch.from_numpy(owner),

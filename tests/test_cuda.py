@@ -16,12 +16,13 @@ from torch import nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensor, FakeTensorMode
 from torch.utils._pytree import tree_leaves
 
-import data
 from bench.eval import our_evaluation
 from bench.train import new_model, our_gradients, settings, train_data, worst_gradient
-from data import MemoryPixels, augment, draw_augmentation
+from data import MemoryPixels
 from engine import make_optimizer, prepare, train_epoch
 from layers.gru import _Recurrence, pack
+from util import transforms
+from util.transforms import augment, draw_augmentation
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU")
 GPU, CPU = torch.device("cuda"), torch.device("cpu")
@@ -67,10 +68,10 @@ def simulated(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimulatedGPU]:
         pytest.skip("there is a real GPU")
     monkeypatch.setattr("torch.cuda.amp.common.amp_definitely_not_available", lambda: False)
     monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda *_: True)
-    data._mean_and_std.cache_clear()
+    transforms._mean_and_std.cache_clear()
     with SimulatedGPU() as gpu:
         yield gpu
-    data._mean_and_std.cache_clear()
+    transforms._mean_and_std.cache_clear()
 
 
 def put_on(module: nn.Module, device: torch.device) -> None:
@@ -89,8 +90,7 @@ def test_a_step_up_to_its_loss_waits_nowhere_and_keeps_to_its_device(place, prec
     options = settings(SMALL, precision)
     model, there = new_model(options), train_data(options, CPU)
     put_on(model, GPU)
-    on_gpu = {name: getattr(there, name).to(GPU) for name in ("local_rep", "local_adj", "token_ids")}
-    there = there._replace(**on_gpu, pixels=MemoryPixels(there.pixels.pixels.to(place)))
+    there = there._replace(token_ids=there.token_ids.to(GPU), pixels=MemoryPixels(there.pixels.pixels.to(place)))
     simulated.faults.clear()
     monkeypatch.setattr(torch.Tensor, "backward", lambda _: None)  # PyTorch's engine wants a real GPU
     losses = [step.loss for step in train_epoch(model, there, options, make_optimizer(model), 0, 0)]
@@ -128,8 +128,9 @@ def test_training_images_are_those_of_the_cpu() -> None:
     rng = np.random.default_rng(0)
     pixels = torch.from_numpy(rng.integers(0, 256, (9, 278, 278, 3), np.uint8))
     drawn = draw_augmentation(rng, len(pixels), 256)
-    there = augment(pixels.to(GPU), drawn, 256)
-    torch.testing.assert_close(there.cpu(), augment(pixels, drawn, 256), rtol=0, atol=1e-6)
+    places = torch.arange(8, -1, -1)
+    there = augment(pixels.to(GPU), places.to(GPU), drawn, 256)
+    torch.testing.assert_close(there.cpu(), augment(pixels, places, drawn, 256), rtol=0, atol=1e-6)
 
 
 @needs_gpu

@@ -16,6 +16,7 @@ import data
 import util.images
 from option import load_options
 from option.schema import KFold
+from util import transforms
 from util.local_features import load_local, stem
 from utils import InputError
 
@@ -130,21 +131,24 @@ def real_images() -> list[str]:
 
 def check_evaluation(paths: list[str], size: int) -> None:
     for path in paths:
-        ours = data.normalise(torch.from_numpy(util.images.decode(path, size).copy())[None])[0]
+        ours = transforms.normalise(torch.from_numpy(util.images.decode(path, size).copy())[None])[0]
         image = pil_path.to_tensor(pil_path.resize(Image.open(path).convert("RGB"), [size, size]))
-        assert torch.equal(ours, pil_path.normalize(image, data.MEAN, data.STD)), path
+        assert torch.equal(ours, pil_path.normalize(image, transforms.MEAN, transforms.STD)), path
 
 
 def check_training(paths: list[str], size: int) -> None:
-    drawn = data.draw_augmentation(np.random.default_rng(0), len(paths), size)
-    resized = data.resize_size(size)
-    pixels = np.stack([util.images.decode(path, resized) for path in paths])
-    ours = data.augment(torch.from_numpy(pixels), drawn, size)
+    drawn = transforms.draw_augmentation(np.random.default_rng(0), len(paths), size)
+    resized = transforms.resize_size(size)
+    pixels = torch.from_numpy(np.stack([util.images.decode(path, resized) for path in [*reversed(paths), paths[0]]]))
+    places, steps = torch.arange(len(paths)).flip(0), transforms.inverse_rotations(drawn, resized)
+    ours = transforms.augment(pixels, places, drawn, size)
+    as_on_a_gpu = transforms.augment_on_gpu(pixels, places, steps, size)
+    assert torch.equal(as_on_a_gpu, ours) and as_on_a_gpu.stride() == ours.stride()
     for i, path in enumerate(paths):
         image = pil_path.resize(Image.open(path).convert("RGB"), [resized, resized])
         image = pil_path.rotate(image, float(drawn.angles[i]))
         image = pil_path.crop(image, *map(int, drawn.offsets[i]), size, size)
-        expected = pil_path.normalize(pil_path.to_tensor(image), data.MEAN, data.STD)
+        expected = pil_path.normalize(pil_path.to_tensor(image), transforms.MEAN, transforms.STD)
         assert torch.equal(ours[i], expected), path
 
 
@@ -163,14 +167,14 @@ def test_both_transforms_are_the_pil_path_at_other_sizes(tmp_path) -> None:
 
 
 def test_angles_fill_0_to_90_and_crops_reach_every_place() -> None:
-    drawn = data.draw_augmentation(np.random.default_rng(0), 20000, 256)
+    drawn = transforms.draw_augmentation(np.random.default_rng(0), 20000, 256)
     assert 0 <= drawn.angles.min() < 0.1 and 89.9 < drawn.angles.max() < 90
     assert abs(drawn.angles.mean() - 45) < 1
     assert set(drawn.offsets.flatten()) == set(range(23))
 
 
 def test_resize_follows_the_image_size() -> None:
-    assert [data.resize_size(s) for s in (256, 128, 64)] == [278, 139, 70]
+    assert [transforms.resize_size(s) for s in (256, 128, 64)] == [278, 139, 70]
 
 
 # ------------------------------------------------------------ batches
@@ -230,7 +234,7 @@ def test_every_cache_gives_the_same_batches_and_so_does_a_start_in_mid_epoch(sma
 def test_the_image_cache_is_rebuilt_when_a_source_changes(small, tmp_path) -> None:
     options, _ = small
     cache, paths = data.open_cache(options.dataset)
-    sizes = (data.resize_size(32), 32)
+    sizes = (transforms.resize_size(32), 32)
     assert util.images.cache_is_fresh(cache, paths, sizes)
     Image.new("RGB", (50, 50), "red").save(paths[3])
     assert not util.images.cache_is_fresh(cache, paths, sizes)
@@ -247,11 +251,11 @@ def test_an_image_cache_that_was_compressed_is_rebuilt(small) -> None:
     expected = epoch(options, split, "h5")
     cache, paths = data.open_cache(options.dataset)
     with h5py.File(cache, "a") as file:
-        for name in ("32", str(data.resize_size(32))):
+        for name in ("32", str(transforms.resize_size(32))):
             pixels = file[name][:]
             del file[name]
             file.create_dataset(name, data=pixels, compression="gzip")
-    assert not util.images.cache_is_fresh(cache, paths, (32, data.resize_size(32)))
+    assert not util.images.cache_is_fresh(cache, paths, (32, transforms.resize_size(32)))
     assert torch.equal(epoch(options, split, "h5")[0].images, expected[0].images)
 
 

@@ -634,8 +634,8 @@ def test_a_run_on_the_cpu_leaves_the_gpu_alone(work, monkeypatch) -> None:
     for cache in ("h5", "none"):
         dataset = options.dataset.model_copy(update={"cache": cache, "workers": 0})
         pixels = open_pixels(["data/images/demo_0001.png"], 64, dataset, torch.device("cpu"))
-        (batch,) = pixels.batches([np.array([0, 0])], torch.device("cpu"))
-        assert batch.shape == (2, 64, 64, 3)
+        ((batch, places),) = pixels.batches([np.array([0, 0])], torch.device("cpu"))
+        assert batch[places].shape == (2, 64, 64, 3)
 
 
 def test_weights_that_the_last_step_of_an_epoch_spoils_end_the_run_as_a_bad_loss_does(work, run) -> None:

@@ -1,0 +1,142 @@
+"""Pixels -> images for the model: random rotation and crop in training, and normalisation.
+
+Bit for bit what torchvision's PIL path gives (Rotate, Crop, ToTensor, Normalize), a batch at a time on the training
+device: on a CPU in one compiled loop, on a GPU as one gather.
+"""
+
+from __future__ import annotations
+
+import functools
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+import numba
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from utils import send
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet
+LARGEST_ANGLE = 90  # degrees
+
+
+def resize_size(image_size: int) -> int:
+    """The side that training images are resized to before rotation and crop: 278 for 256."""
+    return round(278 * image_size / 256)
+
+
+# ---------------------------------------------------------------- normalisation
+
+
+def normalise(pixels: Tensor) -> Tensor:
+    """(B, H, W, 3) uint8 -> (B, 3, H, W) float32 in channels-last memory, as ToTensor and Normalize give it."""
+    mean, std = _mean_and_std(pixels.shape[2], pixels.device)
+    rows = pixels.flatten(2).float()  # whole rows: to repeat three numbers pixel by pixel is slow
+    return rows.div_(255).sub_(mean).div_(std).view(pixels.shape).permute(0, 3, 1, 2)
+
+
+@functools.cache
+def _mean_and_std(width: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """For a row of so many pixels, (3 width,) each."""
+    return tuple(send(torch.tensor(x), device).repeat(width) for x in (MEAN, STD))
+
+
+@functools.cache
+def _normalised_bytes() -> np.ndarray:
+    """(3, 256): red, green and blue of each value, normalised."""
+    values = torch.arange(256, dtype=torch.uint8)
+    return normalise(values.repeat(3, 1).T[None, None])[0, :, 0].contiguous().numpy()
+
+
+# ---------------------------------------------------------------- rotation and crop
+
+
+class Augmentation(NamedTuple):
+    """What a training image undergoes: angles in degrees (B,), and the crop's first row and column (B, 2)."""
+
+    angles: np.ndarray
+    offsets: np.ndarray
+
+
+def draw_augmentation(rng: np.random.Generator, batch: int, image_size: int) -> Augmentation:
+    """Angles uniform in 0-90 degrees, crops uniform over all places."""
+    angles = rng.uniform(0, LARGEST_ANGLE, batch)
+    return Augmentation(angles, rng.integers(0, resize_size(image_size) - image_size + 1, (batch, 2)))
+
+
+def augment(pixels: Tensor, places: Tensor, augmentation: Augmentation, image_size: int) -> Tensor:
+    """Rotate (nearest, zero fill), crop and normalise the images that stand in the rows `places` (B,) of pixels.
+
+    (N, R, R, 3) uint8 -> (B, 3, S, S) float32, channels last.
+    """
+    steps = inverse_rotations(augmentation, pixels.shape[1])
+    on_device = augment_on_cpu if pixels.device.type == "cpu" else augment_on_gpu
+    return on_device(pixels, places, steps, image_size)
+
+
+def inverse_rotations(augmentation: Augmentation, side: int) -> np.ndarray:
+    """(B, 6) int32: x = a column + b row + c, y = d column + e row + f in the source, 16.16 fixed point.
+
+    PIL steps through the source like this, from pixel centres.
+    """
+    angle = -np.deg2rad(augmentation.angles)
+    cos, sin, half = np.cos(angle), np.sin(angle), side / 2
+    c = half - cos * half - sin * half
+    f = half + sin * half - cos * half
+    exact = np.stack((cos, sin, c + cos / 2 + sin / 2, -sin, cos, f - sin / 2 + cos / 2))
+    a, b, c, d, e, f = np.floor(exact * 65536 + 0.5).astype(np.int64)
+    top, left = augmentation.offsets.T
+    return np.stack((a, b, c + a * left + b * top, d, e, f + d * left + e * top), 1).astype(np.int32)
+
+
+def augment_on_cpu(pixels: Tensor, places: Tensor, steps: np.ndarray, image_size: int) -> Tensor:
+    """In one pass over the images, in as many threads as PyTorch takes."""
+    out = torch.empty(len(places), image_size, image_size, 3)
+    threads = torch.get_num_threads()
+    parts = (np.array_split(array, threads) for array in (places.numpy(), steps, out.numpy()))
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(functools.partial(_augment, _normalised_bytes(), pixels.numpy()), *parts))
+    return out.permute(0, 3, 1, 2)
+
+
+@numba.njit(nogil=True)
+def _augment(normalised, pixels, places, steps, out):
+    """Fill out (B, S, S, 3), row by row: first where its pixels come from, then their values.
+
+    normalised (3, 256), pixels (N, R, R, 3), places (B,), steps (B, 6).
+    """
+    side, size = pixels.shape[1], out.shape[1]
+    image = np.zeros((side**2 + 1, 3), np.uint8)  # its last pixel, black, stands for all outside
+    source = np.empty(size, np.int64)
+    for i in range(len(out)):
+        image[:-1] = pixels[places[i]].reshape(-1, 3)
+        a, b, c, d, e, f = steps[i]
+        for row in range(size):
+            for column in range(size):
+                x = (a * column + b * row + c) >> 16
+                y = (d * column + e * row + f) >> 16
+                inside = (x >= 0) & (x < side) & (y >= 0) & (y < side)
+                source[column] = y * side + x if inside else side**2
+            for column in range(size):
+                for channel in range(3):
+                    out[i, row, column, channel] = normalised[channel, image[source[column], channel]]
+
+
+def augment_on_gpu(pixels: Tensor, places: Tensor, steps: np.ndarray, image_size: int) -> Tensor:
+    """By one gather of whole pixels: what lies outside the source is clamped to a border of black ones."""
+    device, side = pixels.device, pixels.shape[1] + 2
+    a, b, c, d, e, f = send(torch.from_numpy(steps), device).T[..., None]  # (B, 1) each
+    place = torch.arange(image_size, dtype=torch.int32, device=device)
+    x = _source(c + a * place, b * place, side)
+    y = _source(f + d * place, e * place, side)
+    first = torch.arange(len(places), dtype=torch.int32, device=device)[:, None, None] * side**2
+    bordered = functional.pad(pixels.index_select(0, places), (0, 0, 1, 1, 1, 1)).view(-1, 3)
+    gathered = bordered.index_select(0, (first + y * side + x).flatten())
+    return normalise(gathered.view(len(places), image_size, image_size, 3))
+
+
+def _source(of_column: Tensor, of_row: Tensor, side: int) -> Tensor:
+    """Sums of (B, S) and (B, S) in 16.16 fixed point -> whole coordinates in the bordered image (B, S, S)."""
+    return ((of_column[:, None] + of_row[:, :, None]) >> 16).add_(1).clamp_(0, side - 1)
