@@ -66,7 +66,10 @@ def tokenize(caption: str) -> list[str]:
 
 def build(captions: Iterable[str], threshold: int = 5, keep_stopwords: bool = False) -> Vocabulary:
     """Words with at least `threshold` occurrences, in order of first appearance, `<unk>` last (released code)."""
-    counts = Counter(token for caption in captions for token in tokenize(caption))
+    counts: Counter[str] = Counter()
+    for caption, times in Counter(captions).items():  # the data sets repeat many
+        for token in tokenize(caption):
+            counts[token] += times
     dropped = frozenset() if keep_stopwords else STOP_WORDS
     words = [word for word, count in counts.items() if count >= threshold and word not in dropped | {UNKNOWN}]
     return Vocabulary((*words, UNKNOWN))
