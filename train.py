@@ -333,11 +333,16 @@ def recorded(fold: Fold, options: Options, rows: list[dict[str, Any]], device: t
 def checkpoint(
     model: GaLR, optimizer: torch.optim.Adam, progress: Progress, rows: list, options: Options, words: Sequence[str]
 ) -> dict[str, Any]:
-    """The published keys, and what an exact resume needs."""
+    """The published keys, and what an exact resume needs. Raises RunError where a loss or a weight is not finite."""
+    weights = model.state_dict()
+    if not torch.stack([tensor.isfinite().all() for tensor in weights.values()]).all():
+        raise RunError(
+            f"batch {progress.batch} of epoch {progress.epoch} spoilt the weights, which are not finite; {DIVERGED}"
+        )
     return {
         "epoch": progress.epoch,
         "arch": "GaLR",
-        "model": model.state_dict(),
+        "model": weights,
         "best_rsum": progress.best_rsum,
         "options": options.to_dict(),
         "Eiters": progress.steps,

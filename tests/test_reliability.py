@@ -643,6 +643,14 @@ def test_weights_that_the_last_step_of_an_epoch_spoils_end_the_run_as_a_bad_loss
     assert spoilt.status == 3 and "similarities after epoch 0 are not finite" in spoilt.message
 
 
+def test_weights_that_are_not_finite_are_not_saved(work, run) -> None:
+    run(f"{TRAIN} --set optim.epochs=1")
+    before = LAST.read_bytes()
+    spoilt = run(f"{TRAIN} --resume --force --set optim.lr=1e39 logs.save_steps=1")
+    assert spoilt.status == 3 and "batch 1 of epoch 1 spoilt the weights" in spoilt.message
+    assert LAST.read_bytes() == before
+
+
 def test_a_machine_that_cannot_compile_is_told_to_do_without(capsys) -> None:
     def fail() -> None:
         raise BackendCompilerFailed(fail, RuntimeError("no working C++ compiler"), None)
