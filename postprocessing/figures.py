@@ -53,47 +53,59 @@ def training_curve(history: dict, title: str = "") -> Figure:
     `history` is a fold's history.json: "train" rows with epoch, step and loss, "val" rows with epoch, step and mr, and
     with the mR of chance where it is known, which is the dashed line.
     """
-    try:
-        train = np.array([(row["step"], row["loss"]) for row in history["train"] if row["loss"] is not None], float)
-        val = np.array([(row["step"], row["mr"]) for row in history["val"] if row["mr"] is not None], float)
-        train, val = train.reshape(-1, 2), val.reshape(-1, 2)
-        epochs = 1 + max((row["epoch"] for row in history["train"] + history["val"]), default=-1)
-        chance = next((row["chance"] for row in history["val"] if row.get("chance") is not None), None)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise InputError(f"the history is not of the form of history.json ({type(error).__name__}: {error})") from None
-    if not len(train) and not len(val):
-        raise InputError("the history has no rows yet; it is written at the first validation")
-
+    train, val, epochs, chance = _curves(history)
     figure = _new_figure(9, 4.8)
     left = figure.subplots()
     right = left.twinx()
     figure.subplots_adjust(left=0.09, right=0.91, top=0.80, bottom=0.13)
     if len(train):
-        smooth = _moving_mean(train[:, 1], len(train) // 40)
-        if len(train) < 80:
-            left.plot(*train.T, color=RERANK, linewidth=1.4, marker=".", label="loss")
-        else:
-            left.plot(*train.T, color=RERANK, linewidth=0.7, alpha=0.3)
-            left.plot(train[:, 0], smooth, color=RERANK, linewidth=1.8, label="loss (moving mean)")
-        left.set_ylim(0, 1.05 * max(smooth.max(), np.percentile(train[:, 1], 99)) or 1)
-    if len(val):
-        right.plot(*val.T, color=RUN, linewidth=1.8, marker="o" if len(val) <= 40 else None, markersize=4,
-                   label="validation mR")  # fmt: skip
-        step, best = val[val[:, 1].argmax()]
-        right.plot(step, best, marker="*", markersize=13, color=RUN, linestyle="", label=f"best mR {best:.2f}")
-    if chance is not None:
-        right.axhline(chance, color=GREY, linestyle="--", linewidth=1.2, label=f"chance mR {chance:.2f}")
-    right.set_ylim(0, 1.12 * max([chance or 0, *val[:, 1:].ravel()]) or 1)
+        _draw_loss(left, train)
+    _draw_validation(right, val, chance)
     left.set_xlabel(f"batch ({epochs:g} epoch{'s' * (epochs != 1)})", color=INK)
     left.set_xlim(left=0)
-    left.set_ylabel("training loss", color=RERANK)
-    right.set_ylabel("validation mR (%)", color=RUN)
     for axes in (left, right):
         axes.spines["top"].set_visible(False)
     left.grid(axis="y", color=PALE, linewidth=0.5)
     figure.suptitle(title, fontsize=12, color=INK, y=0.97, **PLAIN)
     figure.legend(loc="upper center", bbox_to_anchor=(0.5, 0.91), ncols=4, frameon=False, fontsize=9)
     return figure
+
+
+def _curves(history: dict) -> tuple[np.ndarray, np.ndarray, int, float | None]:
+    """Steps and losses (n, 2), steps and validation mR (m, 2), the number of epochs, and the mR of chance."""
+    try:
+        train = np.array([(row["step"], row["loss"]) for row in history["train"] if row["loss"] is not None], float)
+        val = np.array([(row["step"], row["mr"]) for row in history["val"] if row["mr"] is not None], float)
+        epochs = 1 + max((row["epoch"] for row in history["train"] + history["val"]), default=-1)
+        chance = next((row["chance"] for row in history["val"] if row.get("chance") is not None), None)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(f"the history is not of the form of history.json ({type(error).__name__}: {error})") from None
+    if not len(train) and not len(val):
+        raise InputError("the history has no rows yet; it is written at the first validation")
+    return train.reshape(-1, 2), val.reshape(-1, 2), epochs, chance
+
+
+def _draw_loss(axes, train: np.ndarray) -> None:
+    smooth = _moving_mean(train[:, 1], len(train) // 40)
+    if len(train) < 80:
+        axes.plot(*train.T, color=RERANK, linewidth=1.4, marker=".", label="loss")
+    else:
+        axes.plot(*train.T, color=RERANK, linewidth=0.7, alpha=0.3)
+        axes.plot(train[:, 0], smooth, color=RERANK, linewidth=1.8, label="loss (moving mean)")
+    axes.set_ylim(0, 1.05 * max(smooth.max(), np.percentile(train[:, 1], 99)) or 1)
+    axes.set_ylabel("training loss", color=RERANK)
+
+
+def _draw_validation(axes, val: np.ndarray, chance: float | None) -> None:
+    if len(val):
+        axes.plot(*val.T, color=RUN, linewidth=1.8, marker="o" if len(val) <= 40 else None, markersize=4,
+                  label="validation mR")  # fmt: skip
+        step, best = val[val[:, 1].argmax()]
+        axes.plot(step, best, marker="*", markersize=13, color=RUN, linestyle="", label=f"best mR {best:.2f}")
+    if chance is not None:
+        axes.axhline(chance, color=GREY, linestyle="--", linewidth=1.2, label=f"chance mR {chance:.2f}")
+    axes.set_ylim(0, 1.12 * max([chance or 0, *val[:, 1:].ravel()]) or 1)
+    axes.set_ylabel("validation mR (%)", color=RUN)
 
 
 def _moving_mean(values: np.ndarray, reach: int) -> np.ndarray:
@@ -256,44 +268,55 @@ def retrieval_sheet(
         raise InputError(
             f"{len(image_paths)} image paths and {len(captions)} captions do not fit a matrix {sims.shape}"
         )
+    columns, by_image, by_caption = 1, [None] * len(sims), [None] * len(captions)
     if rerank is not None:
         setting = {name: rerank[name] for name in PUBLISHED if name in rerank}
-        by_image, by_caption = multivariate_order(sims, **setting), multivariate_order(sims.T, **setting)
-    columns = 1 if rerank is None else 2
-    width = 0.2 + QUERY + columns * (5 * SIDE + GAP)
+        columns, by_image, by_caption = 2, multivariate_order(sims, **setting), multivariate_order(sims.T, **setting)
     captions_asked, images_asked = _spread(len(captions), queries), _spread(len(sims), queries)
-    height = 1.5 + ROW * (len(captions_asked) + len(images_asked))
+    figure, axes = _empty_sheet(columns, len(captions_asked) + len(images_asked), title)
+
+    y = _heading(axes, 0.65, "caption", "images", columns)
+    for caption in captions_asked:
+        orders = _orders(sims[:, caption], by_caption[caption])
+        ranks = _rank_line(orders, owner[caption] == np.arange(len(sims)), sims[:, caption])
+        _paragraph(axes, 0.2, y, captions[caption], ranks)
+        for column, order in enumerate(orders):
+            for place, image in enumerate(order[:5]):
+                frame = RIGHT if image == owner[caption] else PALE
+                _thumbnail(axes, _left(column) + place * SIDE, y, image_paths[image], frame)
+        y += ROW
+
+    y = _heading(axes, y + 0.2, "image", "captions", columns)
+    for image in images_asked:
+        orders = _orders(sims[image], by_image[image])
+        _thumbnail(axes, 0.2, y, image_paths[image], INK)
+        _paragraph(axes, 0.3 + SIDE, y, "", _rank_line(orders, owner == image, sims[image]))
+        for column, order in enumerate(orders):
+            for place, caption in enumerate(order[:5]):
+                _answer(axes, _left(column), y + 0.14 + 0.205 * place, captions[caption], owner[caption] == image)
+        y += ROW
+    return figure
+
+
+def _left(column: int) -> float:
+    """Where the answers start: before the rerank (0) or after it (1)."""
+    return 0.2 + QUERY + column * (5 * SIDE + GAP)
+
+
+def _empty_sheet(columns: int, queries: int, title: str) -> tuple[Figure, Any]:
+    width, height = _left(columns), 1.5 + ROW * queries
     figure = _new_figure(width, height)
     axes = figure.add_axes((0, 0, 1, 1))
     axes.axis("off")
     axes.set(xlim=(0, width), ylim=(height, 0))
     axes.text(0.2, 0.25, title, fontsize=12, weight="bold", color=INK, va="center", **PLAIN)
+    return figure, axes
 
-    y = _heading(axes, 0.65, "caption", "images", columns)
-    for caption in captions_asked:
-        orders = _orders(sims[:, caption], None if rerank is None else by_caption[caption])
-        ranks = _rank_line(orders, owner[caption] == np.arange(len(sims)), sims[:, caption])
-        _paragraph(axes, 0.2, y, captions[caption], ranks)
-        for column, order in enumerate(orders):
-            for place, image in enumerate(order[:5]):
-                x = 0.2 + QUERY + column * (5 * SIDE + GAP) + place * SIDE
-                _thumbnail(axes, x, y, image_paths[image], RIGHT if image == owner[caption] else PALE)
-        y += ROW
 
-    y = _heading(axes, y + 0.2, "image", "captions", columns)
-    for image in images_asked:
-        orders = _orders(sims[image], None if rerank is None else by_image[image])
-        _thumbnail(axes, 0.2, y, image_paths[image], INK)
-        _paragraph(axes, 0.3 + SIDE, y, "", _rank_line(orders, owner == image, sims[image]))
-        for column, order in enumerate(orders):
-            x = 0.2 + QUERY + column * (5 * SIDE + GAP)
-            for place, caption in enumerate(order[:5]):
-                right = owner[caption] == image
-                line = ("\u2713 " if right else "\u2013 ") + _short(captions[caption], 72)
-                axes.text(x, y + 0.14 + 0.205 * place, line, fontsize=8.5, color=RIGHT if right else GREY, va="center",
-                          weight="bold" if right else "normal", clip_on=True, **PLAIN)  # fmt: skip
-        y += ROW
-    return figure
+def _answer(axes, x: float, y: float, caption: str, right: bool) -> None:
+    line = ("\u2713 " if right else "\u2013 ") + _short(caption, 72)
+    axes.text(x, y, line, fontsize=8.5, color=RIGHT if right else GREY, va="center",
+              weight="bold" if right else "normal", clip_on=True, **PLAIN)  # fmt: skip
 
 
 def _spread(size: int, number: int) -> list[int]:
@@ -323,8 +346,7 @@ def _heading(axes, y: float, query: str, answers: str, columns: int) -> float:
     """Draw the line above a block of queries; returns where the block starts."""
     axes.text(0.2, y, f"{query} \u2192 {answers}", fontsize=11, weight="bold", color=INK, va="center")
     for column, when in enumerate(["", ", after rerank"][:columns]):
-        x = 0.2 + QUERY + column * (5 * SIDE + GAP)
-        axes.text(x, y, f"five best {answers}{when}", fontsize=10, color=INK, va="center")
+        axes.text(_left(column), y, f"five best {answers}{when}", fontsize=10, color=INK, va="center")
     axes.plot([0.2, axes.get_xlim()[1] - 0.2], [y + 0.14] * 2, color=PALE, linewidth=1)
     return y + 0.26
 
@@ -393,42 +415,49 @@ def draw_run(
     check_writable(out, "the folder of the pictures")
     if not run.is_dir():
         raise InputError(f"the run's folder {run} is not there; train.py makes checkpoint/EXPERIMENT")
-    missing: list[Path] = []
-
-    def have(*files: Path) -> bool:
+    figures, missing = {}, []
+    for picture, (draw, files, *arguments) in _drawings(run, matrices).items():
         absent = [file for file in files if not file.is_file()]
-        missing.extend(absent)
-        return not absent
-
-    results_file = run / "results.json"
-    results = _read(results_file, "results") if have(results_file) else {}
-    name = results.get("experiment", run.name)
-    figures: dict[str, Figure] = {}
-    if results:
-        figures["recall"] = _naming(results_file, recall_bars, results)
-    folds = sorted((path for path in run.iterdir() if path.is_dir() and path.name.isdigit()), key=lambda p: int(p.name))
-    for fold in folds:
-        history = fold / "history.json"
-        if have(history):
-            title = f"{name}, fold {fold.name}: training"
-            figures[f"curve_{fold.name}"] = _naming(history, training_curve, _read(history, "history"), title)
-        for split, suffix in (("test", ""), ("validation", "_val")):
-            sims_file = matrices / f"{name}_{fold.name}{suffix}.npy"
-            gallery_file = matrices / f"{name}_{fold.name}{suffix}_gallery.json"
-            if not have(sims_file, gallery_file):
-                continue
-            sims, owner = load(sims_file)
-            gallery = _read(gallery_file, "gallery")
-            title = f"{name}, fold {fold.name}, {split} split: {len(sims)} images, {len(owner)} captions"
-            figures[f"sheet_{fold.name}{suffix}"] = _naming(
-                gallery_file, _sheet_of_files, sims, gallery, owner, (results.get("rerank") or {}).get("setting"), title
-            )
+        missing += absent
+        if not absent:
+            figures[picture] = draw(*files, *arguments)
     if not figures:
-        raise InputError(f"nothing to draw in {run}: {', '.join(map(str, missing)) or 'it has no folds'} missing")
+        raise InputError(f"nothing to draw in {run}: {', '.join(map(str, missing))} missing")
     written = [out / f"{picture}.png" for picture in figures]
     for path, figure in zip(written, figures.values(), strict=True):
         save_figure(figure, path)
     return written, missing
+
+
+def _drawings(run: Path, matrices: Path) -> dict[str, tuple]:
+    """The pictures of a run: what draws each, the files that it takes, and what it takes besides."""
+    results_file = run / "results.json"
+    results = _read(results_file, "results") if results_file.is_file() else {}
+    name, rerank = results.get("experiment", run.name), results.get("rerank")
+    setting = rerank.get("setting") if isinstance(rerank, dict) else None
+    drawings: dict[str, tuple] = {"recall": (_recall_of_file, [results_file])}
+    for fold in sorted((path.name for path in run.iterdir() if path.is_dir() and path.name.isdigit()), key=int):
+        title = f"{name}, fold {fold}"
+        drawings[f"curve_{fold}"] = (_curve_of_file, [run / fold / "history.json"], title)
+        for split, suffix in (("test", ""), ("validation", "_val")):
+            sims = matrices / f"{name}_{fold}{suffix}"
+            files = [sims.with_name(f"{sims.name}.npy"), sims.with_name(f"{sims.name}_gallery.json")]
+            drawings[f"sheet_{fold}{suffix}"] = (_sheet_of_files, files, setting, f"{title}, {split} split")
+    return drawings
+
+
+def _recall_of_file(results_file: Path) -> Figure:
+    return _naming(results_file, recall_bars, _read(results_file, "results"))
+
+
+def _curve_of_file(history: Path, title: str) -> Figure:
+    return _naming(history, training_curve, _read(history, "history"), f"{title}: training")
+
+
+def _sheet_of_files(sims_file: Path, gallery_file: Path, rerank: dict | None, title: str) -> Figure:
+    (sims, owner), gallery = load(sims_file), _read(gallery_file, "gallery")
+    title = f"{title}: {len(sims)} images, {len(owner)} captions"
+    return _naming(gallery_file, _sheet, sims, gallery, owner, rerank, title)
 
 
 def _read(path: Path, what: str) -> dict:
@@ -446,7 +475,7 @@ def _naming(path: Path, draw, *arguments) -> Figure:
         raise InputError(f"{path}: {error}") from None
 
 
-def _sheet_of_files(sims: np.ndarray, gallery: dict, owner: np.ndarray, rerank: dict | None, title: str) -> Figure:
+def _sheet(sims: np.ndarray, gallery: dict, owner: np.ndarray, rerank: dict | None, title: str) -> Figure:
     lists = [gallery.get(key) for key in ("images", "captions")]
     if not all(isinstance(names, list) and all(isinstance(name, str) for name in names) for names in lists):
         raise InputError('two lists of texts, "images" and "captions", are expected')

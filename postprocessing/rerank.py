@@ -16,6 +16,7 @@ takes for R the order that P induces among the k candidates. Equal similarities 
 
 from __future__ import annotations
 
+import argparse
 import filecmp
 import glob
 import itertools
@@ -334,7 +335,7 @@ def _same_split(val: Path, test: Path) -> bool:
     return any(image in lists[0] for image in lists[1])
 
 
-def _search_command(args, tests: list[Path]) -> dict:
+def _search_command(args: argparse.Namespace, tests: list[Path]) -> dict:
     vals = matrix_files(args.val, "--val") if args.val else [file.with_name(f"{file.stem}_val.npy") for file in tests]
     if len(vals) != len(tests):
         raise InputError(f"--val gives {len(vals)} validation matrices for {len(tests)} test matrices")
@@ -352,8 +353,7 @@ def _search_command(args, tests: list[Path]) -> dict:
     return setting
 
 
-def main() -> None:
-    """Recall before and after the multivariate rerank of saved similarity matrices, in both directions."""
+def _parse() -> argparse.Namespace:
     parser = Parser(prog="python -m postprocessing.rerank", description=main.__doc__)
     add = parser.add_argument
     add("--sims", nargs="+", required=True, metavar="FILE.npy", help="matrices, images x captions; of several the mean")
@@ -373,6 +373,27 @@ def main() -> None:
         raise InputError("--val is for --search")
     if args.out:
         check_writable_file(Path(args.out))
+    return args
+
+
+def _score(file: Path, sims: np.ndarray, owner: np.ndarray, setting: dict) -> dict:
+    """Recall of one matrix before and after the rerank, which is also printed."""
+    reranker = Reranker(sims, owner, setting["k"])
+    before, after = (
+        dict(zip(("i2t", "t2i", "mr"), score, strict=True))
+        for score in (recall_of_ranks(*reranker.before), reranker.recall(**setting))
+    )
+    images, captions = sims.shape
+    at_random = chance(owner, images)[2]
+    print(f"{file}: {images} images, {captions} captions, chance mR {at_random:.2f}, ", end="")
+    print(f"mR {before['mr']:.2f} before and {after['mr']:.2f} after ({after['mr'] - before['mr']:+.2f})")
+    sizes = {"images": images, "captions": captions, "chance": at_random}
+    return {"file": str(file), **sizes, "before": before, "after": after}
+
+
+def main() -> None:
+    """Recall before and after the multivariate rerank of saved similarity matrices, in both directions."""
+    args = _parse()
     setting = {name: getattr(args, name) for name in PUBLISHED}
     check_setting(**setting)
     tests = matrix_files(args.sims, "--sims")
@@ -380,20 +401,7 @@ def main() -> None:
     if args.search:
         setting = _search_command(args, tests)
     print(", ".join(f"{name} {value}" for name, value in setting.items() if value is not None))
-
-    results = []
-    for file, (sims, owner) in zip(tests, matrices, strict=True):
-        reranker = Reranker(sims, owner, setting["k"])
-        before, after = (
-            dict(zip(("i2t", "t2i", "mr"), score, strict=True))
-            for score in (recall_of_ranks(*reranker.before), reranker.recall(**setting))
-        )
-        images, captions = sims.shape
-        at_random = chance(owner, images)[2]
-        print(f"{file}: {images} images, {captions} captions, chance mR {at_random:.2f}, ", end="")
-        print(f"mR {before['mr']:.2f} before and {after['mr']:.2f} after ({after['mr'] - before['mr']:+.2f})")
-        sizes = {"images": images, "captions": captions, "chance": at_random}
-        results.append({"file": str(file), **sizes, "before": before, "after": after})
+    results = [_score(file, sims, owner, setting) for file, (sims, owner) in zip(tests, matrices, strict=True)]
     (before, _), (after, _) = (summarise([result[side] for result in results]) for side in ("before", "after"))
     print(f"\nmean of {len(results)} matrices" if len(results) > 1 else "")
     print(change_table(before, after), end="")

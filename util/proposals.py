@@ -8,6 +8,7 @@ around it. Nothing is random: the same images give the same regions.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -127,15 +128,7 @@ def _segments(rgb: np.ndarray, options: ProposalOptions) -> Proposals:
     def mean(values: np.ndarray) -> np.ndarray:
         return np.bincount(flat, values.ravel()) / count
 
-    y, x = (axis + 0.5 for axis in np.mgrid[:height, :width])
-    centre_x, centre_y = mean(x), mean(y)
-    # A pixel is a square of side 1, which has a variance of 1/12 of its own.
-    variance_x = mean(x * x) - centre_x**2 + 1 / 12
-    variance_y = mean(y * y) - centre_y**2 + 1 / 12
-    covariance = mean(x * y) - centre_x * centre_y
-    half_trace = (variance_x + variance_y) / 2
-    spread = np.sqrt(((variance_x - variance_y) / 2) ** 2 + covariance**2)
-    major, minor = half_trace + spread, np.maximum(half_trace - spread, 1 / 12)
+    major, minor = _principal_variances(mean, height, width)
     compactness = count / (4 * np.pi * np.sqrt(major * minor))
     elongation = np.sqrt(major / minor)
 
@@ -166,6 +159,20 @@ def _segments(rgb: np.ndarray, options: ProposalOptions) -> Proposals:
     box = box / [width, height, width, height]
     score = 1 - np.exp(-((contrast / options.full_contrast) ** 2))
     return Proposals(score[keep], box[keep], description[keep])
+
+
+def _principal_variances(mean: Callable, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """Of each segment, the variance of its pixels along its longer axis and its shorter one, in square pixels.
+
+    `mean` gives the segments' means of a value per pixel (h, w).
+    """
+    y, x = (axis + 0.5 for axis in np.mgrid[:height, :width])
+    own = 1 / 12  # a pixel is a square of side 1
+    variance_x, variance_y = (mean(axis * axis) - mean(axis) ** 2 + own for axis in (x, y))
+    covariance = mean(x * y) - mean(x) * mean(y)
+    half_trace = (variance_x + variance_y) / 2
+    spread = np.sqrt(((variance_x - variance_y) / 2) ** 2 + covariance**2)
+    return half_trace + spread, np.maximum(half_trace - spread, own)
 
 
 def _bounds(label: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
