@@ -129,10 +129,10 @@ def fold_rows(images: int, k_fold: KFold, fold: int) -> tuple[np.ndarray, np.nda
 
 
 class Data(NamedTuple):
-    """A split, ready for batches. Tensors stand on `device`, except the lengths (M,), which stay on the CPU.
+    """A split of N images and M captions, ready for batches.
 
-    pixels: (N, R, R, 3) uint8 in memory, or an object that gives them by rows; local_rep, local_adj: (N, 20, 20);
-    token_ids: (M, T), 0 = padding; image_of_caption: (M,) on the CPU.
+    pixels: what gives the images by rows; local_rep, local_adj: (N, 20, 20); token_ids: (M, T), 0 = padding, on the
+    device of the batches; lengths: (M,) in words, image_of_caption: (M,), both on the CPU.
     """
 
     split: Split
@@ -212,7 +212,7 @@ class MemoryPixels(Pixels):
                 yield self.pixels, send(places, device)
             else:
                 chosen = self.pixels.new_empty(len(batch), *self.pixels.shape[1:], pin_memory=True)
-                yield whole(torch.index_select(self.pixels, 0, places, out=chosen), device)
+                yield _sent(torch.index_select(self.pixels, 0, places, out=chosen), device)
 
 
 class FilePixels(Pixels, torch.utils.data.Dataset):
@@ -239,11 +239,11 @@ class FilePixels(Pixels, torch.utils.data.Dataset):
         for batch in loader:
             if isinstance(batch, InputError):
                 raise RunError(f"{batch}, though it was in order at the start; mend it and go on with --resume")
-            yield whole(batch, device)
+            yield _sent(batch, device)
 
 
-def whole(pixels: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Pixels on the device, and the places of all of them."""
+def _sent(pixels: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
+    """A batch of pixels on the device, and its places in it: all."""
     return send(pixels, device), torch.arange(len(pixels), device=device)
 
 
@@ -316,18 +316,20 @@ def train_batches(data: Data, options: Options, fold: int, epoch: int, first: in
     """The batches of an epoch from batch `first` on: pairs shuffled, the last partial batch kept."""
     size, image_size = options.dataset.batch_size, options.dataset.image_size
     order = random_stream(ORDER, options.seed, fold, epoch).permutation(len(data.lengths))
-    chosen = [order[i : i + size] for i in range(first * size, len(order), size)]
-    rows = [data.image_of_caption[captions].numpy() for captions in chosen]
+    caption_rows = [order[i : i + size] for i in range(first * size, len(order), size)]
+    image_rows = [data.image_of_caption[captions].numpy() for captions in caption_rows]
     device = data.token_ids.device
-    loaded = data.pixels.batches(rows, device)
-    for step, (captions, images, source) in enumerate(zip(chosen, rows, loaded, strict=True), first):
-        drawn = draw_augmentation(random_stream(AUGMENT, options.seed, fold, epoch, step), len(captions), image_size)
+    images = data.pixels.batches(image_rows, device)
+    for step, (captions, rows, (pixels, places)) in enumerate(
+        zip(caption_rows, image_rows, images, strict=True), first
+    ):
+        drawn = draw_augmentation(random_stream(AUGMENT, options.seed, fold, epoch, step), len(rows), image_size)
         captions = torch.from_numpy(captions)
         lengths = data.lengths[captions]
         yield Batch(
-            augment(*source, drawn, image_size),
-            send(torch.from_numpy(data.local_rep[images]), device),
-            send(torch.from_numpy(data.local_adj[images]), device),
+            augment(pixels, places, drawn, image_size),
+            send(torch.from_numpy(data.local_rep[rows]), device),
+            send(torch.from_numpy(data.local_adj[rows]), device),
             data.token_ids[send(captions, device), : int(lengths.max())],
             lengths,
         )

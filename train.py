@@ -61,7 +61,10 @@ FREE = {"dataset.workers", "dataset.cache", "dataset.image_path", "dataset.data_
 
 
 BEST, LAST = "GaLR_best.pth.tar", "last.pth.tar"
-DIVERGED = "try a lower optim.lr or an optim.grad_clip; the last checkpoint is from before it"
+DIVERGED = (
+    "try a lower optim.lr or an optim.grad_clip, anew or with --resume --force from the last checkpoint, which is from "
+    "before it"
+)
 
 
 class Fold(NamedTuple):
@@ -334,11 +337,9 @@ def checkpoint(
     model: GaLR, optimizer: torch.optim.Adam, progress: Progress, rows: list, options: Options, words: Sequence[str]
 ) -> dict[str, Any]:
     """The published keys, and what an exact resume needs. Raises RunError where a loss or a weight is not finite."""
-    weights = model.state_dict()
+    losses, weights = window_losses(progress), model.state_dict()
     if not torch.stack([tensor.isfinite().all() for tensor in weights.values()]).all():
-        raise RunError(
-            f"batch {progress.batch} of epoch {progress.epoch} spoilt the weights, which are not finite; {DIVERGED}"
-        )
+        raise RunError(f"the weights are not finite after step {progress.steps}; {DIVERGED}")
     return {
         "epoch": progress.epoch,
         "arch": "GaLR",
@@ -348,7 +349,7 @@ def checkpoint(
         "Eiters": progress.steps,
         "words": list(words),
         "optimizer": optimizer.state_dict(),
-        "progress": vars(progress) | {"window": window_losses(progress)},
+        "progress": vars(progress) | {"window": losses},
         "rows": rows,
     }
 

@@ -495,7 +495,7 @@ def _acquire(lock: filelock.BaseFileLock, folder: Path, tries: int = 10) -> list
 
 def provenance(device: torch.device) -> dict[str, Any]:
     """What made a run: command line, packages, commit, machine and device."""
-    packages = ("torch", "torchvision", "numpy", "pillow", "h5py", "nltk", "scikit-image", "pydantic")
+    packages = ("torch", "torchvision", "numpy", "numba", "pillow", "h5py", "nltk", "scikit-image", "pydantic")
     describe = ["git", "describe", "--always", "--dirty", "--abbrev=40"]
     commit = ""
     with contextlib.suppress(OSError):  # no git on this machine

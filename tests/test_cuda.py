@@ -7,23 +7,27 @@ where the CPU would wait. What needs a real GPU is skipped.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensor, FakeTensorMode
 from torch.utils._pytree import tree_leaves
 
 from bench.eval import our_evaluation
 from bench.train import new_model, our_gradients, settings, train_data, worst_gradient
-from data import MemoryPixels
+from data import Data, FilePixels, MemoryPixels, image_batches
 from engine import make_optimizer, prepare, train_epoch
 from layers.gru import _Recurrence, pack
+from option.schema import Options
 from util import transforms
 from util.transforms import augment, draw_augmentation
 
+pytestmark = pytest.mark.filterwarnings("ignore:'pin_memory' argument")
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU")
 GPU, CPU = torch.device("cuda"), torch.device("cpu")
 SMALL = ("dataset.batch_size=32", "dataset.image_size=64", "model.seq2vec.hidden_dim=64",
@@ -41,14 +45,18 @@ class SimulatedGPU(FakeTensorMode):
     def __init__(self) -> None:
         super().__init__(allow_non_fake_inputs=True)
         self.faults: list[str] = []
+        self.pinned: list[torch.Tensor] = []
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         if func is torch.ops.aten._pin_memory.default:
-            return args[0]
+            self.pinned.append(args[0].clone())
+            return self.pinned[-1]
         if func is torch.ops.aten.is_pinned.default:
-            return False
-        kwargs.pop("pin_memory", None)
+            return self.is_pinned(args[0])
+        if kwargs.pop("pin_memory", None):
+            self.pinned.append(func(*args, **kwargs))
+            return self.pinned[-1]
         leaves = tree_leaves((args, kwargs))
         ours = [x for x in leaves if isinstance(x, torch.Tensor) and not isinstance(x, FakeTensor) and x.dim()]
         devices = {x.type for x in leaves if isinstance(x, torch.device)}
@@ -57,9 +65,14 @@ class SimulatedGPU(FakeTensorMode):
         if func is torch.ops.aten._to_copy.default:
             if not kwargs.get("non_blocking") and "device" in kwargs:
                 self.faults.append("a copy that waits")
+            elif ours and "cuda" in devices and not self.is_pinned(args[0]):
+                self.faults.append("a copy that waits, as the memory is not pinned")
         elif ours:
             self.faults.append(f"{func} of tensors on both devices")
         return super().__torch_dispatch__(func, types, args, kwargs)
+
+    def is_pinned(self, tensor: torch.Tensor) -> bool:
+        return tensor.untyped_storage().data_ptr() in {one.untyped_storage().data_ptr() for one in self.pinned}
 
 
 @pytest.fixture
@@ -68,10 +81,10 @@ def simulated(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimulatedGPU]:
         pytest.skip("there is a real GPU")
     monkeypatch.setattr("torch.cuda.amp.common.amp_definitely_not_available", lambda: False)
     monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda *_: True)
-    transforms._mean_and_std.cache_clear()
+    transforms._constants.cache_clear()
     with SimulatedGPU() as gpu:
         yield gpu
-    transforms._mean_and_std.cache_clear()
+    transforms._constants.cache_clear()
 
 
 def put_on(module: nn.Module, device: torch.device) -> None:
@@ -84,17 +97,40 @@ def put_on(module: nn.Module, device: torch.device) -> None:
             part._buffers[name] = tensor.to(device)
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("place", [GPU, CPU])
-def test_a_step_up_to_its_loss_waits_nowhere_and_keeps_to_its_device(place, precision, simulated, monkeypatch) -> None:
+def data_from(place: str, options: Options, folder: Path) -> Data:
+    """Training data on the GPU, its images there, in the CPU's memory, or in files."""
+    there = train_data(options, CPU)
+    pixels = there.pixels.pixels
+    if place == "files":
+        paths = [str(folder / f"{i}.png") for i in range(len(pixels))]
+        for path, image in zip(paths, pixels, strict=True):
+            Image.fromarray(image.numpy()).save(path)
+        source = FilePixels(paths, pixels.shape[1], 0)
+    else:
+        source = MemoryPixels(pixels.to(GPU if place == "gpu" else CPU))
+    return there._replace(token_ids=there.token_ids.to(GPU), pixels=source)
+
+
+@pytest.mark.parametrize(("place", "precision"), [("gpu", "bf16"), ("cpu", "fp32"), ("files", "bf16")])
+def test_a_step_up_to_its_loss_waits_nowhere_and_keeps_to_its_device(
+    place, precision, simulated, monkeypatch, tmp_path
+) -> None:
     options = settings(SMALL, precision)
-    model, there = new_model(options), train_data(options, CPU)
+    model, there = new_model(options), data_from(place, options, tmp_path)
     put_on(model, GPU)
-    there = there._replace(token_ids=there.token_ids.to(GPU), pixels=MemoryPixels(there.pixels.pixels.to(place)))
     simulated.faults.clear()
     monkeypatch.setattr(torch.Tensor, "backward", lambda _: None)  # PyTorch's engine wants a real GPU
     losses = [step.loss for step in train_epoch(model, there, options, make_optimizer(model), 0, 0)]
     assert [loss.device.type for loss in losses] == ["cuda"] * len(losses)
+    assert simulated.faults == []
+
+
+@pytest.mark.parametrize("place", ["gpu", "cpu", "files"])
+def test_images_to_be_encoded_come_to_the_gpu_without_waiting(place, simulated, tmp_path) -> None:
+    there = data_from(place, settings(SMALL), tmp_path)
+    simulated.faults.clear()
+    for batch in image_batches(there, 50):
+        assert [tensor.device.type for tensor in batch] == ["cuda"] * 3
     assert simulated.faults == []
 
 
@@ -113,9 +149,12 @@ def test_the_backward_pass_of_the_gru_keeps_to_its_device(simulated) -> None:
 def test_the_simulation_sees_what_is_amiss(simulated) -> None:
     there = torch.tensor([1.0, 2.0], device=GPU)
     assert simulated.faults == ["a copy that waits"]
+    torch.ones(2).to(GPU, non_blocking=True)
+    assert "not pinned" in simulated.faults[1]
+    torch.ones(2).pin_memory().to(GPU, non_blocking=True)
     with pytest.raises(RuntimeError, match="same device"):
         there + torch.ones(2)
-    assert "both devices" in simulated.faults[1]
+    assert len(simulated.faults) == 3 and "both devices" in simulated.faults[2]
     with pytest.raises(DataDependentOutputException):
         there.sum().item()
 
@@ -130,7 +169,7 @@ def test_training_images_are_those_of_the_cpu() -> None:
     drawn = draw_augmentation(rng, len(pixels), 256)
     places = torch.arange(8, -1, -1)
     there = augment(pixels.to(GPU), places.to(GPU), drawn, 256)
-    torch.testing.assert_close(there.cpu(), augment(pixels, places, drawn, 256), rtol=0, atol=1e-6)
+    assert torch.equal(there.cpu(), augment(pixels, places, drawn, 256))
 
 
 @needs_gpu
@@ -148,12 +187,11 @@ def test_similarities_are_those_of_the_cpu(precision: str, limit: float) -> None
 
 @needs_gpu
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("place", [GPU, CPU])
-def test_a_training_step_waits_for_the_gpu_nowhere(place: torch.device, precision: str) -> None:
+@pytest.mark.parametrize("place", ["gpu", "cpu", "files"])
+def test_a_training_step_waits_for_the_gpu_nowhere(place: str, precision: str, tmp_path) -> None:
     """Wherever the decoded images stand: the GPU would be idle while the next step is being prepared."""
     options = settings(SMALL, precision)
-    model, there = prepare(new_model(options), options, GPU), train_data(options, GPU)
-    there = there._replace(pixels=MemoryPixels(there.pixels.pixels.to(place)))
+    model, there = prepare(new_model(options), options, GPU), data_from(place, options, tmp_path)
     steps = train_epoch(model, there, options, make_optimizer(model), 0, 0)
     next(steps)
     torch.cuda.set_sync_debug_mode("error")

@@ -166,6 +166,22 @@ def test_both_transforms_are_the_pil_path_at_other_sizes(tmp_path) -> None:
     check_training(paths, 64)
 
 
+def test_images_are_the_same_from_any_number_of_threads() -> None:
+    rng = np.random.default_rng(0)
+    pixels, places = torch.from_numpy(rng.integers(0, 256, (4, 35, 35, 3), np.uint8)), torch.tensor([3, 0, 3])
+    drawn, threads = transforms.draw_augmentation(rng, 3, 32), torch.get_num_threads()
+    try:
+        images = []
+        for number in (1, 2, 5):
+            torch.set_num_threads(number)
+            images.append(transforms.augment(pixels, places, drawn, 32))
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(images[0], images[1]) and torch.equal(images[0], images[2])
+    with pytest.raises(IndexError, match="places 0 to 4 of 4 images"):
+        transforms.augment(pixels, torch.tensor([4, 0, 3]), drawn, 32)
+
+
 def test_angles_fill_0_to_90_and_crops_reach_every_place() -> None:
     drawn = transforms.draw_augmentation(np.random.default_rng(0), 20000, 256)
     assert 0 <= drawn.angles.min() < 0.1 and 89.9 < drawn.angles.max() < 90
@@ -203,10 +219,13 @@ def write_local(path: Path, names: list[str]) -> None:
         file["local_adj"] = np.zeros((len(names), 20, 20), np.float32)
 
 
-def epoch(options, split, cache: str, first: int = 0) -> list[data.Batch]:
+def loaded(options, split, cache: str, training: bool) -> data.Data:
     options = options.model_copy(update={"dataset": options.dataset.model_copy(update={"cache": cache, "workers": 1})})
-    loaded = data.load_data(split, options, ["ship", "plane", "<unk>"], torch.device("cpu"), training=True)
-    return list(data.train_batches(loaded, options, fold=0, epoch=0, first=first))
+    return data.load_data(split, options, ["ship", "plane", "<unk>"], torch.device("cpu"), training)
+
+
+def epoch(options, split, cache: str, first: int = 0) -> list[data.Batch]:
+    return list(data.train_batches(loaded(options, split, cache, True), options, fold=0, epoch=0, first=first))
 
 
 def test_an_epoch_sees_every_pair_once_the_last_batch_partial_and_pairs_belong_together(small) -> None:
@@ -229,6 +248,19 @@ def test_every_cache_gives_the_same_batches_and_so_does_a_start_in_mid_epoch(sma
         assert len(batches) == 6 - first
         for ours, other in zip(batches, expected[first:], strict=True):
             assert all(torch.equal(a, b) for a, b in zip(ours, other, strict=True))
+
+
+@pytest.mark.parametrize("cache", ["none", "ram", "h5"])
+def test_evaluation_of_some_images_sees_their_pixels_and_local_features(cache, small) -> None:
+    options, split = small
+    some = data.subset(split, np.array([5, 2, 6]))
+    batches = list(data.image_batches(loaded(options, some, cache, False), 2))
+    assert [len(batch[0]) for batch in batches] == [2, 1]
+    images, local_rep, _ = map(torch.cat, zip(*batches, strict=True))
+    paths = [Path(options.dataset.image_path, name) for name in some.images]
+    expected = torch.from_numpy(np.stack([util.images.decode(path, 32) for path in paths]))
+    assert torch.equal(images, transforms.normalise(expected))
+    assert local_rep[:, 0, 0].tolist() == [5, 2, 6]
 
 
 def test_the_image_cache_is_rebuilt_when_a_source_changes(small, tmp_path) -> None:
@@ -261,14 +293,14 @@ def test_an_image_cache_that_was_compressed_is_rebuilt(small) -> None:
 
 def test_evaluation_sees_each_image_and_each_caption_once_captions_longest_first(small) -> None:
     options, split = small
-    loaded = data.load_data(split, options, ["ship", "plane", "<unk>"], torch.device("cpu"), training=False)
-    reps = torch.cat([rep[:, 0, 0] for _, rep, _ in data.image_batches(loaded, 3)])
+    ready = loaded(options, split, "ram", False)
+    reps = torch.cat([rep[:, 0, 0] for _, rep, _ in data.image_batches(ready, 3)])
     assert reps.tolist() == list(range(7))
-    batches = list(data.caption_batches(loaded.token_ids, 4))
+    batches = list(data.caption_batches(ready.token_ids, 4))
     rows = torch.cat([rows for rows, _, _ in batches])
     assert sorted(rows.tolist()) == list(range(21))
     lengths = torch.cat([lengths for _, _, lengths in batches])
-    assert lengths.tolist() == sorted(loaded.lengths.tolist(), reverse=True)
+    assert lengths.tolist() == sorted(ready.lengths.tolist(), reverse=True)
 
 
 # ------------------------------------------------------------ local features

@@ -646,9 +646,17 @@ def test_weights_that_the_last_step_of_an_epoch_spoils_end_the_run_as_a_bad_loss
 def test_weights_that_are_not_finite_are_not_saved(work, run) -> None:
     run(f"{TRAIN} --set optim.epochs=1")
     before = LAST.read_bytes()
-    spoilt = run(f"{TRAIN} --resume --force --set optim.lr=1e39 logs.save_steps=1")
-    assert spoilt.status == 3 and "batch 1 of epoch 1 spoilt the weights" in spoilt.message
+    spoilt = run(f"{TRAIN} --resume --force --set optim.lr=1e39 logs.save_steps=5")
+    assert spoilt.status == 3 and "the weights are not finite after step 5" in spoilt.message
+    spoilt = run(f"{TRAIN} --resume --force --set optim.lr=1e39 logs.save_steps=6 logs.print_freq=9")
+    assert spoilt.status == 3 and "the loss of batch 2 of epoch 1 is nan" in spoilt.message
     assert LAST.read_bytes() == before
+
+
+def test_weights_that_are_not_finite_are_not_saved_where_an_epoch_ends_without_validation(work, run) -> None:
+    spoilt = run(f"{TRAIN} --set optim.lr=1e39 dataset.batch_size=60 logs.eval_step=2 logs.save_steps=0")
+    assert spoilt.status == 3 and "the weights are not finite after step 1" in spoilt.message
+    assert not list(FOLD.glob("*.tar*"))
 
 
 def test_a_machine_that_cannot_compile_is_told_to_do_without(capsys) -> None:

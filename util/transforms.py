@@ -1,6 +1,6 @@
 """Pixels -> images for the model: random rotation and crop in training, and normalisation.
 
-Bit for bit what torchvision's PIL path gives (Rotate, Crop, ToTensor, Normalize), a batch at a time on the training
+What torchvision's PIL path gives (Rotate, Crop, ToTensor, Normalize), to the bit, a batch at a time on the training
 device: on a CPU in one compiled loop, on a GPU as one gather.
 """
 
@@ -32,15 +32,16 @@ def resize_size(image_size: int) -> int:
 
 def normalise(pixels: Tensor) -> Tensor:
     """(B, H, W, 3) uint8 -> (B, 3, H, W) float32 in channels-last memory, as ToTensor and Normalize give it."""
-    mean, std = _mean_and_std(pixels.shape[2], pixels.device)
+    largest, mean, std = _constants(pixels.shape[2], pixels.device)
     rows = pixels.flatten(2).float()  # whole rows: to repeat three numbers pixel by pixel is slow
-    return rows.div_(255).sub_(mean).div_(std).view(pixels.shape).permute(0, 3, 1, 2)
+    return rows.div_(largest).sub_(mean).div_(std).view(pixels.shape).permute(0, 3, 1, 2)
 
 
 @functools.cache
-def _mean_and_std(width: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """For a row of so many pixels, (3 width,) each."""
-    return tuple(send(torch.tensor(x), device).repeat(width) for x in (MEAN, STD))
+def _constants(width: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """255, which as a plain number CUDA would multiply by the inverse of; mean and deviation of a row, (3 width,)."""
+    largest, mean, std = (send(torch.tensor(x), device) for x in (255.0, MEAN, STD))
+    return largest, mean.repeat(width), std.repeat(width)
 
 
 @functools.cache
@@ -92,12 +93,14 @@ def inverse_rotations(augmentation: Augmentation, side: int) -> np.ndarray:
 
 
 def augment_on_cpu(pixels: Tensor, places: Tensor, steps: np.ndarray, image_size: int) -> Tensor:
-    """In one pass over the images, in as many threads as PyTorch takes."""
+    """In one pass over the images, in as many threads as PyTorch takes. Raises IndexError for places outside."""
+    if len(places) and not 0 <= places.min() <= places.max() < len(pixels):
+        raise IndexError(f"places {places.min()} to {places.max()} of {len(pixels)} images")
     out = torch.empty(len(places), image_size, image_size, 3)
     threads = torch.get_num_threads()
     parts = (np.array_split(array, threads) for array in (places.numpy(), steps, out.numpy()))
     with ThreadPoolExecutor(threads) as pool:
-        list(pool.map(functools.partial(_augment, _normalised_bytes(), pixels.numpy()), *parts))
+        list(pool.map(functools.partial(_augment, _normalised_bytes(), pixels.contiguous().numpy()), *parts))
     return out.permute(0, 3, 1, 2)
 
 
@@ -105,13 +108,17 @@ def augment_on_cpu(pixels: Tensor, places: Tensor, steps: np.ndarray, image_size
 def _augment(normalised, pixels, places, steps, out):
     """Fill out (B, S, S, 3), row by row: first where its pixels come from, then their values.
 
-    normalised (3, 256), pixels (N, R, R, 3), places (B,), steps (B, 6).
+    normalised (3, 256), pixels (N, R, R, 3), places (B,), steps (B, 6). Plain loops throughout: array expressions take
+    seconds to compile.
     """
     side, size = pixels.shape[1], out.shape[1]
     image = np.zeros((side**2 + 1, 3), np.uint8)  # its last pixel, black, stands for all outside
     source = np.empty(size, np.int64)
     for i in range(len(out)):
-        image[:-1] = pixels[places[i]].reshape(-1, 3)
+        whole = pixels[places[i]].reshape(-1, 3)
+        for place in range(side**2):
+            for channel in range(3):
+                image[place, channel] = whole[place, channel]
         a, b, c, d, e, f = steps[i]
         for row in range(size):
             for column in range(size):
