@@ -18,11 +18,12 @@ from torch import Tensor
 import util.images
 import vocab
 from option.schema import Dataset, KFold, Options
+from util.lists import read_captions, read_names
 from util.local_features import load_local
 from util.transforms import augment, draw_augmentation, normalise, resize_size
-from utils import InputError, RunError, check_writable, one_at_a_time, read_text, send, some
+from utils import InputError, RunError, check_writable, one_at_a_time, send, some
 
-# ---------------------------------------------------------------- captions and lists
+# ---------------------------------------------------------------- splits and folds
 
 
 class Split(NamedTuple):
@@ -31,32 +32,6 @@ class Split(NamedTuple):
     images: list[str]
     captions: list[str]
     image_of_caption: np.ndarray
-
-
-def read_lines(path: Path, what: str) -> list[str]:
-    """The lines of a text file, stripped. Raises InputError for an empty one."""
-    text = read_text(
-        path, what, "dataset.data_path or --data_path names the folder of {train,test}_{caps,filename}.txt"
-    )
-    lines = [line.strip() for line in text.removesuffix("\n").split("\n")]
-    if not any(lines):
-        raise InputError(f"{what} {path} is empty")
-    return lines
-
-
-def read_captions(data_path: str | os.PathLike, split: str) -> list[str]:
-    """The captions of `train` or `test`, one a line; blank ones stay."""
-    return read_lines(Path(data_path) / f"{split}_caps.txt", "captions")
-
-
-def read_names(data_path: str | os.PathLike, split: str) -> list[str]:
-    """The lines of the image list of `train` or `test`, as they stand (an image may be named once per caption)."""
-    path = Path(data_path) / f"{split}_filename.txt"
-    names = read_lines(path, "image list")
-    for line, name in enumerate(names, start=1):
-        if not name:
-            raise InputError(f"image list {path}, line {line}: blank")
-    return names
 
 
 def read_split(data_path: str | os.PathLike, split: str) -> Split:
@@ -319,10 +294,8 @@ def train_batches(data: Data, options: Options, fold: int, epoch: int, first: in
     caption_rows = [order[i : i + size] for i in range(first * size, len(order), size)]
     image_rows = [data.image_of_caption[captions].numpy() for captions in caption_rows]
     device = data.token_ids.device
-    images = data.pixels.batches(image_rows, device)
-    for step, (captions, rows, (pixels, places)) in enumerate(
-        zip(caption_rows, image_rows, images, strict=True), first
-    ):
+    batches = zip(caption_rows, image_rows, data.pixels.batches(image_rows, device), strict=True)
+    for step, (captions, rows, (pixels, places)) in enumerate(batches, first):
         drawn = draw_augmentation(random_stream(AUGMENT, options.seed, fold, epoch, step), len(rows), image_size)
         captions = torch.from_numpy(captions)
         lengths = data.lengths[captions]

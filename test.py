@@ -24,6 +24,7 @@ from postprocessing.recall import chance, recall
 from postprocessing.rerank import PUBLISHED, rerank_recall
 from postprocessing.tables import markdown, summarise, write_tables
 from utils import (
+    BEST,
     InputError,
     Parser,
     atomic,
@@ -41,14 +42,13 @@ MATRICES = Path("postprocessing/file")
 
 def main() -> None:
     parser = Parser(prog="test.py", description="Score the k folds of a run on the test split.")
-    parser.add_argument("--path_opt", required=True, help="option file of the run")
-    parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="override options")
+    parser.add_options()
     parser.add_argument("--rerank", action="store_true", help="also score after the multivariate rerank, as published")
-    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="default: auto")
+    parser.add_device()
     arguments = parser.parse_args()
     options = load_options(arguments.path_opt, arguments.set)
     device = pick_device(arguments.device)
-    run = Path(options.logs.ckpt_save_path) / options.k_fold.experiment_name
+    run = options.run_folder
     folds = range(options.k_fold.current_num, options.k_fold.nums)
     check_folds(run, folds, arguments)
     check_writable(MATRICES, "matrices go to")
@@ -73,10 +73,10 @@ def main() -> None:
 
 def check_folds(run: Path, folds: range, arguments: argparse.Namespace) -> None:
     """Raises InputError where folds have no checkpoint."""
-    absent = [fold for fold in folds if not (run / str(fold) / "GaLR_best.pth.tar").is_file()]
+    absent = [fold for fold in folds if not (run / str(fold) / BEST).is_file()]
     if absent:
         raise InputError(
-            f"{run}: folds {absent} have no GaLR_best.pth.tar; train them with: python train.py "
+            f"{run}: folds {absent} have no {BEST}; train them with: python train.py "
             f"{same_options(arguments)} --resume, or score fewer with --set k_fold.nums=K"
         )
 
@@ -118,7 +118,7 @@ def score_fold(
 ) -> tuple[Matrix, Matrix]:
     """The test and the validation similarities of a fold's best checkpoint."""
     folder = run / str(fold)
-    model = load_model(read_checkpoint(folder / "GaLR_best.pth.tar"), options, words, device)
+    model = load_model(read_checkpoint(folder / BEST), options, words, device)
     val = load_data(validation_split(folder, options), options, words, device, training=False)
     of_test, of_val = (Matrix(encode_split(model, data, options), data.split, data.paths) for data in (test, val))
     return of_test, of_val

@@ -19,13 +19,12 @@ from utils import InputError, Parser, check_writable_file, pick_device, read_che
 
 def main() -> None:
     parser = Parser(prog="test_single.py", description="Score one checkpoint on one split.")
-    parser.add_argument("--path_opt", required=True, help="option file of the run")
+    parser.add_options()
     parser.add_argument("--resume", required=True, metavar="CKPT", help="checkpoint, ours or a published one")
-    parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="override options")
     parser.add_argument("--split", choices=["test", "val"], default="test", help="val: of the checkpoint's split.json")
     parser.add_argument("--sims", metavar="OUT.npy", help="write the similarity matrix, images x captions")
     parser.add_argument("--figure", metavar="OUT.png", help="write a sheet of retrievals")
-    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="default: auto")
+    parser.add_device()
     arguments = parser.parse_args()
     for option, suffix in (("sims", ".npy"), ("figure", ".png")):
         value = getattr(arguments, option)

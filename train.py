@@ -31,6 +31,8 @@ from option.schema import Options, load_options, save_options
 from postprocessing.figures import retrieval_sheet
 from postprocessing.recall import chance, recall
 from utils import (
+    BEST,
+    LAST,
     InputError,
     Interrupted,
     Parser,
@@ -59,8 +61,6 @@ FREE = {"dataset.workers", "dataset.cache", "dataset.image_path", "dataset.data_
         "dataset.batch_size_val", "logs.save_steps", "logs.ckpt_save_path", "logs.logger_name",
         "k_fold.current_num", "model.seq2vec.dir_st"}  # fmt: skip
 
-
-BEST, LAST = "GaLR_best.pth.tar", "last.pth.tar"
 DIVERGED = (
     "try a lower optim.lr or an optim.grad_clip, anew or with --resume --force from the last checkpoint, which is from "
     "before it"
@@ -93,12 +93,11 @@ class Progress:
 
 def main() -> None:
     parser = Parser(prog="train.py", description="Train GaLR on k folds.")
-    parser.add_argument("--path_opt", required=True, help="option file, such as option/RSITMD/RSITMD_GaLR.yaml")
-    parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="override options")
+    parser.add_options()
     parser.add_argument("--fold", type=int, help="train this fold only (default: all)")
     parser.add_argument("--resume", action="store_true", help="go on where the run stopped; finished folds are skipped")
     parser.add_argument("--force", action="store_true", help="with --resume: go on though options have changed")
-    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="default: auto")
+    parser.add_device()
     arguments = parser.parse_args()
     options = load_options(arguments.path_opt, arguments.set)
     device = pick_device(arguments.device)
@@ -124,11 +123,6 @@ def main() -> None:
     print(f"trained; next: python test.py {same_options(arguments)}")
 
 
-def run_folder(options: Options) -> Path:
-    """checkpoint/{experiment_name}"""
-    return Path(options.logs.ckpt_save_path) / options.k_fold.experiment_name
-
-
 def make_folds(options: Options, only: int | None) -> list[Fold]:
     """The folds to train. Raises InputError where a list is wrong or a fold would be empty."""
     k_fold = options.k_fold
@@ -144,7 +138,7 @@ def make_folds(options: Options, only: int | None) -> list[Fold]:
                 f"fold {number} of {pairs} pairs ends in a batch of one, of which batch normalisation cannot learn at "
                 "dataset.image_size 32; change dataset.batch_size"
             )
-        folds.append(Fold(number, run_folder(options) / str(number), subset(split, train), subset(split, val)))
+        folds.append(Fold(number, options.run_folder / str(number), subset(split, train), subset(split, val)))
     return folds
 
 
@@ -314,7 +308,7 @@ def restore(state: dict[str, Any], optimizer: torch.optim.Adam, fold: Fold, devi
 def recorded(fold: Fold, options: Options, rows: list[dict[str, Any]], device: torch.device) -> Iterator[RunLog]:
     """The log of a fold, and its run.json, ended in any case. On a full disk that fails too: the first error counts."""
     record = start_record(fold, options, device)
-    board = Path(options.logs.logger_name) / fold.folder.relative_to(run_folder(options).parent)
+    board = Path(options.logs.logger_name) / fold.folder.relative_to(options.run_folder.parent)
 
     def end() -> None:
         write_json(fold.folder / "run.json", record | {"ended": now()})

@@ -57,6 +57,14 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise InputError(f"{message} (see {self.prog} --help)")
 
+    def add_options(self) -> None:
+        """What names a run's options: --path_opt and --set."""
+        self.add_argument("--path_opt", required=True, help="option file, such as option/RSITMD/RSITMD_GaLR.yaml")
+        self.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="override options")
+
+    def add_device(self) -> None:
+        self.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="default: auto")
+
 
 def same_options(arguments: argparse.Namespace) -> str:
     """The part of a command line that gives another command the same options: --path_opt and --set."""
@@ -293,6 +301,8 @@ def load_torch(path: str | os.PathLike, what: str) -> Any:
 
 
 # ---------------------------------------------------------------- checkpoints
+
+BEST, LAST = "GaLR_best.pth.tar", "last.pth.tar"  # in a fold's folder
 
 
 def save_checkpoint(state: dict[str, Any], path: Path, keep_previous: bool = False) -> None:

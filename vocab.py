@@ -119,7 +119,7 @@ def main() -> None:
     out = Path(arguments.out or f"vocab/{arguments.data_name.removesuffix('_precomp')}_vocab.json")
     check_writable_file(out)
 
-    from data import read_captions
+    from util.lists import read_captions
 
     splits: Sequence[str] = sorted(set(arguments.splits), reverse=True)  # train before test
     captions = [caption for split in splits for caption in read_captions(arguments.data_path, split)]

@@ -30,7 +30,7 @@ def main() -> None:
     parser.add_argument(
         "--suite", default=",".join(SUITES), help=f"which ones, with commas (default {','.join(SUITES)})"
     )
-    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="default: auto")
+    parser.add_device()
     parser.add_argument("--json", help="also write the figures to this file, {suite: {case: figures}}")
     parser.add_argument("--repeats", type=int, default=3, help="rounds of each suite (default 3)")
     parser.add_argument("--full", action="store_true", help="eval: all of the baseline's blocks, once")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import os
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
@@ -164,6 +165,11 @@ class Options(Section):
     logs: Logs = Logs()
     k_fold: KFold
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+
+    @property
+    def run_folder(self) -> Path:
+        """checkpoint/{experiment_name}: a folder for each fold, and the results."""
+        return Path(self.logs.ckpt_save_path) / self.k_fold.experiment_name
 
     def to_dict(self) -> dict[str, Any]:
         """Plain nested dicts, as in the YAML file with every default filled in."""

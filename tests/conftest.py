@@ -108,8 +108,8 @@ def run_process(command: str, folder: Path, **options) -> Outcome:
 def make_demo_folder(folder: Path, images: int = 20) -> None:
     """The demonstration set in `folder`/data, its vocabulary, its local features, and tiny.yaml."""
     import vocab
-    from data import read_captions, read_names
     from util import build_local, make_demo
+    from util.lists import read_captions, read_names
     from util.local_features import stem
 
     data = folder / "data"

@@ -20,7 +20,7 @@ import bench.scaling
 import bench.train
 import vocab
 from bench import Side, figures
-from data import read_captions
+from util.lists import read_captions
 from utils import InputError, RunError
 
 CPU = torch.device("cpu")

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import vocab
-from data import read_captions
+from util.lists import read_captions
 from utils import InputError
 
 GOLDEN = Path(__file__).parent / "golden" / "rsitmd_vocab_words.txt"

@@ -21,9 +21,9 @@ import h5py
 import numpy as np
 from tqdm import tqdm
 
-from data import read_names
 from layers.drea import THRESHOLDS, Denoised, DreaOptions, Regions, denoise, enhanced_adjacency
 from util.images import image_size, open_image, safe_paths
+from util.lists import read_names
 from util.local_features import stem
 from util.regions import FORMATS, read_detections, to_regions
 from utils import InputError, Interrupted, Parser, RunError, atomic, check_writable_file, run_command, some

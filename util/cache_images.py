@@ -12,8 +12,7 @@ from utils import Parser, run_command
 
 def main() -> None:
     parser = Parser(prog="python -m util.cache_images", description="Decode all images of a data set into one file.")
-    parser.add_argument("--path_opt", required=True, help="option file of the data set")
-    parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="override options")
+    parser.add_options()
     arguments = parser.parse_args()
     cache, paths = open_cache(load_options(arguments.path_opt, arguments.set).dataset)
     print(f"{cache}: {len(paths)} images, {cache.stat().st_size / 2**20:.0f} MiB; use it with dataset.cache: h5")
