@@ -11,7 +11,8 @@ import vocab
 from data import load_data, read_split
 from engine import encode_split, load_model
 from option.schema import load_options
-from postprocessing.figures import retrieval_sheet, save_figure
+from postprocessing.sheet import retrieval_sheet
+from postprocessing.style import save_figure
 from postprocessing.tables import markdown
 from test import describe, save_matrix, score_of, validation_split
 from utils import InputError, Parser, check_writable_file, pick_device, read_checkpoint, run_command

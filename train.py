@@ -28,8 +28,8 @@ from engine import bf16_gain, encode_split, learning_rate, make_optimizer, prepa
 from layers.galr import GaLR, build_model
 from layers.published import load_weights
 from option.schema import Options, load_options, save_options
-from postprocessing.figures import retrieval_sheet
 from postprocessing.recall import chance, recall
+from postprocessing.sheet import retrieval_sheet
 from utils import (
     BEST,
     LAST,
@@ -264,11 +264,12 @@ def train_fold(
     print(f"fold {fold.number}: {len(train.lengths)} pairs to train on, {len(val.paths)} images to validate on, "
           f"into {fold.folder}")  # fmt: skip
 
-    def save(name: str) -> None:
-        state = checkpoint(model, optimizer, progress, log.rows, options, words) | {"inputs": inputs}
-        save_checkpoint(state, fold.folder / name, keep_previous=name == LAST)
-
     with StopSignals() as signals, recorded(fold, options, rows, device) as log:
+
+        def save(name: str) -> None:
+            content = checkpoint(model, optimizer, progress, log.rows, options, words) | {"inputs": inputs}
+            save_checkpoint(content, fold.folder / name, keep_previous=name == LAST)
+
         try:
             while progress.epoch < options.optim.epochs:
                 for _ in train_steps(model, train, options, optimizer, fold.number, progress, log):

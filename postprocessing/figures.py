@@ -10,41 +10,20 @@ from __future__ import annotations
 
 import os
 import textwrap
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from postprocessing.recall import check_images, check_matrix, load
-from postprocessing.rerank import PUBLISHED, multivariate_order
+from postprocessing.recall import load
+from postprocessing.sheet import retrieval_sheet
+from postprocessing.style import GREY, INK, PALE, PLAIN, RERANK, RUN, new_figure, save_figure
 from postprocessing.tables import MEASURES, SIX, chance_of, gallery_of, published
-from utils import ROOT, InputError, Parser, atomic, check_writable, read_json, run_command
+from utils import InputError, Parser, check_writable, read_json, run_command
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-INK, GREY, PALE = "#262626", "#8c8c8c", "#d0d0d0"
-RIGHT = "#118833"
-RUN, RERANK = "#2b6cb0", "#dd7711"
-PLAIN = {"parse_math": False}  # a dollar sign in a caption or a name is a dollar sign
-
-
-def _new_figure(width: float, height: float) -> Figure:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), dpi=120, facecolor="white")
-    FigureCanvasAgg(figure)
-    return figure
-
-
-def save_figure(figure: Figure, path: str | os.PathLike) -> None:
-    """Write the figure as a PNG, whole or not at all."""
-    with atomic(path) as temporary, warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing")  # a caption in another script: boxes will do
-        figure.savefig(temporary, format="png")
 
 
 def training_curve(history: dict, title: str = "") -> Figure:
@@ -54,7 +33,7 @@ def training_curve(history: dict, title: str = "") -> Figure:
     with the mR of chance where it is known, which is the dashed line.
     """
     train, val, epochs, chance = _curves(history)
-    figure = _new_figure(9, 4.8)
+    figure = new_figure(9, 4.8)
     left = figure.subplots()
     right = left.twinx()
     figure.subplots_adjust(left=0.09, right=0.91, top=0.80, bottom=0.13)
@@ -121,7 +100,7 @@ def recall_bars(results: dict) -> Figure:
 
     Left the six recalls, with those published where all six are known; right mR, with all published.
     """
-    figure = _new_figure(13, 5.2)
+    figure = new_figure(13, 5.2)
     left, right = figure.subplots(1, 2, width_ratios=[1.9, 1])
     figure.subplots_adjust(left=0.05, right=0.985, top=0.84, bottom=0.1, wspace=0.4)
     try:
@@ -216,7 +195,7 @@ def _quiet(axes, grid: str) -> None:
 def grid_figure(mr: np.ndarray, grid: dict[str, Sequence], title: str = "") -> Figure:
     """Heat map of a search: mR (k, w_similarity, w_reverse), one panel per k, the best setting framed."""
     ks, similarities, reverses = grid.values()
-    figure = _new_figure(1.6 + 2.6 * len(ks), 3.9)
+    figure = new_figure(1.6 + 2.6 * len(ks), 3.9)
     panels = figure.subplots(1, len(ks), sharey=True, squeeze=False)[0]
     edge = figure.get_figwidth()
     figure.subplots_adjust(left=0.75 / edge, right=1 - 0.9 / edge, top=0.80, bottom=0.14, wspace=0.06)
@@ -239,163 +218,6 @@ def grid_figure(mr: np.ndarray, grid: dict[str, Sequence], title: str = "") -> F
     setting = f"k {ks[best_k]}, w_similarity {similarities[best_y]:g}, w_reverse {reverses[best_x]:g}"
     figure.suptitle(f"{title}; best {mr.max():.2f} at {setting}".lstrip("; "), fontsize=11, y=0.97, **PLAIN)
     return figure
-
-
-# The retrieval sheet. Everything on it is placed in inches on one pair of axes, from the top left corner.
-
-SIDE, QUERY, GAP, ROW = 1.12, 2.75, 0.35, 1.32
-
-
-def retrieval_sheet(
-    sims: np.ndarray,
-    image_paths: Sequence[str | os.PathLike],
-    captions: Sequence[str],
-    image_of_caption: np.ndarray,
-    rerank: dict[str, Any] | None = None,
-    title: str = "",
-    queries: int = 4,
-) -> Figure:
-    """Some captions with their five best images, and some images with their five best captions.
-
-    `sims` (images, captions); the paths are absolute or start at the repository root; `rerank` is a setting of the
-    multivariate rerank (keys as in `PUBLISHED`), with which the sheet also shows the answers after it. Right answers
-    are green (framed, or ticked), wrong ones grey. The queries are spread evenly over the gallery, not picked. An
-    image that cannot be read is a grey panel with its name. Raises InputError where the sizes do not fit.
-    """
-    sims = check_matrix(sims)
-    owner = check_images(image_of_caption, sims.shape)
-    if sims.shape != (len(image_paths), len(captions)):
-        raise InputError(
-            f"{len(image_paths)} image paths and {len(captions)} captions do not fit a matrix {sims.shape}"
-        )
-    columns, by_image, by_caption = 1, [None] * len(sims), [None] * len(captions)
-    if rerank is not None:
-        setting = {name: rerank[name] for name in PUBLISHED if name in rerank}
-        columns, by_image, by_caption = 2, multivariate_order(sims, **setting), multivariate_order(sims.T, **setting)
-    captions_asked, images_asked = _spread(len(captions), queries), _spread(len(sims), queries)
-    figure, axes = _empty_sheet(columns, len(captions_asked) + len(images_asked), title)
-
-    y = _heading(axes, 0.65, "caption", "images", columns)
-    for caption in captions_asked:
-        orders = _orders(sims[:, caption], by_caption[caption])
-        ranks = _rank_line(orders, owner[caption] == np.arange(len(sims)), sims[:, caption])
-        _paragraph(axes, 0.2, y, captions[caption], ranks)
-        for column, order in enumerate(orders):
-            for place, image in enumerate(order[:5]):
-                frame = RIGHT if image == owner[caption] else PALE
-                _thumbnail(axes, _left(column) + place * SIDE, y, image_paths[image], frame)
-        y += ROW
-
-    y = _heading(axes, y + 0.2, "image", "captions", columns)
-    for image in images_asked:
-        orders = _orders(sims[image], by_image[image])
-        _thumbnail(axes, 0.2, y, image_paths[image], INK)
-        _paragraph(axes, 0.3 + SIDE, y, "", _rank_line(orders, owner == image, sims[image]))
-        for column, order in enumerate(orders):
-            for place, caption in enumerate(order[:5]):
-                _answer(axes, _left(column), y + 0.14 + 0.205 * place, captions[caption], owner[caption] == image)
-        y += ROW
-    return figure
-
-
-def _left(column: int) -> float:
-    """Where the answers start: before the rerank (0) or after it (1)."""
-    return 0.2 + QUERY + column * (5 * SIDE + GAP)
-
-
-def _empty_sheet(columns: int, queries: int, title: str) -> tuple[Figure, Any]:
-    width, height = _left(columns), 1.5 + ROW * queries
-    figure = _new_figure(width, height)
-    axes = figure.add_axes((0, 0, 1, 1))
-    axes.axis("off")
-    axes.set(xlim=(0, width), ylim=(height, 0))
-    axes.text(0.2, 0.25, title, fontsize=12, weight="bold", color=INK, va="center", **PLAIN)
-    return figure, axes
-
-
-def _answer(axes, x: float, y: float, caption: str, right: bool) -> None:
-    line = ("\u2713 " if right else "\u2013 ") + _short(caption, 72)
-    axes.text(x, y, line, fontsize=8.5, color=RIGHT if right else GREY, va="center",
-              weight="bold" if right else "normal", clip_on=True, **PLAIN)  # fmt: skip
-
-
-def _spread(size: int, number: int) -> list[int]:
-    """Up to `number` places of a gallery of this size, spread evenly."""
-    return sorted({int((at + 0.5) * size / number) for at in range(number)})
-
-
-def _orders(similarity: np.ndarray, candidates: np.ndarray | None) -> list[np.ndarray]:
-    """All answers of one query, best first: before the rerank and, if its candidates are given, after it."""
-    before = np.argsort(-similarity, kind="stable")
-    if candidates is None:
-        return [before]
-    return [before, np.concatenate([candidates, before[~np.isin(before, candidates)]])]
-
-
-def _rank_line(orders: list[np.ndarray], right: np.ndarray, similarity: np.ndarray) -> str:
-    """The rank of the best right answer. Before the rerank it is that of the recall, where ties count against it."""
-    if not right.any():
-        return "has no right answer"
-    shown, *reranked = (1 + int(np.argmax(right[order])) for order in orders)
-    rank = 1 + int(np.count_nonzero(similarity[~right] >= similarity[right].max()))
-    tied = " (tied)" if rank > shown else ""
-    return f"right at rank {rank}{tied}" + (f", reranked {reranked[0]}" if reranked else "")
-
-
-def _heading(axes, y: float, query: str, answers: str, columns: int) -> float:
-    """Draw the line above a block of queries; returns where the block starts."""
-    axes.text(0.2, y, f"{query} \u2192 {answers}", fontsize=11, weight="bold", color=INK, va="center")
-    for column, when in enumerate(["", ", after rerank"][:columns]):
-        axes.text(_left(column), y, f"five best {answers}{when}", fontsize=10, color=INK, va="center")
-    axes.plot([0.2, axes.get_xlim()[1] - 0.2], [y + 0.14] * 2, color=PALE, linewidth=1)
-    return y + 0.26
-
-
-def _paragraph(axes, x: float, y: float, text: str, note: str) -> None:
-    lines = textwrap.wrap(_short(text, 136), 34)
-    for place, line in enumerate(lines):
-        axes.text(x, y + 0.14 + 0.19 * place, line, fontsize=9.5, color=INK, va="center", **PLAIN)
-    for place, line in enumerate(textwrap.wrap(note, 34 if lines else 19)):
-        axes.text(
-            x, y + 0.16 + 0.19 * (len(lines) + place), line, fontsize=8.5, color=GREY, style="italic", va="center"
-        )
-
-
-def _short(text: str, most: int) -> str:
-    text = " ".join("".join(c if c.isprintable() else " " for c in str(text)).split())
-    return text if len(text) <= most else text[: most - 1].rstrip() + "\u2026"
-
-
-def _thumbnail(axes, x: float, y: float, path: str | os.PathLike, color: str) -> None:
-    from matplotlib.patches import Rectangle
-
-    inner = SIDE - 0.12
-    try:
-        axes.imshow(_picture(path), extent=(x, x + inner, y + inner, y), aspect="auto")
-    except Exception as error:  # Pillow refuses files in many ways, none of which may end a run
-        lines = [
-            *textwrap.wrap(_short(Path(path).name, 45), 15),
-            f"({'missing' if isinstance(error, FileNotFoundError) else 'unreadable'})",
-        ]
-        axes.add_patch(Rectangle((x, y), inner, inner, facecolor="#f0f0f0", linewidth=0))
-        axes.text(
-            x + inner / 2, y + inner / 2, "\n".join(lines), fontsize=6.5, color=GREY, ha="center", va="center", **PLAIN
-        )
-    thick = 4 if color == RIGHT else 1
-    axes.add_patch(Rectangle((x, y), inner, inner, fill=False, edgecolor=color, linewidth=thick))
-    height, width = axes.get_ylim()[0], axes.get_xlim()[1]
-    axes.set(xlim=(0, width), ylim=(height, 0))  # imshow would move them
-
-
-def _picture(path: str | os.PathLike) -> np.ndarray:
-    """The image as a square of 160 x 160 RGB, padded with white."""
-    from PIL import Image, ImageOps
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow's notes about odd files
-        with Image.open(ROOT / path) as image:
-            image.draft("RGB", (320, 320))
-            return np.asarray(ImageOps.pad(image.convert("RGB"), (160, 160), color="white"))
 
 
 # The command

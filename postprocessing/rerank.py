@@ -345,7 +345,8 @@ def _search_command(args: argparse.Namespace, tests: list[Path]) -> dict:
     picture = tests[0].with_name(f"{tests[0].stem}_grid.png")
     check_writable_file(picture)
     setting, mr, grid = search([Reranker(*load(val), max(GRID["k"])) for val in vals], args.xi, args.variant, args.l)
-    from postprocessing.figures import grid_figure, save_figure
+    from postprocessing.figures import grid_figure
+    from postprocessing.style import save_figure
 
     save_figure(grid_figure(mr, grid, f"{args.variant} rerank, mR on validation"), picture)
     print(f"on {', '.join(map(str, vals))}: mR {mr[:, 0, 0].max():.2f} without rerank, {mr.max():.2f} with the best")

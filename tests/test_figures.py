@@ -14,8 +14,10 @@ from matplotlib.patches import Rectangle
 from PIL import Image
 
 from postprocessing import figures
-from postprocessing.figures import draw_run, grid_figure, recall_bars, retrieval_sheet, save_figure, training_curve
+from postprocessing.figures import draw_run, grid_figure, recall_bars, training_curve
 from postprocessing.rerank import multivariate_order
+from postprocessing.sheet import retrieval_sheet
+from postprocessing.style import RIGHT, save_figure
 from tests.test_tables import fold, reranked, results
 from utils import InputError, exit_status
 
@@ -116,7 +118,7 @@ def test_the_sheet_frames_the_right_image_where_it_ranks(tmp_path, rerank):
     if rerank:
         orders.append(multivariate_order(sims.T, k=10)[asked])
     caption_row = min(y for _, y, _ in frames(figure))
-    drawn = [colour == figures.RIGHT for _, y, colour in sorted(frames(figure)) if y == caption_row]
+    drawn = [colour == RIGHT for _, y, colour in sorted(frames(figure)) if y == caption_row]
     assert drawn == [image == owner[asked] for order in orders for image in order[:5]]
     ranks = [str(1 + int(np.flatnonzero(order == owner[asked])[0])) for order in orders]
     assert "right at rank " + ", reranked ".join(ranks) in texts(figure)
