@@ -301,8 +301,7 @@ def train_batches(data: Data, options: Options, fold: int, epoch: int, first: in
         lengths = data.lengths[captions]
         yield Batch(
             augment(pixels, places, drawn, image_size),
-            send(torch.from_numpy(data.local_rep[rows]), device),
-            send(torch.from_numpy(data.local_adj[rows]), device),
+            *_local_features(data, rows, device),
             data.token_ids[send(captions, device), : int(lengths.max())],
             lengths,
         )
@@ -313,8 +312,13 @@ def image_batches(data: Data, size: int) -> Iterator[tuple[Tensor, Tensor, Tenso
     rows = [np.arange(i, min(i + size, len(data.paths))) for i in range(0, len(data.paths), size)]
     device = data.token_ids.device
     for batch, (pixels, places) in zip(rows, data.pixels.batches(rows, device), strict=True):
-        local = (send(torch.from_numpy(part[batch]), device) for part in (data.local_rep, data.local_adj))
-        yield normalise(pixels.index_select(0, places)), *local
+        yield normalise(pixels.index_select(0, places)), *_local_features(data, batch, device)
+
+
+def _local_features(data: Data, rows: np.ndarray, device: torch.device) -> tuple[Tensor, Tensor]:
+    """local_rep and local_adj (B, 20, 20) of some images."""
+    rep, adj = (send(torch.from_numpy(part[rows]), device) for part in (data.local_rep, data.local_adj))
+    return rep, adj
 
 
 def caption_batches(token_ids: Tensor, size: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:

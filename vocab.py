@@ -19,6 +19,7 @@ from typing import NamedTuple
 from nltk.tokenize import NLTKWordTokenizer
 from nltk.tokenize.punkt import PunktSentenceTokenizer
 
+from util.lists import read_captions
 from utils import InputError, Parser, check_writable_file, read_json, run_command, write_json
 
 UNKNOWN = "<unk>"
@@ -118,8 +119,6 @@ def main() -> None:
 
     out = Path(arguments.out or f"vocab/{arguments.data_name.removesuffix('_precomp')}_vocab.json")
     check_writable_file(out)
-
-    from util.lists import read_captions
 
     splits: Sequence[str] = sorted(set(arguments.splits), reverse=True)  # train before test
     captions = [caption for split in splits for caption in read_captions(arguments.data_path, split)]

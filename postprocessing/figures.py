@@ -257,7 +257,7 @@ def _drawings(run: Path, matrices: Path) -> dict[str, tuple]:
     results = _read(results_file, "results") if results_file.is_file() else {}
     name, rerank = results.get("experiment", run.name), results.get("rerank")
     setting = rerank.get("setting") if isinstance(rerank, dict) else None
-    drawings: dict[str, tuple] = {"recall": (_recall_of_file, [results_file])}
+    drawings: dict[str, tuple] = {"recall": (_naming, [results_file], recall_bars, results)}
     for fold in sorted((path.name for path in run.iterdir() if path.is_dir() and path.name.isdigit()), key=int):
         title = f"{name}, fold {fold}"
         drawings[f"curve_{fold}"] = (_curve_of_file, [run / fold / "history.json"], title)
@@ -266,10 +266,6 @@ def _drawings(run: Path, matrices: Path) -> dict[str, tuple]:
             files = [sims.with_name(f"{sims.name}.npy"), sims.with_name(f"{sims.name}_gallery.json")]
             drawings[f"sheet_{fold}{suffix}"] = (_sheet_of_files, files, setting, f"{title}, {split} split")
     return drawings
-
-
-def _recall_of_file(results_file: Path) -> Figure:
-    return _naming(results_file, recall_bars, _read(results_file, "results"))
 
 
 def _curve_of_file(history: Path, title: str) -> Figure:

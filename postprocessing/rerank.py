@@ -38,6 +38,7 @@ from postprocessing.recall import (
     read_block,
     recall_of_ranks,
 )
+from postprocessing.style import save_figure
 from postprocessing.tables import change_table, summarise
 from utils import InputError, Parser, check_writable_file, read_json, run_command, write_json
 
@@ -346,7 +347,6 @@ def _search_command(args: argparse.Namespace, tests: list[Path]) -> dict:
     check_writable_file(picture)
     setting, mr, grid = search([Reranker(*load(val), max(GRID["k"])) for val in vals], args.xi, args.variant, args.l)
     from postprocessing.figures import grid_figure
-    from postprocessing.style import save_figure
 
     save_figure(grid_figure(mr, grid, f"{args.variant} rerank, mR on validation"), picture)
     print(f"on {', '.join(map(str, vals))}: mR {mr[:, 0, 0].max():.2f} without rerank, {mr.max():.2f} with the best")
