@@ -6,6 +6,7 @@ drawn from the run's seed, the fold, the epoch and the step: a resumed run draws
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -17,11 +18,16 @@ from torch import Tensor
 
 import util.images
 import vocab
-from option.schema import Dataset, KFold, Options
+from layers.transfer import send
+from option.schema import KFold, Options
+from util.errors import InputError
+from util.files import read_json, some
 from util.lists import read_captions, read_names
 from util.local_features import load_local
+from util.pixels import Pixels, open_pixels
 from util.transforms import augment, draw_augmentation, normalise, resize_size
-from utils import InputError, RunError, check_writable, one_at_a_time, send, some
+
+logger = logging.getLogger("galr")
 
 # ---------------------------------------------------------------- splits and folds
 
@@ -52,8 +58,8 @@ def read_split(data_path: str | os.PathLike, split: str) -> Split:
     image_of_caption = np.array([row.setdefault(names[i // each], len(row)) for i in kept], np.int64)
     if blank := len(captions) - len(kept):
         lost = len(set(names)) - len(row)
-        print(
-            f"warning: {data_path}: {blank} blank captions of the train list are dropped, and {lost} images with them"
+        logger.warning(
+            f"{data_path}: {blank} blank captions of the train list are dropped, and {lost} images with them"
         )
     return Split(list(row), [captions[i] for i in kept], image_of_caption)
 
@@ -98,6 +104,49 @@ def fold_rows(images: int, k_fold: KFold, fold: int) -> tuple[np.ndarray, np.nda
             f"fold {fold} of {images} train images leaves no {empty} image; change k_fold.val_fraction or k_fold.nums"
         )
     return np.flatnonzero(~chosen), np.flatnonzero(chosen)
+
+
+class Fold(NamedTuple):
+    """One fold of a run: its number, its folder, its two splits."""
+
+    number: int
+    folder: Path
+    train: Split
+    val: Split
+
+    @property
+    def names(self) -> dict[str, list[str]]:
+        """What split.json holds: the names of the images that train and validate."""
+        return {"train": self.train.images, "val": self.val.images}
+
+
+def make_folds(options: Options, only: int | None) -> list[Fold]:
+    """The folds to train. Raises InputError where a list is wrong or a fold would be empty."""
+    k_fold = options.k_fold
+    if only is not None and not 0 <= only < k_fold.nums:
+        raise InputError(f"--fold {only}: k_fold.nums is {k_fold.nums}, so folds go from 0 to {k_fold.nums - 1}")
+    split = read_split(options.dataset.data_path, "train")
+    folds = []
+    for number in range(k_fold.current_num, k_fold.nums) if only is None else [only]:
+        train, val = fold_rows(len(split.images), k_fold, number)
+        pairs = int(np.isin(split.image_of_caption, train).sum())
+        if options.dataset.image_size == 32 and pairs % options.dataset.batch_size == 1:  # f4 is one pixel a channel
+            raise InputError(
+                f"fold {number} of {pairs} pairs ends in a batch of one, of which batch normalisation cannot learn at "
+                "dataset.image_size 32; change dataset.batch_size"
+            )
+        folds.append(Fold(number, options.run_folder / str(number), subset(split, train), subset(split, val)))
+    return folds
+
+
+def validation_split(folder: Path, options: Options) -> Split:
+    """The validation images of a fold, by the names in its split.json. Raises InputError where they are not there."""
+    path = folder / "split.json"
+    tree = read_json(path, "split", "a published checkpoint has none: use --split test")
+    names = tree.get("val") if isinstance(tree, dict) else None
+    if not isinstance(names, list) or not names:
+        raise InputError(f"split {path}: no list 'val' of image names")
+    return named_subset(read_split(options.dataset.data_path, "train"), names)
 
 
 # ---------------------------------------------------------------- one split, ready for the model
@@ -154,111 +203,6 @@ def encode_captions(captions: Sequence[str], words: Sequence[str]) -> tuple[Tens
     for i, caption in enumerate(captions):
         token_ids[i, : lengths[i]] = torch.tensor(known[caption])
     return token_ids, lengths
-
-
-# ---------------------------------------------------------------- pixels: in memory, in an HDF5 file, or decoded anew
-
-
-class Pixels:
-    """Decoded images by row.
-
-    `batches` gives, for each array of rows, a tensor (N, R, R, 3) uint8 and the places (B,) of the rows' images in it:
-    both on `device`.
-    """
-
-    def batches(self, rows: Sequence[np.ndarray], device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
-        raise NotImplementedError
-
-
-class MemoryPixels(Pixels):
-    """All images in one tensor (N, R, R, 3): on the training device, or mapped from the HDF5 cache.
-
-    places: (n,) rows of the split's images in it; by default all.
-    """
-
-    def __init__(self, pixels: Tensor, places: np.ndarray | None = None) -> None:
-        self.pixels = pixels
-        self.places = torch.arange(len(pixels)) if places is None else torch.from_numpy(places)
-
-    def batches(self, rows: Sequence[np.ndarray], device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
-        for batch in rows:
-            places = self.places[torch.from_numpy(batch)]
-            if self.pixels.device.type == device.type:
-                yield self.pixels, send(places, device)
-            else:
-                chosen = self.pixels.new_empty(len(batch), *self.pixels.shape[1:], pin_memory=True)
-                yield _sent(torch.index_select(self.pixels, 0, places, out=chosen), device)
-
-
-class FilePixels(Pixels, torch.utils.data.Dataset):
-    """Images decoded anew by loader workers."""
-
-    def __init__(self, paths: list[str], size: int, workers: int) -> None:
-        self.paths, self.size, self.workers = paths, size, workers
-
-    def __getitem__(self, row: int) -> np.ndarray | InputError:
-        """An image, or what keeps it from being one: raised in a worker, it would arrive as a traceback's text."""
-        try:
-            return util.images.decode(self.paths[row], self.size)
-        except InputError as error:
-            return error
-
-    def batches(self, rows: Sequence[np.ndarray], device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
-        loader = torch.utils.data.DataLoader(
-            self,
-            batch_sampler=[batch.tolist() for batch in rows],
-            num_workers=self.workers,
-            collate_fn=_stack,
-            pin_memory=device.type == "cuda",
-        )
-        for batch in loader:
-            if isinstance(batch, InputError):
-                raise RunError(f"{batch}, though it was in order at the start; mend it and go on with --resume")
-            yield _sent(batch, device)
-
-
-def _sent(pixels: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
-    """A batch of pixels on the device, and its places in it: all."""
-    return send(pixels, device), torch.arange(len(pixels), device=device)
-
-
-def _stack(images: list[np.ndarray | InputError]) -> Tensor | InputError:
-    return next((one for one in images if isinstance(one, InputError)), None) or torch.from_numpy(np.stack(images))
-
-
-def open_pixels(paths: list[str], size: int, options: Dataset, device: torch.device) -> Pixels:
-    """The images of a split in the way that `dataset.cache` asks for, every one checked."""
-    if options.cache == "ram":
-        pixels = util.images.load_pixels(paths, size, options.workers)
-        try:
-            return MemoryPixels(torch.from_numpy(pixels).to(device))
-        except torch.OutOfMemoryError:
-            mib = pixels.nbytes / 2**20
-            raise RunError(
-                f"{len(paths)} images ({mib:.0f} MiB) do not fit the GPU's memory; set dataset.cache=h5"
-            ) from None
-    if options.cache == "none":
-        for _ in util.images.decode_all(paths, size, options.workers, "checking images"):
-            pass
-        return FilePixels(paths, size, options.workers)
-    cache, all_paths = open_cache(options)
-    row = {path: i for i, path in enumerate(all_paths)}
-    pixels = torch.from_numpy(util.images.map_cache(cache, size))
-    return MemoryPixels(pixels, np.array([row[path] for path in paths]))
-
-
-def open_cache(options: Dataset) -> tuple[Path, list[str]]:
-    """The HDF5 cache of a data set's images, built where it is missing or stale -> its path, the paths in its order."""
-    names = dict.fromkeys(read_names(options.data_path, "train") + read_names(options.data_path, "test"))
-    paths = util.images.safe_paths(options.image_path, list(names))
-    sizes = resize_size(options.image_size), options.image_size
-    cache = Path(options.data_path) / f"images_{options.image_size}.h5"
-    if not util.images.cache_is_fresh(cache, paths, sizes):
-        check_writable(cache.parent, "no room for the image cache (dataset.cache=ram or none needs none): folder")
-        with one_at_a_time(cache):  # runs that start together
-            if not util.images.cache_is_fresh(cache, paths, sizes):
-                util.images.build_cache(cache, paths, sizes, options.workers)
-    return cache, paths
 
 
 # ---------------------------------------------------------------- batches

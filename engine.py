@@ -1,36 +1,32 @@
-"""Train one epoch; encode a split once and return its similarity matrix."""
+"""One training step; the vectors of a split's images and captions; their similarities."""
 
 from __future__ import annotations
 
 import contextlib
+import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from data import DROPOUT, Data, caption_batches, image_batches, random_stream, train_batches
-from layers.galr import GaLR, build_model, cosine
-from layers.loss import TripletLoss
-from layers.published import load_weights
+from data import Batch, Data, caption_batches, image_batches
+from layers import build_model
+from layers.model import Model
 from option.schema import Optim, Options
+from util.checkpoints import load_weights
 from utils import reuse_memory
+
+logger = logging.getLogger("galr")
 
 IMAGE_BATCH = 32  # on a CPU, at most: larger ones take memory and are no faster
 CAPTION_BATCH = 256  # captions are small: a large batch reads the hidden weights less often
+SIMILARITY_BLOCK = 1 << 25  # similarities on the device at once
 
 
-class Step(NamedTuple):
-    """One training step: the number of its batch in the epoch, its loss (on the device), its number of pairs."""
-
-    number: int
-    loss: Tensor
-    pairs: int
-
-
-def prepare(model: GaLR, options: Options, device: torch.device) -> GaLR:
+def prepare(model: Model, options: Options, device: torch.device) -> Model:
     """Put the model on its device in the memory format and with the arithmetic that `options.optim` asks for.
 
     On a CPU the process keeps the memory that it frees from here on.
@@ -40,7 +36,7 @@ def prepare(model: GaLR, options: Options, device: torch.device) -> GaLR:
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False  # float32 is float32
     model = model.to(device, memory_format=torch.channels_last)
     if options.optim.compile:
-        model.global_branch.trunk = torch.compile(model.global_branch.trunk)
+        model.compile_trunk()
     return model
 
 
@@ -49,7 +45,10 @@ def autocast(options: Options, device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, torch.bfloat16, enabled=options.optim.precision == "bf16")
 
 
-def make_optimizer(model: GaLR) -> torch.optim.Adam:
+# ---------------------------------------------------------------- training
+
+
+def make_optimizer(model: nn.Module) -> torch.optim.Adam:
     """Adam, its update fused into one pass. The rate is set at the start of every epoch."""
     return torch.optim.Adam([p for p in model.parameters() if p.requires_grad], fused=True)
 
@@ -59,51 +58,20 @@ def learning_rate(options: Optim, epoch: int) -> float:
     return options.lr * options.lr_decay_param ** ((epoch + 1) // options.lr_update_epoch)
 
 
-def train_epoch(
-    model: GaLR, data: Data, options: Options, optimizer: torch.optim.Adam, fold: int, epoch: int, first: int = 0
-) -> Iterator[Step]:
-    """Train on the batches of an epoch from batch `first` on; yields after each step.
-
-    The dropout of a step is seeded by its place, and nothing here waits for the device.
-    """
-    device = data.token_ids.device
-    loss_of = TripletLoss(options.optim.margin, options.optim.max_violation)
+def train_step(
+    model: Model, batch: Batch, loss_of: nn.Module, optimizer: torch.optim.Optimizer, rate: float, options: Options
+) -> Tensor:
+    """Forward, backward and update -> the loss, which stays on the device: nothing here waits for it."""
     for group in optimizer.param_groups:
-        group["lr"] = learning_rate(options.optim, epoch)
-    model.train()
-    for number, batch in enumerate(train_batches(data, options, fold, epoch, first), first):
-        torch.manual_seed(int(random_stream(DROPOUT, options.seed, fold, epoch, number).integers(2**63)))
-        with autocast(options, device):
-            loss = loss_of(model(*batch))
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        if options.optim.grad_clip > 0:
-            torch.nn.utils.clip_grad_norm_(model.parameters(), options.optim.grad_clip)
-        optimizer.step()
-        yield Step(number, loss.detach(), len(batch.lengths))
-
-
-@torch.no_grad()
-def encode_split(model: GaLR, data: Data, options: Options, check: Callable[[], None] = lambda: None) -> np.ndarray:
-    """Encode each image and each distinct caption once -> cosine similarities, images x captions, float32.
-
-    `check` is called before each batch and may raise to stop.
-    """
-    model.eval()
-    device = data.token_ids.device
-    with autocast(options, device):
-        images, size = [], options.dataset.batch_size_val
-        for batch in image_batches(data, min(size, IMAGE_BATCH) if device.type == "cpu" else size):
-            check()
-            images.append(model.encode_image(*batch))
-        images = torch.cat(images)
-        distinct, place = data.token_ids.unique(dim=0, return_inverse=True)  # the data sets repeat many captions
-        captions = images.new_empty(len(distinct), images.shape[1])
-        for rows, token_ids, lengths in caption_batches(distinct, CAPTION_BATCH):
-            check()
-            captions[rows.to(device)] = model.encode_text(token_ids, lengths)
-    sims = cosine(images, captions).cpu().numpy()
-    return sims.take(place.cpu().numpy(), axis=1)  # equal captions tie to the last bit, whatever the product did
+        group["lr"] = rate
+    with autocast(options, batch.images.device):
+        loss = loss_of(model(*batch))
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    if options.optim.grad_clip > 0:
+        torch.nn.utils.clip_grad_norm_(model.parameters(), options.optim.grad_clip)
+    optimizer.step()
+    return loss.detach()
 
 
 def bf16_gain(device: torch.device) -> float:
@@ -127,25 +95,100 @@ def bf16_gain(device: torch.device) -> float:
     return seconds(torch.float32) / seconds(torch.bfloat16)
 
 
-def warn_of_other_options(checkpoint: dict[str, Any], options: Options) -> None:
-    """Say where a checkpoint is scored in another way than it was trained, and no weight's shape shows it."""
-    with contextlib.suppress(KeyError, TypeError, AttributeError):  # of a stranger's file, whatever it holds
-        trained = checkpoint["options"]["model"]["fusion"].get("gate", "released")
-        if trained in {"paper", "released"} - {options.model.fusion.gate}:
-            print(f"warning: the checkpoint was trained with model.fusion.gate={trained}, and is now scored with "
-                  f"{options.model.fusion.gate}; --set model.fusion.gate={trained} scores it as trained")  # fmt: skip
-        trained, now = checkpoint["options"]["dataset"]["local_path"], options.dataset.local_path
-        if isinstance(trained, str) and (trained == "zeros") != (now == "zeros"):
-            print(f"warning: the checkpoint was trained with dataset.local_path={trained}, and is now scored with "
-                  f"{now}; --set dataset.local_path={trained} scores it as trained")  # fmt: skip
+# ---------------------------------------------------------------- evaluation
 
 
-def load_model(checkpoint: dict[str, Any], options: Options, words: Sequence[str], device: torch.device) -> GaLR:
+class Captions(NamedTuple):
+    """The vectors (U, D) of distinct captions, and for each caption the row of its vector (M,)."""
+
+    vectors: Tensor
+    place: np.ndarray
+
+
+def _nothing() -> None:
+    """What is done before a batch where nothing can stop the work."""
+
+
+@torch.no_grad()
+def embed_images(model: Model, data: Data, options: Options, check: Callable[[], None] = _nothing) -> Tensor:
+    """The vector of every image (N, D), on the device. `check` is called before each batch and may raise to stop."""
+    model.eval()
+    device, size = data.token_ids.device, options.dataset.batch_size_val
+    vectors = []
+    with autocast(options, device):
+        for batch in image_batches(data, min(size, IMAGE_BATCH) if device.type == "cpu" else size):
+            check()
+            vectors.append(model.encode_image(*batch))
+    return torch.cat(vectors)
+
+
+@torch.no_grad()
+def embed_captions(model: Model, token_ids: Tensor, options: Options, check: Callable[[], None] = _nothing) -> Captions:
+    """The vectors of captions (M, T), 0 = padding; each distinct one is encoded once, for data sets repeat many."""
+    model.eval()
+    device = token_ids.device
+    distinct, place = token_ids.unique(dim=0, return_inverse=True)
+    vectors: Tensor | None = None
+    with autocast(options, device):
+        for rows, ids, lengths in caption_batches(distinct, CAPTION_BATCH):
+            check()
+            encoded = model.encode_text(ids, lengths)
+            if vectors is None:
+                vectors = encoded.new_empty(len(distinct), encoded.shape[1])
+            vectors[rows.to(device)] = encoded
+    return Captions(vectors, place.cpu().numpy())
+
+
+@torch.no_grad()
+def similarities(model: Model, images: Tensor, captions: Captions, out: np.ndarray | None = None) -> np.ndarray:
+    """The model's similarity of every image (N, D) with every caption -> (N, M) float32, written into `out` if given.
+
+    Blocks of images go over the device, so the matrix is never there as a whole, nor twice in memory. Equal captions
+    tie to the last bit, whatever the product did.
+    """
+    if out is None:
+        out = np.empty((len(images), len(captions.place)), np.float32)
+    step = max(1, SIMILARITY_BLOCK // len(captions.vectors))
+    for start in range(0, len(images), step):
+        block = model.similarity(images[start : start + step], captions.vectors).cpu().numpy()
+        np.take(block, captions.place, axis=1, out=out[start : start + step])
+    return out
+
+
+def encode_split(model: Model, data: Data, options: Options, check: Callable[[], None] = _nothing) -> np.ndarray:
+    """The similarities of a split, images x captions, float32; `check` as in `embed_images`."""
+    images = embed_images(model, data, options, check)
+    return similarities(model, images, embed_captions(model, data.token_ids, options, check))
+
+
+# ---------------------------------------------------------------- models of checkpoints
+
+
+def load_model(checkpoint: dict[str, Any], options: Options, words: Sequence[str], device: torch.device) -> Model:
     """The model of a checkpoint, ours or a published one, ready to encode.
 
     Raises InputError where it does not fit.
     """
     warn_of_other_options(checkpoint, options)
-    model = build_model(options, words, initialise=False)
+    model = build_model(options, words)
     load_weights(model, checkpoint, words)
     return prepare(model, options, device)
+
+
+def warn_of_other_options(checkpoint: dict[str, Any], options: Options) -> None:
+    """Say where a checkpoint is scored in another way than it was trained, and no weight's shape shows it."""
+    with contextlib.suppress(KeyError, TypeError, AttributeError):  # of a stranger's file, whatever it holds
+        _warn_of_change("model.fusion.gate", checkpoint["options"]["model"]["fusion"].get("gate", "released"),
+                        options.model.fusion.gate, {"paper", "released"})  # fmt: skip
+    with contextlib.suppress(KeyError, TypeError, AttributeError):
+        trained, now = checkpoint["options"]["dataset"]["local_path"], options.dataset.local_path
+        if isinstance(trained, str) and (trained == "zeros") != (now == "zeros"):
+            _warn_of_change("dataset.local_path", trained, now, {trained})
+
+
+def _warn_of_change(key: str, trained: str, now: str, known: set[str]) -> None:
+    if trained in known - {now}:
+        logger.warning(
+            "the checkpoint was trained with %s=%s, and is now scored with %s; --set %s=%s scores it as trained",
+            *(key, trained, now, key, trained),
+        )

@@ -9,6 +9,7 @@ test and validation in postprocessing/file/.
 from __future__ import annotations
 
 import argparse
+import logging
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,26 +17,19 @@ import numpy as np
 import torch
 
 import vocab
-from data import Data, Split, load_data, named_subset, read_split
+from data import Data, Split, load_data, read_split, validation_split
 from engine import encode_split, load_model
 from option.schema import Options, load_options
 from postprocessing.figures import draw_run
 from postprocessing.recall import chance, recall
 from postprocessing.rerank import PUBLISHED, rerank_recall
 from postprocessing.tables import markdown, summarise, write_tables
-from utils import (
-    BEST,
-    InputError,
-    Parser,
-    atomic,
-    check_writable,
-    pick_device,
-    read_checkpoint,
-    read_json,
-    run_command,
-    same_options,
-    write_json,
-)
+from util.checkpoints import BEST, read_checkpoint
+from util.errors import InputError
+from util.files import atomic, check_writable, write_json
+from utils import Parser, pick_device, run_command, same_options
+
+logger = logging.getLogger("galr")
 
 MATRICES = Path("postprocessing/file")
 
@@ -54,7 +48,7 @@ def main() -> None:
     check_writable(MATRICES, "matrices go to")
     words = vocab.load(options.dataset.vocab_path).words
     test = load_data(read_split(options.dataset.data_path, "test"), options, words, device, training=False)
-    print(describe("test", test))
+    logger.info(describe("test", test))
     matrices = {fold: score_fold(run, fold, test, options, words, device) for fold in folds}
     results = summary(options, [score_of(fold, of_test.sims, test.split) for fold, (of_test, _) in matrices.items()])
     if arguments.rerank:
@@ -66,9 +60,11 @@ def main() -> None:
         of_val.save(f"{options.k_fold.experiment_name}_{fold}_val")
     write_json(run / "results.json", results)
     write_tables(results, run)
-    print(markdown(results))
+    logger.info(markdown(results))
     pictures, _ = draw_run(run, matrices=MATRICES)
-    print(f"{run}/results.json, .md, .csv, .tex; {len(pictures)} figures in {run}/figures; matrices in {MATRICES}")
+    logger.info(
+        f"{run}/results.json, .md, .csv, .tex; {len(pictures)} figures in {run}/figures; matrices in {MATRICES}"
+    )
 
 
 def check_folds(run: Path, folds: range, arguments: argparse.Namespace) -> None:
@@ -122,16 +118,6 @@ def score_fold(
     val = load_data(validation_split(folder, options), options, words, device, training=False)
     of_test, of_val = (Matrix(encode_split(model, data, options), data.split, data.paths) for data in (test, val))
     return of_test, of_val
-
-
-def validation_split(folder: Path, options: Options) -> Split:
-    """The validation images of a fold, by the names in its split.json. Raises InputError where they are not there."""
-    path = folder / "split.json"
-    tree = read_json(path, "split", "a published checkpoint has none: use --split test")
-    names = tree.get("val") if isinstance(tree, dict) else None
-    if not isinstance(names, list) or not names:
-        raise InputError(f"split {path}: no list 'val' of image names")
-    return named_subset(read_split(options.dataset.data_path, "train"), names)
 
 
 def score_of(fold: int, sims: np.ndarray, split: Split, measure: Any = recall) -> dict[str, Any]:

@@ -5,17 +5,23 @@ python test_single.py --path_opt option/RSITMD/RSITMD_GaLR.yaml --resume checkpo
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import vocab
-from data import load_data, read_split
+from data import load_data, read_split, validation_split
 from engine import encode_split, load_model
 from option.schema import load_options
 from postprocessing.sheet import retrieval_sheet
 from postprocessing.style import save_figure
 from postprocessing.tables import markdown
-from test import describe, save_matrix, score_of, validation_split
-from utils import InputError, Parser, check_writable_file, pick_device, read_checkpoint, run_command
+from test import describe, save_matrix, score_of
+from util.checkpoints import read_checkpoint
+from util.errors import InputError
+from util.files import check_writable_file
+from utils import Parser, pick_device, run_command
+
+logger = logging.getLogger("galr")
 
 
 def main() -> None:
@@ -45,14 +51,14 @@ def main() -> None:
     sims = encode_split(model, data, options)
     folder = Path(arguments.resume).absolute().parent.name  # of our runs: the fold
     score = score_of(int(folder) if folder.isdigit() else 0, sims, split) | {"split": arguments.split}
-    print(describe(arguments.split, data))
-    print(markdown({"dataset": options.dataset.datatype, "folds": [score]}))
+    logger.info(describe(arguments.split, data))
+    logger.info(markdown({"dataset": options.dataset.datatype, "folds": [score]}))
     if arguments.sims:
         for path in save_matrix(Path(arguments.sims), sims, split.image_of_caption):
-            print(f"written: {path}")
+            logger.info(f"written: {path}")
     if arguments.figure:
         save_figure(retrieval_sheet(sims, data.paths, split.captions, split.image_of_caption), arguments.figure)
-        print(f"written: {arguments.figure}")
+        logger.info(f"written: {arguments.figure}")
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ rules, as `nltk.word_tokenize` combines them.
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from collections import Counter
@@ -19,8 +20,12 @@ from typing import NamedTuple
 from nltk.tokenize import NLTKWordTokenizer
 from nltk.tokenize.punkt import PunktSentenceTokenizer
 
+from util.errors import InputError
+from util.files import check_writable_file, read_json, write_json
 from util.lists import read_captions
-from utils import InputError, Parser, check_writable_file, read_json, run_command, write_json
+from utils import Parser, run_command
+
+logger = logging.getLogger("galr")
 
 UNKNOWN = "<unk>"
 MARKS = frozenset(", . : ; ? ( ) [ ] & ! * @ # $ %".split())
@@ -128,7 +133,7 @@ def main() -> None:
             f"no word of the {len(captions)} captions occurs {arguments.threshold} times; lower --threshold"
         )
     save(vocabulary, out)
-    print(f"{out}: {len(vocabulary.words)} words from {len(captions)} captions ({' and '.join(splits)})")
+    logger.info(f"{out}: {len(vocabulary.words)} words from {len(captions)} captions ({' and '.join(splits)})")
 
 
 if __name__ == "__main__":

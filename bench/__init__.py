@@ -11,7 +11,7 @@ from statistics import median
 from types import TracebackType
 from typing import Any, NamedTuple
 
-from utils import RunError
+from util.errors import RunError
 
 Case = dict[str, float]  # "ours", "baseline", "ratio", "spread", "peak_mib"
 

@@ -20,7 +20,9 @@ import bench.rerank
 import bench.scaling
 import bench.train
 from bench import Case
-from utils import InputError, Parser, check_writable_file, pick_device, run_command, write_json
+from util.errors import InputError
+from util.files import check_writable_file, write_json
+from utils import Parser, pick_device, run_command
 
 SUITES = ("train", "data", "eval", "rerank")
 

@@ -20,12 +20,14 @@ import torch
 from PIL import Image
 from tqdm import trange
 
+import bench.train
 import engine
 import util.images
 from bench import Case, Side, figures
 from bench.baseline import loader
 from bench.train import made_up, new_model, once, settings, train_data, wait
-from data import MemoryPixels, train_batches
+from data import train_batches
+from util.pixels import MemoryPixels
 from util.transforms import resize_size
 from utils import reuse_memory
 
@@ -103,8 +105,8 @@ def our_wait(overrides: tuple[str, ...], steps: int, device: torch.device) -> Ca
 
     def work() -> float:
         nonlocal waited
-        with mock.patch.object(engine, "train_batches", watched):
-            epoch = engine.train_epoch(model, data, options, optimizer, 0, 0)
+        with mock.patch.object(bench.train, "train_batches", watched):
+            epoch = bench.train.train_epoch(model, data, options, optimizer)
             next(epoch)  # warm
             wait(device)
             start, waited = time.perf_counter(), 0.0

@@ -22,7 +22,8 @@ import numpy as np
 from bench import figures
 from postprocessing.recall import image_of_caption, recall
 from postprocessing.rerank import multivariate, rerank_recall
-from utils import Parser, RunError, run_command
+from util.errors import RunError
+from utils import Parser, run_command
 
 K, W_SIMILARITY, W_REVERSE, XI = 30, 0.3, 1.1, 0.05
 PER_IMAGE = 5

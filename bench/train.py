@@ -1,6 +1,6 @@
 """A training step at the published sizes: batch 100, 256 pixels, captions as long as RSITMD's, full widths.
 
-Ours is `engine.train_epoch` itself, augmentation included; the baseline is given its images ready.
+Ours is the loop of train.py around `engine.train_step`, augmentation included; the baseline is given its images ready.
 """
 
 from __future__ import annotations
@@ -16,17 +16,20 @@ from torch import Tensor, nn
 from torch.nn import functional
 from tqdm import trange
 
+import engine
 from bench import Case, Side, figures
 from bench.baseline import Baseline, train_step, triplet_loss
-from data import Data, MemoryPixels, Split, train_batches
-from engine import Step, make_optimizer, prepare, train_epoch
-from layers.galr import build_model
+from data import Data, Split, train_batches
+from engine import learning_rate, make_optimizer, prepare
+from layers import build_model
 from layers.loss import TripletLoss
 from layers.published import to_published
 from option import load_options
 from option.schema import Options
+from util.errors import RunError
+from util.pixels import MemoryPixels
 from util.transforms import normalise, resize_size
-from utils import ROOT, RunError
+from utils import ROOT
 
 WORDS = [f"word{i}" for i in range(1349)]  # as many as the published vocabulary of RSITMD
 # captions of RSITMD's train list with 0, 1, 2, ... words (vocab.tokenize)
@@ -115,11 +118,21 @@ def seconds(work: Callable[[], object], device: torch.device) -> float:
     return time.perf_counter() - start
 
 
-def steps_of(options: Options, device: torch.device) -> Iterator[Step]:
+def train_epoch(
+    model: nn.Module, data: Data, options: Options, optimizer: torch.optim.Optimizer, epoch: int = 0
+) -> Iterator[Tensor]:
+    """The losses of an epoch's steps, taken as in train.py."""
+    model.train()
+    loss_of = TripletLoss(options.optim.margin, options.optim.max_violation)
+    for batch in train_batches(data, options, 0, epoch):
+        yield engine.train_step(model, batch, loss_of, optimizer, learning_rate(options.optim, epoch), options)
+
+
+def steps_of(options: Options, device: torch.device) -> Iterator[Tensor]:
     """The training loop of a new model, epoch after epoch."""
     model = prepare(new_model(options), options, device)
     data, optimizer = train_data(options, device), make_optimizer(model)
-    return chain.from_iterable(train_epoch(model, data, options, optimizer, 0, epoch) for epoch in count())
+    return chain.from_iterable(train_epoch(model, data, options, optimizer, epoch) for epoch in count())
 
 
 def our_step(overrides: tuple[str, ...], precision: str, device: torch.device) -> Callable[[], None]:

@@ -14,12 +14,8 @@ import torchvision
 from torch import Tensor, nn
 from torch.nn import functional
 
+from layers.model import l2norm
 from layers.strided_conv import StridedConv2d
-
-
-def l2norm(x: Tensor) -> Tensor:
-    """x / (|x| + 1e-8) along the last dimension (released code)."""
-    return x / (torch.linalg.vector_norm(x, dim=-1, keepdim=True) + 1e-8)
 
 
 class MVSA(nn.Module):

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from utils import send
+from layers.transfer import send
 
 
 class Packing(NamedTuple):

@@ -10,7 +10,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from layers.global_branch import l2norm
+from layers.model import l2norm
 
 NODES = FEATURES = 20
 

@@ -7,11 +7,14 @@ their gradient is zero in the released code.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from option.schema import Fusion
+if TYPE_CHECKING:
+    from option.schema import Fusion
 
 
 class Norm(nn.Module):

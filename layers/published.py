@@ -5,14 +5,8 @@ The released model keeps each gate of the GRU apart; ours stacks them (reset, up
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
-
 import torch
 from torch import Tensor, nn
-
-from layers.weights import mismatch
-from utils import InputError
 
 ATTENTION = {"linear_v.": "value.", "linear_k.": "key.", "linear_q.": "query.", "linear_merge.": "merge."}
 FEEDFORWARD = {"ffn.mlp.fc.linear.": "feedforward.inner.", "ffn.mlp.linear.": "feedforward.outer."}
@@ -90,28 +84,30 @@ def is_published(state: dict[str, Tensor]) -> bool:
 def load_published(model: nn.Module, state: dict[str, Tensor]) -> None:
     """Load weights under published names, strictly.
 
-    Raises InputError that lists the missing, the unexpected and the misshapen names.
+    Raises ValueError that lists the missing, the unexpected and the misshapen names.
     """
-    fault = mismatch(state, to_published(model.state_dict()))
-    if fault:
-        raise InputError(f"the published weights do not fit this model: {fault}")
+    if fault := mismatch(state, to_published(model.state_dict())):
+        raise ValueError(f"the published weights do not fit this model: {fault}")
     model.load_state_dict(from_published(state))
 
 
-def load_weights(model: nn.Module, checkpoint: dict[str, Any], words: Sequence[str]) -> None:
-    """Load the weights of a checkpoint, ours or a published one, made with this vocabulary.
+def mismatch(given: dict, wanted: dict, spare: tuple[str, ...] = ()) -> str:
+    """What keeps `given` from being loaded as `wanted` (name -> tensor), in words; empty if nothing does.
 
-    Raises InputError where the vocabulary or the weights do not fit.
+    Names that start with one of `spare` are ignored.
     """
-    made_with = checkpoint.get("words")
-    if made_with is not None and list(made_with) != list(words):
-        raise InputError(
-            f"the vocabulary does not match the checkpoint: {len(words)} words against {len(made_with)} that it was "
-            "trained with; set dataset.vocab_path to the file that the run used"
-        )
-    if is_published(checkpoint["model"]):
-        load_published(model, checkpoint["model"])
-    elif fault := mismatch(checkpoint["model"], model.state_dict()):
-        raise InputError(f"the checkpoint's weights do not fit this model: {fault}")
-    else:
-        model.load_state_dict(checkpoint["model"])
+    if not isinstance(given, dict):
+        return "not a table of names and tensors"
+    missing = [name for name in wanted if name not in given]
+    extra = [str(name) for name in given if name not in wanted and not str(name).startswith(spare or "\0")]
+    shapes = [
+        f"{name} {tuple(getattr(given[name], 'shape', ()))} instead of {tuple(wanted[name].shape)}"
+        for name in wanted
+        if name in given and getattr(given[name], "shape", None) != wanted[name].shape
+    ]
+    parts = (("missing", missing), ("unexpected", extra), ("misshapen", shapes))
+    return "; ".join(f"{len(names)} {what}: {_list(names)}" for what, names in parts if names)
+
+
+def _list(names: list[str]) -> str:
+    return ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")

@@ -5,11 +5,15 @@ t = relu(Linear(H, D)(state at the last real word))
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor, nn
 
 from layers.gru import GRU, pack
-from option.schema import Seq2Vec
+
+if TYPE_CHECKING:
+    from option.schema import Seq2Vec
 
 
 class TextEncoder(nn.Module):
@@ -27,6 +31,8 @@ class TextEncoder(nn.Module):
             self.gru = GRU(options.embedding_dim, hidden, options.dropout if "Bayesian" in options.type else 0.0)
             self.gru_backward = None
         self.out = nn.Linear(hidden, embed_dim)
+        for gru in filter(None, (self.gru, self.gru_backward)):
+            gru.initialise()
 
     def sentence_vector(self, token_ids: Tensor, lengths: Tensor | None = None) -> Tensor:
         """token_ids (B, T), 0 = padding after the last word; lengths (B,) -> the skip-thoughts vector (B, H)."""

@@ -6,6 +6,7 @@ Every key added here has a default under which a published file keeps its meanin
 from __future__ import annotations
 
 import difflib
+import logging
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -14,7 +15,10 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from utils import InputError, read_text, write_text
+from util.errors import InputError
+from util.files import read_text, write_text
+
+logger = logging.getLogger("galr")
 
 # Published keys that nothing reads (design section 2): accepted, and named once as unused.
 UNUSED = ("model.cross_attention", "model.fusion.correct_local_", "model.fusion.supplement_global_",
@@ -74,7 +78,7 @@ class Embed(Section):
     embed_dim: Count = 512
 
 
-class Model(Section):
+class GaLROptions(Section):
     """`pretrained`: imagenet, none, or the path of a ResNet-18 state dict."""
 
     name: Literal["GaLR"] = "GaLR"
@@ -85,7 +89,7 @@ class Model(Section):
     embed: Embed = Embed()
 
     @model_validator(mode="after")
-    def _widths_fit(self) -> Model:
+    def _widths_fit(self) -> GaLROptions:
         if self.fusion.mca_HIDDEN_SIZE != self.embed.embed_dim:
             raise ValueError(f"model.fusion.mca_HIDDEN_SIZE ({self.fusion.mca_HIDDEN_SIZE}) must equal "
                              f"model.embed.embed_dim ({self.embed.embed_dim})")  # fmt: skip
@@ -159,7 +163,7 @@ class KFold(Section):
 class Options(Section):
     """All options of a run, by attribute: `options.optim.lr`."""
 
-    model: Model = Model()
+    model: GaLROptions = GaLROptions()
     dataset: Dataset
     optim: Optim = Optim()
     logs: Logs = Logs()
@@ -187,7 +191,7 @@ def load_options(path: str | os.PathLike, overrides: Sequence[str] = ()) -> Opti
         _override(tree, override)
     tree = _without_none(tree)
     if unused := _drop_unused(tree):
-        print(f"note: {path}: nothing reads {', '.join(unused)}")
+        logger.info(f"note: {path}: nothing reads {', '.join(unused)}")
     try:
         return Options(**tree)
     except ValidationError as error:

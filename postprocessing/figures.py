@@ -20,7 +20,9 @@ from postprocessing.recall import load
 from postprocessing.sheet import retrieval_sheet
 from postprocessing.style import GREY, INK, PALE, PLAIN, RERANK, RUN, new_figure, save_figure
 from postprocessing.tables import MEASURES, SIX, chance_of, gallery_of, published
-from utils import InputError, Parser, check_writable, read_json, run_command
+from util.errors import InputError
+from util.files import check_writable, read_json
+from utils import Parser, run_command
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from utils import InputError, existing_file
+from util.errors import InputError
+from util.files import existing_file
 
 BLOCK = 1 << 18  # entries of the matrix that are worked on at once: they fit a core's cache
 

@@ -40,7 +40,9 @@ from postprocessing.recall import (
 )
 from postprocessing.style import save_figure
 from postprocessing.tables import change_table, summarise
-from utils import InputError, Parser, check_writable_file, read_json, run_command, write_json
+from util.errors import InputError
+from util.files import check_writable_file, read_json, write_json
+from utils import Parser, run_command
 
 PUBLISHED = {"k": 30, "w_similarity": 0.3, "w_reverse": 1.1, "xi": 0.05, "variant": "released", "l": None}
 VARIANTS = ("released", "paper")

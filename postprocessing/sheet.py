@@ -17,7 +17,8 @@ import numpy as np
 from postprocessing.recall import check_images, check_matrix
 from postprocessing.rerank import PUBLISHED, multivariate_order
 from postprocessing.style import GREY, INK, PALE, PLAIN, RIGHT, new_figure
-from utils import ROOT, InputError
+from util.errors import InputError
+from utils import ROOT
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

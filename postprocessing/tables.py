@@ -15,7 +15,9 @@ from pathlib import Path
 import numpy as np
 
 from postprocessing.recall import chance
-from utils import InputError, Parser, read_json, run_command, write_text
+from util.errors import InputError
+from util.files import read_json, write_text
+from utils import Parser, run_command
 
 DIRECTIONS = ("i2t", "t2i")
 MEASURES = {"r1": "R@1", "r5": "R@5", "r10": "R@10", "medr": "med r", "meanr": "mean r"}

@@ -22,6 +22,8 @@ import torch
 import torchvision
 from torch import nn
 
+import util.checkpoints
+import util.files
 import utils
 
 ROOT = Path(utils.__file__).parent
@@ -181,19 +183,22 @@ def short_trunk() -> Iterator[None]:
 def checkpoint(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint of the tiny model with random weights, as train.py writes it, with its split.json. Short trunk."""
     import vocab
+    from engine import make_optimizer
     from layers import build_model
     from option import load_options
-    from train import Progress, checkpoint, make_optimizer
+    from util.resume import Progress, content_for_resume, content_for_scoring
 
     options = load_options(demo / "tiny.yaml")
     words = vocab.load(demo / "vocab.json").words
     with shortened():
         model = build_model(options, words)
     folder = tmp_path_factory.mktemp("checkpoint") / "tiny" / "0"
-    state = checkpoint(model, make_optimizer(model), Progress(), [], options, words)
-    utils.save_checkpoint(state, folder / "GaLR_best.pth.tar")
+    state = content_for_scoring(model, Progress(), options, words)
+    state |= content_for_resume(make_optimizer(model), Progress(), [], [], inputs="")
+    del state["inputs"]  # as in checkpoints of before it was kept
+    util.checkpoints.save_checkpoint(state, folder / "GaLR_best.pth.tar")
     names = list(dict.fromkeys((demo / "data/train_filename.txt").read_text().split()))
-    utils.write_json(folder / "split.json", {"train": names[4:], "val": names[:4]})
+    util.files.write_json(folder / "split.json", {"train": names[4:], "val": names[:4]})
     return folder / "GaLR_best.pth.tar"
 
 

@@ -44,14 +44,15 @@ import util.local_features
 import vocab
 from data import read_split
 from layers.text_encoder import TextEncoder
-from layers.weights import load_skipthoughts
 from option import load_options
 from option.schema import Seq2Vec
 from postprocessing.recall import load
 from postprocessing.rerank import rerank_recall
+from util.checkpoints import newest_checkpoint, read_checkpoint
+from util.errors import InputError, RunError
 from util.local_features import load_local
-from util.regions import FORMATS, read_detections, to_regions
-from utils import InputError, RunError, newest_checkpoint, read_checkpoint
+from util.regions.formats import FORMATS, read_detections, to_regions
+from util.weights import load_skipthoughts
 
 LONGEST = 20  # seconds for one input
 MEMORY = 4 * 2**30

@@ -59,6 +59,6 @@ def inputs(golden: dict) -> tuple[torch.Tensor, ...]:
 def model(golden: dict, gate: str = "released") -> torch.nn.Module:
     """The golden model in evaluation mode."""
     options = load_options("option/RSITMD/RSITMD_GaLR.yaml", [f"model.fusion.gate={gate}"])
-    built = build_model(options, [f"w{i}" for i in range(40)], initialise=False)
+    built = build_model(options, [f"w{i}" for i in range(40)])
     load_published(built, weights(golden))
     return built.eval()

@@ -20,8 +20,8 @@ import bench.scaling
 import bench.train
 import vocab
 from bench import Side, figures
+from util.errors import InputError, RunError
 from util.lists import read_captions
-from utils import InputError, RunError
 
 CPU = torch.device("cpu")
 TINY = ("dataset.batch_size=32", "dataset.batch_size_val=3", "dataset.image_size=32", "model.seq2vec.hidden_dim=24",

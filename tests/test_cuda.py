@@ -19,12 +19,13 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 from torch.utils._pytree import tree_leaves
 
 from bench.eval import our_evaluation
-from bench.train import new_model, our_gradients, settings, train_data, worst_gradient
-from data import Data, FilePixels, MemoryPixels, image_batches
-from engine import make_optimizer, prepare, train_epoch
+from bench.train import new_model, our_gradients, settings, train_data, train_epoch, worst_gradient
+from data import Data, image_batches
+from engine import make_optimizer, prepare
 from layers.gru import _Recurrence, pack
 from option.schema import Options
 from util import transforms
+from util.pixels import FilePixels, MemoryPixels
 from util.transforms import augment, draw_augmentation
 
 pytestmark = pytest.mark.filterwarnings("ignore:'pin_memory' argument")
@@ -120,7 +121,7 @@ def test_a_step_up_to_its_loss_waits_nowhere_and_keeps_to_its_device(
     put_on(model, GPU)
     simulated.faults.clear()
     monkeypatch.setattr(torch.Tensor, "backward", lambda _: None)  # PyTorch's engine wants a real GPU
-    losses = [step.loss for step in train_epoch(model, there, options, make_optimizer(model), 0, 0)]
+    losses = list(train_epoch(model, there, options, make_optimizer(model)))
     assert [loss.device.type for loss in losses] == ["cuda"] * len(losses)
     assert simulated.faults == []
 
@@ -192,11 +193,11 @@ def test_a_training_step_waits_for_the_gpu_nowhere(place: str, precision: str, t
     """Wherever the decoded images stand: the GPU would be idle while the next step is being prepared."""
     options = settings(SMALL, precision)
     model, there = prepare(new_model(options), options, GPU), data_from(place, options, tmp_path)
-    steps = train_epoch(model, there, options, make_optimizer(model), 0, 0)
+    steps = train_epoch(model, there, options, make_optimizer(model))
     next(steps)
     torch.cuda.set_sync_debug_mode("error")
     try:
-        losses = [next(steps).loss for _ in range(3)]
+        losses = [next(steps) for _ in range(3)]
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert torch.stack(losses).isfinite().all()

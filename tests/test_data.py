@@ -17,8 +17,8 @@ import util.images
 from option import load_options
 from option.schema import KFold
 from util import transforms
+from util.errors import InputError
 from util.local_features import load_local, stem
-from utils import InputError
 
 
 def write_lists(folder: Path, split: str, names: list[str], captions: list[str]) -> None:

@@ -17,7 +17,7 @@ from layers.loss import TripletLoss
 from layers.published import to_published
 from option import load_options
 from option.schema import Optim
-from utils import read_checkpoint
+from util.checkpoints import read_checkpoint
 
 pytestmark = pytest.mark.usefixtures("short_trunk")
 

@@ -12,7 +12,7 @@ import torch
 from layers.loss import TripletLoss
 from layers.published import from_published, load_published, to_published
 from layers.strided_conv import StridedConv2d
-from utils import InputError
+from util.errors import InputError
 
 
 @pytest.fixture(scope="module")

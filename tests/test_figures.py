@@ -19,7 +19,8 @@ from postprocessing.rerank import multivariate_order
 from postprocessing.sheet import retrieval_sheet
 from postprocessing.style import RIGHT, save_figure
 from tests.test_tables import fold, reranked, results
-from utils import InputError, exit_status
+from util.errors import InputError
+from utils import exit_status
 
 ROOT = Path(__file__).parent.parent
 

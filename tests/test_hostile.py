@@ -20,8 +20,11 @@ import torch
 import yaml
 from test_bad_input import RERANK, SINGLE, TRAIN, trained
 
-from util.local_features import load_local, load_pickled_npy
-from utils import InputError, load_torch, read_text
+from util.errors import InputError
+from util.files import read_text
+from util.local_features import load_local
+from util.pickles import load_pickled_npy
+from util.torch_files import load_torch
 
 pytestmark = pytest.mark.usefixtures("short_trunk")
 CANARY = "canary"

@@ -15,12 +15,13 @@ from PIL import Image
 
 import vocab
 from layers.drea import denoise
-from util.demo_captions import NOUNS, write_captions
-from util.demo_drawing import COLOURS, DRAW, SHADOW_COLOUR, Canvas, Pen, draw_scene
-from util.demo_scene import KINDS, SCENES_PER_SETTING, Scene, Thing, plan_scenes, turned
+from util.demo.captions import NOUNS, write_captions
+from util.demo.drawing import COLOURS, DRAW, SHADOW_COLOUR, Canvas, Pen, draw_scene
+from util.demo.scene import KINDS, SCENES_PER_SETTING, Scene, Thing, plan_scenes, turned
+from util.errors import InputError
 from util.make_demo import annotation, main, make_demo
-from util.regions import read_detections, to_regions
-from utils import InputError, exit_status
+from util.regions.formats import read_detections, to_regions
+from utils import exit_status
 
 DOTA = """plane ship storage-tank baseball-diamond tennis-court basketball-court ground-track-field harbor bridge
 large-vehicle small-vehicle helicopter roundabout soccer-ball-field swimming-pool""".split()

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image, ImageDraw
 
 from layers.drea import denoise
-from util.proposals import DESCRIPTION, NOTHING, Proposals, classify, fit_prototypes, propose
+from util.regions.proposals import DESCRIPTION, NOTHING, Proposals, classify, fit_prototypes, propose
 
 GREY, RED, BLUE = (120, 120, 120), (200, 40, 40), (40, 40, 200)
 

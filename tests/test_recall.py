@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from postprocessing.recall import chance, image_of_caption, load, ranks, recall
-from utils import InputError
+from util.errors import InputError
 
 GOLDEN = np.load(Path(__file__).parent / "golden" / "similarity_a.npz", allow_pickle=False)
 

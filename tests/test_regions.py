@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from layers.drea import CLASSES, denoise
-from util.regions import FORMATS, Detections, Row, class_index, detect_format, read_detections, to_regions
-from utils import InputError
+from util.errors import InputError
+from util.regions.formats import FORMATS, Detections, Row, class_index, detect_format, read_detections, to_regions
 
 DOTA = "imagesource:GoogleEarth\ngsd:0.146\n20 10 60 10 60 30 20 30 plane 0\n70 40 90 50 80 70 60 60 large-vehicle 1\n"
 RESULT = {

@@ -31,10 +31,13 @@ from torch._dynamo.exc import BackendCompilerFailed
 
 import engine
 import train
+import util.checkpoints
+import util.files
 import util.images
+import util.record
 import utils
-from data import open_cache, open_pixels
 from option import load_options
+from util.pixels import open_cache, open_pixels
 
 pytestmark = pytest.mark.usefixtures("short_trunk")
 TRAIN = "train.py --path_opt tiny.yaml"
@@ -72,15 +75,15 @@ def at_step(number: int, do: Callable[[], None]) -> Iterator[None]:
 
     def counted(*arguments):
         nonlocal steps
-        for step in real(*arguments):
-            steps += 1
-            if steps == number:
-                do()
-            yield step
+        loss = real(*arguments)
+        steps += 1
+        if steps == number:
+            do()
+        return loss
 
-    real = train.train_epoch
+    real = train.train_step
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "train_epoch", counted)
+        patch.setattr(train, "train_step", counted)
         yield
 
 
@@ -224,7 +227,7 @@ def test_a_fold_that_is_there_is_refused_before_any_other_is_trained(work, run, 
 
 def test_a_machine_without_git_trains(monkeypatch) -> None:
     monkeypatch.setenv("PATH", "")
-    assert utils.provenance(torch.device("cpu"))["commit"] is None
+    assert util.record.provenance(torch.device("cpu"))["commit"] is None
 
 
 @pytest.mark.parametrize(
@@ -265,7 +268,7 @@ def test_captions_and_local_features_that_changed_are_refused_unless_forced(chan
 
 
 def test_folds_of_one_run_may_train_side_by_side(work, run) -> None:
-    with utils.only_writer(Path("checkpoint/tiny/0")):
+    with util.record.only_writer(Path("checkpoint/tiny/0")):
         assert run(f"{TRAIN} --fold 1 --set k_fold.nums=2").status == 0
     assert run(f"{TRAIN} --fold 0 --set k_fold.nums=2").status == 0
 
@@ -332,7 +335,7 @@ def part_way(work, run) -> Path:
     """A run that was stopped after 5 steps: a checkpoint of step 5, and the one before it, of step 4."""
     with at_step(5, stop(signal.SIGTERM)):
         assert run(TRAIN).status == 143
-    assert steps(LAST) == 5 and steps(utils.previous(LAST)) == 4
+    assert steps(LAST) == 5 and steps(util.checkpoints.previous(LAST)) == 4
     return work
 
 
@@ -352,15 +355,15 @@ def flipped(raw: bytes) -> bytes:
 )
 def test_a_damaged_checkpoint_is_found_and_the_one_before_it_taken_saying_so(damage, work, checkpoint, capsys) -> None:
     path = work / "last.pth.tar"
-    shutil.copy(checkpoint, utils.previous(path))
+    shutil.copy(checkpoint, util.checkpoints.previous(path))
     path.write_bytes(damage(checkpoint.read_bytes()))
-    state = utils.newest_checkpoint(path)
+    state = util.checkpoints.newest_checkpoint(path)
     assert state["arch"] == "GaLR"
     said = capsys.readouterr().err
     assert "damaged" in said and f"going on from the checkpoint before, {path}.previous" in said
-    utils.previous(path).write_bytes(damage(checkpoint.read_bytes()))
-    with pytest.raises(utils.InputError, match="no usable checkpoint"):
-        utils.newest_checkpoint(path)
+    util.checkpoints.previous(path).write_bytes(damage(checkpoint.read_bytes()))
+    with pytest.raises(util.errors.InputError, match="no usable checkpoint"):
+        util.checkpoints.newest_checkpoint(path)
 
 
 def test_a_run_goes_on_from_the_checkpoint_before_to_the_very_same_end(part_way, run, whole) -> None:
@@ -384,16 +387,16 @@ def test_a_crash_between_the_two_renames_loses_nothing(work, checkpoint, monkeyp
     with monkeypatch.context() as patch:
         patch.setattr(Path, "replace", replace)
         with pytest.raises(Killed):
-            utils.save_checkpoint({"model": {}}, path, keep_previous=True)
+            util.checkpoints.save_checkpoint({"model": {}}, path, keep_previous=True)
     assert not path.exists()
-    assert utils.newest_checkpoint(path)["arch"] == "GaLR"
+    assert util.checkpoints.newest_checkpoint(path)["arch"] == "GaLR"
 
 
 def test_a_file_is_whole_or_not_there(tmp_path) -> None:
     """An error while a file is being written leaves the old content, and nothing else in the folder."""
     path = tmp_path / "results.json"
-    utils.write_text(path, "old")
-    with pytest.raises(Killed), utils.atomic(path) as temporary:
+    util.files.write_text(path, "old")
+    with pytest.raises(Killed), util.files.atomic(path) as temporary:
         temporary.write_text("half of the n")
         raise Killed
     assert listing(tmp_path) == {"results.json": b"old"}
@@ -404,7 +407,7 @@ def test_a_file_is_flushed_to_disk_before_it_takes_its_name(tmp_path, monkeypatc
     real_sync, real_replace = os.fsync, Path.replace
     monkeypatch.setattr(os, "fsync", lambda fd: (happened.append("flush"), real_sync(fd))[1])
     monkeypatch.setattr(Path, "replace", lambda a, b: (happened.append("rename"), real_replace(a, b))[1])
-    utils.write_text(tmp_path / "a.txt", "a")
+    util.files.write_text(tmp_path / "a.txt", "a")
     assert happened == ["flush", "rename", "flush"]  # the file, its name, the folder that holds the name
 
 
@@ -412,7 +415,7 @@ def test_a_file_is_flushed_to_disk_before_it_takes_its_name(tmp_path, monkeypatc
 
 
 def test_a_second_run_on_the_same_folder_is_refused(work, run, monkeypatch) -> None:
-    monkeypatch.setattr(utils, "LOCK_WAIT", 0.1)
+    monkeypatch.setattr(util.record, "LOCK_WAIT", 0.1)
     FOLD.mkdir(parents=True)
     before = listing(work)
     with filelock.FileLock(FOLD / ".lock"):
@@ -436,14 +439,14 @@ def test_the_lock_of_a_dead_process_is_taken_over(tmp_path) -> None:
     process.kill()
     process.join()
     assert (tmp_path / ".lock").exists()
-    with utils.only_writer(tmp_path):
+    with util.record.only_writer(tmp_path):
         pass
     assert listing(tmp_path) == {}
 
 
 def count_up(folder: Path) -> None:
     for _ in range(20):
-        with utils.only_writer(folder / "run"):
+        with util.record.only_writer(folder / "run"):
             number = int((folder / "count").read_text())
             time.sleep(0.001)
             (folder / "count").write_text(str(number + 1))
@@ -509,7 +512,7 @@ def test_a_full_disk_ends_the_run_and_it_goes_on_once_there_is_room(small_disk, 
     fold = small_disk / FOLD
     assert full.status == 3 and "0 MiB free" in full.message
     assert str(fold) in full.message and "--resume" in full.message
-    utils.check_archive(fold / "last.pth.tar")
+    util.torch_files.check_archive(fold / "last.pth.tar")
     subprocess.run(["mount", "-o", "remount,size=200m", small_disk], check=True)
     assert run(f"{command} --resume").status == 0
     assert differences(whole, fold) == []
@@ -623,7 +626,7 @@ def test_images_that_do_not_fit_the_gpu_are_told_to_stay_in_a_file(work, monkeyp
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
     monkeypatch.setattr(torch.Tensor, "to", no_room)
-    with pytest.raises(utils.RunError, match=r"20 images .*set dataset\.cache=h5"):
+    with pytest.raises(util.errors.RunError, match=r"20 images .*set dataset\.cache=h5"):
         paths = sorted(map(str, Path("data/images").iterdir()))
         open_pixels(paths, 64, load_options("tiny.yaml").dataset, torch.device("cuda"))
 

@@ -17,7 +17,7 @@ from postprocessing import rerank
 from postprocessing.recall import recall
 from postprocessing.rerank import multivariate, multivariate_order, rerank_recall, reverse_order
 from tests.test_recall import problems
-from utils import InputError
+from util.errors import InputError
 
 ROOT = Path(__file__).parent.parent
 GOLDEN = np.load(Path(__file__).parent / "golden" / "similarity_a.npz", allow_pickle=False)

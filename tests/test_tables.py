@@ -20,7 +20,8 @@ from postprocessing.tables import (
     summarise,
     write_tables,
 )
-from utils import InputError, write_json
+from util.errors import InputError
+from util.files import write_json
 
 
 def fold(number: int, add: float, images: int = 452, captions: int = 2260) -> dict:

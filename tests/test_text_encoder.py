@@ -10,9 +10,9 @@ import torch
 
 from layers.gru import GRU, pack
 from layers.text_encoder import TextEncoder
-from layers.weights import load_skipthoughts
 from option.schema import Seq2Vec
-from utils import InputError
+from util.errors import InputError
+from util.weights import load_skipthoughts
 
 GOLDEN = Path(__file__).parent / "golden" / "text_a.npz"
 WORDS = [f"w{i}" for i in range(30)]

@@ -8,6 +8,7 @@ docs/REGIONS.md tells how to get regions for one's own images.
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import signal
 from collections.abc import Callable, Iterable, Iterator
@@ -19,14 +20,18 @@ from typing import Any
 
 import h5py
 import numpy as np
-from tqdm import tqdm
 
 from layers.drea import THRESHOLDS, Denoised, DreaOptions, Regions, denoise, enhanced_adjacency
+from util.errors import InputError, Interrupted, RunError
+from util.files import atomic, check_writable_file, some
 from util.images import image_size, open_image, safe_paths
 from util.lists import read_names
 from util.local_features import stem
-from util.regions import FORMATS, read_detections, to_regions
-from utils import InputError, Interrupted, Parser, RunError, atomic, check_writable_file, run_command, some
+from util.progress import Bar
+from util.regions.formats import FORMATS, read_detections, to_regions
+from utils import Parser, run_command
+
+logger = logging.getLogger("galr")
 
 PROPOSALS = "proposals"
 DESCRIPTION = "Turn detected regions into the local features that training reads (see docs/REGIONS.md)."
@@ -43,7 +48,7 @@ def main() -> None:
     shown = np.linspace(0, len(names) - 1, min(arguments.preview, len(names))).astype(int)
     pictures = [open_image(path) for path in safe_paths(arguments.image_path, [names[index] for index in shown])]
 
-    denoised, adjacency = drea(tqdm(regions, "DREA", disable=None), arguments.options)
+    denoised, adjacency = drea(Bar(regions, "DREA", unit="image"), arguments.options)
     attributes |= {f"drea.{key}": value for key, value in asdict(arguments.options).items()}
     rep = np.stack([one.nodes for one in denoised])
     stems = [stem(name) for name in names]
@@ -51,13 +56,13 @@ def main() -> None:
     if arguments.published:
         write_published(arguments.published, stems, rep, adjacency)
     if pictures:
-        from util.preview import write_sheets
+        from util.regions.preview import write_sheets
 
         cases = [(names[i], p, regions[i], denoised[i], adjacency[i]) for i, p in zip(shown, pictures, strict=True)]
-        print("drawn:", *write_sheets(arguments.out.with_suffix(""), cases))
+        logger.info("drawn: " + " ".join(map(str, write_sheets(arguments.out.with_suffix(""), cases))))
     _report("regions", [len(one.score) for one in regions])
     _report("nodes", [len(one.region_of_node) for one in denoised])
-    print(f"{arguments.out}: {len(names)} images; use it with --set dataset.local_path={arguments.out}")
+    logger.info(f"{arguments.out}: {len(names)} images; use it with --set dataset.local_path={arguments.out}")
 
 
 def image_names(data_path: Path) -> list[str]:
@@ -90,7 +95,7 @@ def detected_regions(arguments: argparse.Namespace, names: list[str]) -> tuple[l
 
 def proposed_regions(arguments: argparse.Namespace, names: list[str]) -> tuple[list[Regions], dict[str, Any]]:
     """Unsupervised proposals of each image, and how they were made (attributes). Prototypes see train images only."""
-    from util import proposals
+    from util.regions import proposals
 
     paths = dict(zip(names, safe_paths(arguments.image_path, names), strict=True))
     missing = [name for name, path in paths.items() if not Path(path).exists()]
@@ -112,7 +117,7 @@ def proposed_regions(arguments: argparse.Namespace, names: list[str]) -> tuple[l
 
 
 def _propose_file(path: str) -> Any:
-    from util.proposals import propose
+    from util.regions.proposals import propose
 
     return propose(open_image(path))
 
@@ -120,11 +125,11 @@ def _propose_file(path: str) -> Any:
 def in_parallel(function: Callable, items: list, workers: int, what: str) -> Iterator:
     """Results of `function` over `items`, in order, from several processes, with a progress bar."""
     if workers == 1 or len(items) < 2:
-        yield from tqdm(map(function, items), what, len(items), disable=None)
+        yield from Bar(map(function, items), what, len(items), unit="image")
         return
     pool = ProcessPoolExecutor(min(workers, len(items)), initializer=_leave_signals_to_parent)
     try:
-        yield from tqdm(pool.map(function, items, chunksize=4), what, len(items), disable=None)
+        yield from Bar(pool.map(function, items, chunksize=4), what, len(items), unit="image")
     except BrokenProcessPool:
         raise RunError(f"a worker process died ({what}); if memory was short, try --workers 1") from None
     finally:
@@ -166,7 +171,7 @@ def write_published(path: Path, stems: list[str], rep: np.ndarray, adj: np.ndarr
 
 
 def _report(what: str, counts: list[int]) -> None:
-    print(f"{what} per image: mean {np.mean(counts):.1f}, median {np.median(counts):g}, most {max(counts)}")
+    logger.info(f"{what} per image: mean {np.mean(counts):.1f}, median {np.median(counts):g}, most {max(counts)}")
 
 
 def _parse() -> argparse.Namespace:

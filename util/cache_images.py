@@ -5,9 +5,13 @@ python -m util.cache_images --path_opt option/RSITMD/RSITMD_GaLR.yaml
 
 from __future__ import annotations
 
-from data import open_cache
+import logging
+
 from option.schema import load_options
+from util.pixels import open_cache
 from utils import Parser, run_command
+
+logger = logging.getLogger("galr")
 
 
 def main() -> None:
@@ -15,7 +19,7 @@ def main() -> None:
     parser.add_options()
     arguments = parser.parse_args()
     cache, paths = open_cache(load_options(arguments.path_opt, arguments.set).dataset)
-    print(f"{cache}: {len(paths)} images, {cache.stat().st_size / 2**20:.0f} MiB; use it with dataset.cache: h5")
+    logger.info(f"{cache}: {len(paths)} images, {cache.stat().st_size / 2**20:.0f} MiB; use it with dataset.cache: h5")
 
 
 if __name__ == "__main__":

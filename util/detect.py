@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import logging
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -21,24 +22,19 @@ import numpy as np
 import torch
 from PIL import Image
 from torchvision.models import get_model
-from tqdm import tqdm
 
 from layers.drea import CLASSES
+from util.errors import InputError, RunError
+from util.files import read_text, some, write_text
 from util.images import open_image
 from util.local_features import stem
-from util.regions import read_classes
-from utils import (
-    InputError,
-    Parser,
-    RunError,
-    StopSignals,
-    load_torch,
-    pick_device,
-    read_text,
-    run_command,
-    some,
-    write_text,
-)
+from util.progress import Bar
+from util.regions.formats import read_classes
+from util.signals import StopSignals
+from util.torch_files import load_torch
+from utils import Parser, pick_device, run_command
+
+logger = logging.getLogger("galr")
 
 ARCHITECTURES = (
     "fasterrcnn_resnet50_fpn",
@@ -69,14 +65,14 @@ def main() -> None:
     left = [path for path in paths if stem(path.name) not in found]
     with StopSignals() as stop, (arguments.out / JOURNAL).open("a", encoding="utf-8") as journal:
         batches = detect(model.to(device), left, device, arguments.batch_size, arguments.workers)
-        for batch in tqdm(batches, "detecting", -(-len(left) // arguments.batch_size), disable=None):
+        for batch in Bar(batches, "detecting", -(-len(left) // arguments.batch_size), unit="batch"):
             journal.writelines(json.dumps(entry) + "\n" for entry in batch)
             journal.flush()
             found.update(batch)
             stop.check()
     write_results(arguments.out, {stem(path.name): found[stem(path.name)] for path in paths}, classes)
     (arguments.out / JOURNAL).unlink()
-    print(f"{sum(len(found[stem(path.name)]) for path in paths)} regions in {len(paths)} images")
+    logger.info(f"{sum(len(found[stem(path.name)]) for path in paths)} regions in {len(paths)} images")
 
 
 def load_detector(

@@ -15,9 +15,10 @@ from pathlib import Path
 import h5py
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
-from utils import InputError, atomic, some
+from util.errors import InputError
+from util.files import atomic, some
+from util.progress import Bar
 
 LARGEST = 100_000_000  # pixels; a decompression bomb promises more
 warnings.filterwarnings("ignore", module=r"PIL\.")  # once for all threads: what matters is an error here
@@ -106,7 +107,7 @@ def decode_all(paths: Sequence[str], size: int, workers: int, what: str) -> Iter
 
     with ThreadPoolExecutor(max(1, workers)) as pool:
         step = 256
-        with tqdm(total=len(paths), desc=what, unit="image", disable=None) as bar:
+        with Bar(total=len(paths), desc=what, unit="image") as bar:
             for start in range(0, len(paths), step):
                 for pixels in pool.map(attempt, paths[start : start + step]):
                     bar.update()

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from utils import InputError, read_text
+from util.errors import InputError
+from util.files import read_text
 
 
 def read_lines(path: Path, what: str) -> list[str]:

@@ -9,17 +9,22 @@ coordinates, oriented boxes), `detections/Task1_*.txt` (what a detector would ma
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
-from util.demo_captions import CAPTIONS_PER_IMAGE, write_captions
-from util.demo_detector import detect_scene
-from util.demo_drawing import draw_scene
-from util.demo_scene import Scene, plan_scenes
-from utils import InputError, Parser, atomic, check_writable, read_json, run_command, write_json, write_text
+from util.demo.captions import CAPTIONS_PER_IMAGE, write_captions
+from util.demo.detector import detect_scene
+from util.demo.drawing import draw_scene
+from util.demo.scene import Scene, plan_scenes
+from util.errors import InputError
+from util.files import atomic, check_writable, read_json, write_json, write_text
+from util.progress import Bar
+from utils import Parser, run_command
+
+logger = logging.getLogger("galr")
 
 MARK = "demo.json"  # written first: a folder that holds it is ours to write again
 TEST_EVERY = 5  # every fifth image is a test image
@@ -32,7 +37,7 @@ def make_demo(out: Path, images: int, size: int, seed: int) -> None:
     check_folder(out, arguments)
     write_json(out / MARK, arguments)
     scenes = plan_scenes(images, seed)
-    for scene in tqdm(scenes, desc=f"drawing {out}", unit="image", disable=None):
+    for scene in Bar(scenes, desc=f"drawing {out}", unit="image"):
         with atomic(out / "images" / f"{scene.name}.png") as temporary:
             Image.fromarray(draw_scene(scene, size)).save(temporary, format="PNG")
         write_text(out / "boxes" / f"{scene.name}.txt", annotation(scene, size))
@@ -111,7 +116,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="another seed, another set (default 0)")
     given = parser.parse_args()
     make_demo(given.out, given.images, given.size, given.seed)
-    print(f"{given.images} images and {given.images * CAPTIONS_PER_IMAGE} captions written to {given.out}")
+    logger.info(f"{given.images} images and {given.images * CAPTIONS_PER_IMAGE} captions written to {given.out}")
 
 
 if __name__ == "__main__":

@@ -14,9 +14,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 from PIL import Image
 
-from util.demo_captions import write_captions
-from util.demo_drawing import draw_scene
-from util.demo_scene import Scene, plan_scenes
+from util.demo.captions import write_captions
+from util.demo.drawing import draw_scene
+from util.demo.scene import Scene, plan_scenes
 
 FOLDER = Path(__file__).resolve().parent
 ROWS, COLUMNS, SEED = 3, 5, 0

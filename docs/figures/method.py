@@ -14,9 +14,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.patches import FancyBboxPatch, Polygon
 
-from util.demo_captions import write_captions
-from util.demo_drawing import draw_scene
-from util.demo_scene import plan_scenes
+from util.demo.captions import write_captions
+from util.demo.drawing import draw_scene
+from util.demo.scene import plan_scenes
 
 FOLDER = Path(__file__).resolve().parent
 SCENE = 74  # a demonstration scene with several classes

@@ -13,7 +13,7 @@ from itertools import pairwise
 import numpy as np
 from skimage import draw, transform
 
-from util.demo_scene import ROAD_WIDTH, Rectangle, Scene, Setting, Thing, turned
+from util.demo.scene import ROAD_WIDTH, Rectangle, Scene, Setting, Thing, turned
 
 Colour = tuple[float, float, float]
 

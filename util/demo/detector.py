@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from util.demo_scene import Scene
+from util.demo.scene import Scene
 
 MISSED, FALSE_ALARMS = 0.1, 0.1  # of the things of a scene
 MOST_TIMES = 3  # that one thing is reported

@@ -6,6 +6,7 @@ ResNet-18: torchvision's ImageNet weights, or a state dict in a file. Text encod
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,12 +18,28 @@ import torchvision
 from torch import nn
 
 from layers.gru import GRU
+from layers.model import Model
+from layers.published import mismatch
 from layers.text_encoder import TextEncoder
-from option.schema import Seq2Vec
-from utils import InputError, existing_file, load_torch, read_text
+from option.schema import GaLROptions, Seq2Vec
+from util.errors import InputError
+from util.files import existing_file, read_text
+from util.torch_files import load_torch
+
+logger = logging.getLogger("galr")
 
 RESNET_URL = torchvision.models.ResNet18_Weights.IMAGENET1K_V1.url
 SKIPTHOUGHTS_URL = "http://www.cs.toronto.edu/~rkiros/models/"
+
+
+def load_starting_weights(model: Model, options: GaLROptions, words: Sequence[str]) -> None:
+    """Give a new model the weights that its options ask for; without any, its random ones stay.
+
+    words: the vocabulary in index order from 1. Raises InputError where a file is missing, damaged or misshapen.
+    """
+    load_resnet(model.global_branch.resnet, options.pretrained)
+    if options.seq2vec.pretrained:
+        load_skipthoughts(model.text_encoder, options.seq2vec, words)
 
 
 def load_resnet(resnet: nn.Module, pretrained: str) -> None:
@@ -48,28 +65,6 @@ def load_resnet(resnet: nn.Module, pretrained: str) -> None:
     resnet.load_state_dict({k: v for k, v in state.items() if not k.startswith("fc.")}, strict=False)
 
 
-def mismatch(given: dict, wanted: dict, spare: tuple[str, ...] = ()) -> str:
-    """What keeps `given` from being loaded as `wanted` (name -> tensor), in words; empty if nothing does.
-
-    Names that start with one of `spare` are ignored.
-    """
-    if not isinstance(given, dict):
-        return "not a table of names and tensors"
-    missing = [name for name in wanted if name not in given]
-    extra = [str(name) for name in given if name not in wanted and not str(name).startswith(spare or "\0")]
-    shapes = [
-        f"{name} {tuple(getattr(given[name], 'shape', ()))} instead of {tuple(wanted[name].shape)}"
-        for name in wanted
-        if name in given and getattr(given[name], "shape", None) != wanted[name].shape
-    ]
-    parts = (("missing", missing), ("unexpected", extra), ("misshapen", shapes))
-    return "; ".join(f"{len(names)} {what}: {_list(names)}" for what, names in parts if names)
-
-
-def _list(names: list[str]) -> str:
-    return ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
-
-
 def load_skipthoughts(encoder: TextEncoder, options: Seq2Vec, words: Sequence[str]) -> None:
     """Fill the text encoder from the folder `dir_st`: `u` files for UniSkip and BayesianUniSkip, `b` files for BiSkip.
 
@@ -84,7 +79,7 @@ def load_skipthoughts(encoder: TextEncoder, options: Seq2Vec, words: Sequence[st
         raise InputError(f"skip-thoughts file {folder / 'dictionary.txt'}: the word UNK is missing")
     lacking = [word for word in words if word not in row]
     if lacking:
-        print(f"{len(lacking)} of {len(words)} words are not in the skip-thoughts dictionary and take UNK")
+        logger.info(f"{len(lacking)} of {len(words)} words are not in the skip-thoughts dictionary and take UNK")
     arrays = _arrays(folder / ("bi_skip.npz" if kind == "b" else "uni_skip.npz"))
     rows = table[[row.get(word, row["UNK"]) for word in words]]
     if not np.isfinite(rows).all():

@@ -6,8 +6,8 @@ names file and line. Oriented boxes become their axis-aligned hull (design, sect
 
 from __future__ import annotations
 
+import logging
 import re
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -18,8 +18,11 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, TypeAdapter, ValidationError
 
 from layers.drea import CLASSES, Regions
+from util.errors import InputError
+from util.files import read_json, read_text, some
 from util.local_features import stem
-from utils import InputError, read_json, read_text, some
+
+logger = logging.getLogger("galr")
 
 FORMATS = ("dota", "dota-result", "yolo-obb", "coco")
 _RESULT_PREFIX = re.compile(r"^Task[12]_", re.IGNORECASE)
@@ -148,9 +151,9 @@ def to_regions(
     if unknown:
         named = ", ".join(f"{name} ({count})" for name, count in unknown.most_common(5))
         more = ", ..." if len(unknown) > 5 else ""
-        print(f"dropped {unknown.total()} regions of classes outside DOTA-v1.0: {named}{more}", file=sys.stderr)
+        logger.warning(f"dropped {unknown.total()} regions of classes outside DOTA-v1.0: {named}{more}")
     if outside:
-        print(f"dropped {outside} regions that have no area inside their image", file=sys.stderr)
+        logger.warning(f"dropped {outside} regions that have no area inside their image")
     return regions
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from util.demo_scene import Group, Scene
+from util.demo.scene import Group, Scene
 
 CAPTIONS_PER_IMAGE = 5
 NOUNS = {

@@ -1,0 +1,47 @@
+"""The errors that end a command, and how the errors of PyTorch and the system are told apart."""
+
+from __future__ import annotations
+
+import errno
+
+
+class InputError(Exception):
+    """The input is wrong and the user can mend it. Exit status 2; the message says what, where and what to do."""
+
+
+class RunError(Exception):
+    """The run could not go on (disk full, a worker died, a loss that is not finite). Exit status 3; resumable."""
+
+
+class Interrupted(Exception):
+    """A signal asked the run to stop, and it has saved. Exit status 128 + signal number (130, 143)."""
+
+    def __init__(self, signum: int, message: str) -> None:
+        super().__init__(message)
+        self.signum = signum
+
+
+def disk_full(error: BaseException) -> bool:
+    """Whether a file could not grow: a full disk, a quota, a limit on the size of files."""
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def worker_died(error: Exception) -> bool:
+    """Whether PyTorch says that a loader worker is gone; it says so wherever the program happens to be."""
+    return isinstance(error, RuntimeError) and "DataLoader worker" in str(error)
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Whether PyTorch says that a tensor found no room, on a GPU or in main memory."""
+    signs = "DefaultCPUAllocator", "CUDA error: out of memory", "ALLOC_FAILED"
+    return type(error).__name__ == "OutOfMemoryError" or any(sign in str(error) for sign in signs)
+
+
+def gpu_failed(error: Exception) -> bool:
+    """Whether the error is one of CUDA or its libraries."""
+    return type(error).__name__ == "AcceleratorError" or str(error).startswith(("CUDA error", "CUDA driver", "cuDNN"))
+
+
+def compiler_failed(error: Exception) -> bool:
+    """Whether the error is one of `torch.compile`."""
+    return type(error).__module__.startswith(("torch._dynamo", "torch._inductor"))

@@ -1,0 +1,120 @@
+"""The decoded images of a split: in memory, in an HDF5 file, or decoded anew by loader workers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import util.images
+from layers.transfer import send
+from option.schema import Dataset
+from util.errors import InputError, RunError
+from util.files import check_writable, one_at_a_time
+from util.lists import read_names
+from util.transforms import resize_size
+
+
+class Pixels:
+    """Decoded images by row.
+
+    `batches` gives, for each array of rows, a tensor (N, R, R, 3) uint8 and the places (B,) of the rows' images in it:
+    both on `device`.
+    """
+
+    def batches(self, rows: Sequence[np.ndarray], device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+        raise NotImplementedError
+
+
+class MemoryPixels(Pixels):
+    """All images in one tensor (N, R, R, 3): on the training device, or mapped from the HDF5 cache.
+
+    places: (n,) rows of the split's images in it; by default all.
+    """
+
+    def __init__(self, pixels: Tensor, places: np.ndarray | None = None) -> None:
+        self.pixels = pixels
+        self.places = torch.arange(len(pixels)) if places is None else torch.from_numpy(places)
+
+    def batches(self, rows: Sequence[np.ndarray], device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+        for batch in rows:
+            places = self.places[torch.from_numpy(batch)]
+            if self.pixels.device.type == device.type:
+                yield self.pixels, send(places, device)
+            else:
+                chosen = self.pixels.new_empty(len(batch), *self.pixels.shape[1:], pin_memory=True)
+                yield _sent(torch.index_select(self.pixels, 0, places, out=chosen), device)
+
+
+class FilePixels(Pixels, torch.utils.data.Dataset):
+    """Images decoded anew by loader workers."""
+
+    def __init__(self, paths: list[str], size: int, workers: int) -> None:
+        self.paths, self.size, self.workers = paths, size, workers
+
+    def __getitem__(self, row: int) -> np.ndarray | InputError:
+        """An image, or what keeps it from being one: raised in a worker, it would arrive as a traceback's text."""
+        try:
+            return util.images.decode(self.paths[row], self.size)
+        except InputError as error:
+            return error
+
+    def batches(self, rows: Sequence[np.ndarray], device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+        loader = torch.utils.data.DataLoader(
+            self,
+            batch_sampler=[batch.tolist() for batch in rows],
+            num_workers=self.workers,
+            collate_fn=_stack,
+            pin_memory=device.type == "cuda",
+        )
+        for batch in loader:
+            if isinstance(batch, InputError):
+                raise RunError(f"{batch}, though it was in order at the start; mend it and go on with --resume")
+            yield _sent(batch, device)
+
+
+def _sent(pixels: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
+    """A batch of pixels on the device, and its places in it: all."""
+    return send(pixels, device), torch.arange(len(pixels), device=device)
+
+
+def _stack(images: list[np.ndarray | InputError]) -> Tensor | InputError:
+    return next((one for one in images if isinstance(one, InputError)), None) or torch.from_numpy(np.stack(images))
+
+
+def open_pixels(paths: list[str], size: int, options: Dataset, device: torch.device) -> Pixels:
+    """The images of a split in the way that `dataset.cache` asks for, every one checked."""
+    if options.cache == "ram":
+        pixels = util.images.load_pixels(paths, size, options.workers)
+        try:
+            return MemoryPixels(torch.from_numpy(pixels).to(device))
+        except torch.OutOfMemoryError:
+            mib = pixels.nbytes / 2**20
+            raise RunError(
+                f"{len(paths)} images ({mib:.0f} MiB) do not fit the GPU's memory; set dataset.cache=h5"
+            ) from None
+    if options.cache == "none":
+        for _ in util.images.decode_all(paths, size, options.workers, "checking images"):
+            pass
+        return FilePixels(paths, size, options.workers)
+    cache, all_paths = open_cache(options)
+    row = {path: i for i, path in enumerate(all_paths)}
+    pixels = torch.from_numpy(util.images.map_cache(cache, size))
+    return MemoryPixels(pixels, np.array([row[path] for path in paths]))
+
+
+def open_cache(options: Dataset) -> tuple[Path, list[str]]:
+    """The HDF5 cache of a data set's images, built where it is missing or stale -> its path, the paths in its order."""
+    names = dict.fromkeys(read_names(options.data_path, "train") + read_names(options.data_path, "test"))
+    paths = util.images.safe_paths(options.image_path, list(names))
+    sizes = resize_size(options.image_size), options.image_size
+    cache = Path(options.data_path) / f"images_{options.image_size}.h5"
+    if not util.images.cache_is_fresh(cache, paths, sizes):
+        check_writable(cache.parent, "no room for the image cache (dataset.cache=ram or none needs none): folder")
+        with one_at_a_time(cache):  # runs that start together
+            if not util.images.cache_is_fresh(cache, paths, sizes):
+                util.images.build_cache(cache, paths, sizes, options.workers)
+    return cache, paths

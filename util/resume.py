@@ -1,0 +1,182 @@
+"""Exact resume: how far a fold has come, what its checkpoints hold, and whether a run may go on from one."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import ValidationError
+from torch import Tensor, nn
+
+from option.schema import Options
+from util.checkpoints import LAST, newest_checkpoint, previous
+from util.errors import InputError
+from util.files import read_json
+
+logger = logging.getLogger("galr")
+
+# Options that may change on --resume: they move no number of the run.
+FREE = {"dataset.workers", "dataset.cache", "dataset.image_path", "dataset.data_path", "dataset.vocab_path",
+        "dataset.batch_size_val", "logs.save_steps", "logs.ckpt_save_path", "logs.logger_name",
+        "k_fold.current_num", "model.seq2vec.dir_st"}  # fmt: skip
+
+
+@dataclass
+class Progress:
+    """How far a fold has come: what, beside weights and optimiser, an exact resume needs.
+
+    epoch: the one in progress, from 0; batch: how many of its batches are done; steps: done in all; best_rsum: the best
+    sum of validation recalls; window: losses since the last row of the log, on the device.
+    """
+
+    epoch: int = 0
+    batch: int = 0
+    steps: int = 0
+    best_rsum: float = -1.0
+    window: list[Tensor] = field(default_factory=list)
+
+    def count(self, loss: Tensor) -> None:
+        """One more step is done."""
+        self.batch, self.steps = self.batch + 1, self.steps + 1
+        self.window.append(loss)
+
+    def next_epoch(self) -> None:
+        self.epoch, self.batch = self.epoch + 1, 0
+
+
+def content_for_scoring(model: nn.Module, progress: Progress, options: Options, words: Sequence[str]) -> dict[str, Any]:
+    """What scoring and fine-tuning need: the published keys, and the words."""
+    return {
+        "epoch": progress.epoch,
+        "arch": options.model.name,
+        "model": model.state_dict(),
+        "best_rsum": progress.best_rsum,
+        "options": options.to_dict(),
+        "Eiters": progress.steps,
+        "words": list(words),
+    }
+
+
+def content_for_resume(
+    optimizer: torch.optim.Optimizer, progress: Progress, losses: list[float], rows: list, inputs: str
+) -> dict[str, Any]:
+    """What an exact resume needs besides: the optimiser, the progress with the window's `losses`, the log's rows, and
+    the digest of what was trained on."""
+    return {
+        "optimizer": optimizer.state_dict(),
+        "progress": vars(progress) | {"window": losses},
+        "rows": rows,
+        "inputs": inputs,
+    }
+
+
+def restore(state: dict[str, Any], optimizer: torch.optim.Optimizer, folder: Path, device: torch.device) -> Progress:
+    """Put the optimiser where the state left it -> how far the fold had come. Raises InputError if it does not fit."""
+    try:
+        optimizer.load_state_dict(state["optimizer"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"the optimiser in {folder / LAST} does not fit this model ({error})") from None
+    progress = Progress(**state["progress"])
+    progress.window = list(torch.tensor(progress.window, device=device))
+    return progress
+
+
+def refuse_existing(folder: Path) -> None:
+    """Raises InputError where a fold to be trained anew holds a run."""
+    last = folder / LAST
+    if last.exists() or previous(last).exists():
+        raise InputError(
+            f"{folder} holds a run already: add --resume to go on with it, set another k_fold.experiment_name, or "
+            "remove the folder"
+        )
+
+
+def earlier_state(folder: Path, names: dict[str, list[str]], options: Options, force: bool) -> dict[str, Any] | None:
+    """The checkpoint to go on from, or None for a new fold. `names`: the images that train and validate.
+
+    Raises InputError where options or images have changed, unless `force`.
+    """
+    last = folder / LAST
+    state = newest_checkpoint(last)
+    if state is None:
+        logger.info("fold %s: nothing to resume, starting at the beginning", folder.name)
+        return None
+    if not resumable(state):
+        raise InputError(
+            f"checkpoint {last} has no progress to resume from; fine-tune from it with optim.resume={last}"
+        )
+    changed = changed_options(with_defaults(state["options"]), options.to_dict())
+    if changed and not force:
+        raise InputError(f"{folder} was made with other options: {'; '.join(changed)}; --force goes on nevertheless")
+    if read_json(folder / "split.json", "split") != names and not force:
+        raise InputError(
+            f"the images of fold {folder.name} are not those of {folder / 'split.json'}: the lists in "
+            "dataset.data_path have changed; --force goes on nevertheless"
+        )
+    return state
+
+
+def check_inputs(state: dict[str, Any], inputs: str, folder: Path, force: bool) -> None:
+    """Raises InputError where captions or local features are not those that the state was trained on."""
+    if state.get("inputs", inputs) != inputs and not force:
+        raise InputError(
+            f"the captions or the local features of fold {folder.name} have changed since {folder / LAST} was "
+            "written; --force goes on nevertheless"
+        )
+
+
+def resumable(state: dict[str, Any]) -> bool:
+    """Whether a checkpoint holds what `content_for_resume` gives, and so what an exact resume needs."""
+    kinds = {"epoch": int, "options": dict, "optimizer": dict, "progress": dict, "rows": list}
+    if not all(isinstance(state.get(key), kind) for key, kind in kinds.items()):
+        return False
+    progress = {"epoch": int, "batch": int, "steps": int, "best_rsum": float, "window": list}
+    return {key: type(value) for key, value in state["progress"].items()} == progress
+
+
+def with_defaults(options: dict[str, Any]) -> dict[str, Any]:
+    """The options of a run made before some of today's keys were there, with the defaults that these have."""
+    try:
+        return Options.model_validate(options).to_dict()
+    except ValidationError:
+        return options
+
+
+def changed_options(old: dict, new: dict, prefix: str = "") -> list[str]:
+    """The options that differ and move a number of the run, as `key: old -> new`."""
+    changed = []
+    for key in sorted(old.keys() | new.keys()):
+        name, a, b = prefix + key, old.get(key), new.get(key)
+        if isinstance(a, dict) and isinstance(b, dict):
+            changed += changed_options(a, b, name + ".")
+        elif a != b and name not in FREE:
+            changed.append(f"{name}: {a} -> {b}")
+    return changed
+
+
+def digest(*arrays: np.ndarray) -> str:
+    """A digest of the captions and local features that a fold trains and validates on."""
+    of_all = hashlib.sha256()
+    for array in arrays:
+        of_all.update(repr(array.shape).encode() + array.tobytes())
+    return of_all.hexdigest()
+
+
+def warn_of_seen_images(fold: int, validated: Sequence[str], resume: str) -> None:
+    """Say where the checkpoint to fine-tune from was trained on images that this fold validates on."""
+    path = Path(resume).with_name("split.json")
+    before = read_json(path, "split") if path.is_file() else None
+    names = before.get("train") if isinstance(before, dict) else None
+    trained = {name for name in names if isinstance(name, str)} if isinstance(names, list) else set()
+    if seen := trained.intersection(validated):
+        logger.warning(
+            "%s was trained on %d of the %d images on which fold %d validates: its validation scores, and what is "
+            "chosen by them, come out too good",
+            *(resume, len(seen), len(validated), fold),
+        )
