@@ -124,7 +124,6 @@ class Messages(logging.Handler):
 def start_logging() -> None:
     """Let people read what the logger `galr` says: plain lines, by `Messages`."""
     logger.setLevel(logging.INFO)
-    logger.propagate = False
     logger.handlers[:] = [Messages()]
 
 

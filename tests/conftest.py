@@ -52,6 +52,12 @@ k_fold: {experiment_name: tiny, val_fraction: 0.25}
 """
 
 
+@pytest.fixture(autouse=True)
+def messages() -> None:
+    """What the project says is printed, in tests that call its functions too."""
+    utils.start_logging()
+
+
 class Outcome(NamedTuple):
     """How a command ended: its exit status and what it printed."""
 

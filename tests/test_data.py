@@ -14,6 +14,7 @@ from PIL import Image
 
 import data
 import util.images
+import util.pixels
 from option import load_options
 from option.schema import KFold
 from util import transforms
@@ -64,7 +65,7 @@ def test_blank_captions_are_dropped_from_train_with_their_images_and_stay_in_tes
     train = data.read_split(tmp_path, "train")
     assert (train.images, train.captions) == (["a", "c"], ["x", "y", "z"])
     assert train.image_of_caption.tolist() == [0, 1, 1]
-    assert "3 blank captions" in (out := capsys.readouterr().out) and "1 images" in out
+    assert "3 blank captions" in (err := capsys.readouterr().err) and "1 images" in err
     assert len(data.read_split(tmp_path, "test").captions) == 6
 
 
@@ -265,12 +266,12 @@ def test_evaluation_of_some_images_sees_their_pixels_and_local_features(cache, s
 
 def test_the_image_cache_is_rebuilt_when_a_source_changes(small, tmp_path) -> None:
     options, _ = small
-    cache, paths = data.open_cache(options.dataset)
+    cache, paths = util.pixels.open_cache(options.dataset)
     sizes = (transforms.resize_size(32), 32)
     assert util.images.cache_is_fresh(cache, paths, sizes)
     Image.new("RGB", (50, 50), "red").save(paths[3])
     assert not util.images.cache_is_fresh(cache, paths, sizes)
-    data.open_cache(options.dataset)
+    util.pixels.open_cache(options.dataset)
     with h5py.File(cache) as file:
         assert (file["32"][3] == [255, 0, 0]).all()
     cache.write_bytes(cache.read_bytes()[:3000])
@@ -281,7 +282,7 @@ def test_an_image_cache_that_was_compressed_is_rebuilt(small) -> None:
     """As h5repack does it: its pixels cannot be mapped."""
     options, split = small
     expected = epoch(options, split, "h5")
-    cache, paths = data.open_cache(options.dataset)
+    cache, paths = util.pixels.open_cache(options.dataset)
     with h5py.File(cache, "a") as file:
         for name in ("32", str(transforms.resize_size(32))):
             pixels = file[name][:]

@@ -119,7 +119,7 @@ def test_a_published_checkpoint_scores_as_it_is(work, checkpoint, run) -> None:
 @pytest.mark.parametrize(("gate", "warned"), [("paper", False), ("released", True)])
 def test_another_gate_than_the_checkpoint_was_trained_with_is_warned_of(work, checkpoint, run, gate, warned) -> None:
     outcome = run(f"test_single.py --path_opt tiny.yaml --resume {checkpoint} --set model.fusion.gate={gate}")
-    assert outcome.status == 0 and ("--set model.fusion.gate=paper scores it as trained" in outcome.out) == warned
+    assert outcome.status == 0 and ("--set model.fusion.gate=paper scores it as trained" in outcome.err) == warned
 
 
 @pytest.mark.parametrize(("path", "warned"), [("data/local.h5", False), ("zeros", True)])
@@ -127,7 +127,7 @@ def test_a_checkpoint_that_is_scored_without_its_local_features_is_warned_of(
     work, checkpoint, run, path, warned
 ) -> None:
     outcome = run(f"test_single.py --path_opt tiny.yaml --resume {checkpoint} --set dataset.local_path={path}")
-    assert outcome.status == 0 and ("--set dataset.local_path=data/local.h5 scores it as" in outcome.out) == warned
+    assert outcome.status == 0 and ("--set dataset.local_path=data/local.h5 scores it as" in outcome.err) == warned
 
 
 @pytest.mark.parametrize("fusion", ["paper", [], {"gate": torch.zeros(2)}, {"gate": []}])
@@ -158,7 +158,7 @@ def test_a_published_option_file_trains_and_its_result_can_be_fine_tuned(work, r
     tuned = run(
         f"train.py --path_opt published.yaml --set optim.resume={best} k_fold.experiment_name=tuned optim.lr=1e-9"
     )
-    assert tuned.status == 0 and "was trained on" not in tuned.out
+    assert tuned.status == 0 and "was trained on" not in tuned.err
     first, second = (read_checkpoint(f"checkpoint/{name}/0/GaLR_best.pth.tar")["model"] for name in ("tiny", "tuned"))
     weights = [name for name in first if "running" not in name and "num_batches" not in name]  # an epoch moves those
     assert all(torch.allclose(first[name], second[name], atol=1e-6) for name in weights)
@@ -171,7 +171,7 @@ def test_fine_tuning_warns_of_validation_images_that_its_checkpoint_was_trained_
     own = json.loads((work / "checkpoint/tiny/0/split.json").read_text())
     seen = set(names["train"]) & set(own["val"])
     assert tuned.status == 0 and seen
-    assert f"was trained on {len(seen)} of the {len(own['val'])} images on which fold 0 validates" in tuned.out
+    assert f"was trained on {len(seen)} of the {len(own['val'])} images on which fold 0 validates" in tuned.err
 
 
 def test_a_compiled_model_encodes_alike_and_keeps_the_names_of_its_weights(work, checkpoint, monkeypatch) -> None:

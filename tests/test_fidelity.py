@@ -12,7 +12,6 @@ import torch
 from layers.loss import TripletLoss
 from layers.published import from_published, load_published, to_published
 from layers.strided_conv import StridedConv2d
-from util.errors import InputError
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +120,7 @@ def test_load_published_lists_missing_unexpected_and_misshapen_names(golden, mod
     state["local_feature.fc2.weight"] = torch.zeros(3, 3)
     state["text_feature.seq2vec.rnn.gru_cell.weight_hr.weight"] = torch.zeros(1)
     before = {name: x.clone() for name, x in model.state_dict().items()}
-    with pytest.raises(InputError) as error:
+    with pytest.raises(ValueError) as error:
         load_published(model, state)
     for part in (
         "1 missing: mvsa.LF_conv.bias",

@@ -17,23 +17,21 @@ class Bar(tqdm):
     """tqdm, whose bar becomes a line a minute where standard error is no terminal."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        self.in_terminal = sys.stderr.isatty()
-        pace = {} if self.in_terminal else {"mininterval": INTERVAL, "maxinterval": INTERVAL}
+        self.in_terminal, self.said = sys.stderr.isatty(), time.monotonic()
+        pace = {} if self.in_terminal else {"mininterval": INTERVAL, "maxinterval": INTERVAL, "leave": False}
         super().__init__(*args, **pace, **kwargs)
 
-    def display(self, *args: Any, **kwargs: Any) -> Any:
+    def display(self, *args: Any, **kwargs: Any) -> None:
         if self.in_terminal:
-            return super().display(*args, **kwargs)
-        if self.n > self.initial and (self.total is None or self.n < self.total):
+            super().display(*args, **kwargs)
+        elif time.monotonic() - self.said >= INTERVAL:
+            self.said = time.monotonic()
             state = self.format_dict | {"bar_format": "{desc}: {n_fmt} of {total_fmt} {unit}s, {remaining} left"}
             logger.info(self.format_meter(**state))
-        return True
 
-    def close(self) -> None:
-        if not self.in_terminal:
-            self.leave = False
-            self.disable = True  # nothing to wipe away
-        super().close()
+    def clear(self, *args: Any, **kwargs: Any) -> None:
+        if self.in_terminal:
+            super().clear(*args, **kwargs)
 
 
 class Meter:
