@@ -19,10 +19,10 @@ from torch import Tensor
 import util.images
 import vocab
 from layers.transfer import send
-from option.schema import KFold, Options
+from option.schema import Dataset, KFold, Options
 from util.errors import InputError
 from util.files import read_json, some
-from util.lists import read_captions, read_names
+from util.lists import read_captions, read_names, validation_names, warn_of_shared_images
 from util.local_features import load_local
 from util.pixels import Pixels, open_pixels
 from util.transforms import augment, draw_augmentation, normalise, resize_size
@@ -44,9 +44,11 @@ def read_split(data_path: str | os.PathLike, split: str) -> Split:
     """Captions and images of a split; the image of each caption follows from the two counts (design section 4).
 
     Blank captions of `train` are dropped, and images that have no other, with one warning; in `test` they stay.
-    Raises InputError where the counts do not fit.
+    Warns of test images that are in the train list. Raises InputError where the counts do not fit.
     """
     captions, names = read_captions(data_path, split), read_names(data_path, split)
+    if split == "test":
+        warn_of_shared_images(data_path)
     if len(captions) % len(names):
         raise InputError(
             f"{data_path}: {len(captions)} captions in {split}_caps.txt do not fit {len(names)} lines in "
@@ -106,6 +108,19 @@ def fold_rows(images: int, k_fold: KFold, fold: int) -> tuple[np.ndarray, np.nda
     return np.flatnonzero(~chosen), np.flatnonzero(chosen)
 
 
+def listed_rows(split: Split, options: Dataset) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of the train and of the validation images where `dataset.val_list` names the latter, each in rising order.
+
+    Raises InputError for names that are not in the train list, and where either part is empty.
+    """
+    named = validation_names(Path(options.val_list), read_names(options.data_path, "train"))
+    chosen = np.isin(split.images, named)  # without those whose captions are all blank
+    if chosen.all() or not chosen.any():
+        empty = "train" if chosen.all() else "validation"
+        raise InputError(f"dataset.val_list {options.val_list} leaves no {empty} image")
+    return np.flatnonzero(~chosen), np.flatnonzero(chosen)
+
+
 class Fold(NamedTuple):
     """One fold of a run: its number, its folder, its two splits."""
 
@@ -121,14 +136,19 @@ class Fold(NamedTuple):
 
 
 def make_folds(options: Options, only: int | None) -> list[Fold]:
-    """The folds to train. Raises InputError where a list is wrong or a fold would be empty."""
+    """The folds to train. Raises InputError where a list is wrong or a fold would be empty.
+
+    Warns of images of the test list that are in the train list.
+    """
     k_fold = options.k_fold
     if only is not None and not 0 <= only < k_fold.nums:
         raise InputError(f"--fold {only}: k_fold.nums is {k_fold.nums}, so folds go from 0 to {k_fold.nums - 1}")
     split = read_split(options.dataset.data_path, "train")
+    warn_of_shared_images(options.dataset.data_path)
+    listed = listed_rows(split, options.dataset) if options.dataset.val_list else None
     folds = []
     for number in range(k_fold.current_num, k_fold.nums) if only is None else [only]:
-        train, val = fold_rows(len(split.images), k_fold, number)
+        train, val = listed or fold_rows(len(split.images), k_fold, number)
         pairs = int(np.isin(split.image_of_caption, train).sum())
         if options.dataset.image_size == 32 and pairs % options.dataset.batch_size == 1:  # f4 is one pixel a channel
             raise InputError(

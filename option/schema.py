@@ -99,7 +99,10 @@ class GaLROptions(Section):
 
 
 class Dataset(Section):
-    """`local_path`: HDF5, published .npy, or `zeros` (no local features: the ablation)."""
+    """`local_path`: HDF5, published .npy, or `zeros` (no local features: the ablation).
+
+    `val_list`: a file that names the validation images, which are taken out of the train list; absent: random folds.
+    """
 
     datatype: Name
     data_path: Name
@@ -111,6 +114,7 @@ class Dataset(Section):
     workers: Annotated[int, Field(ge=0, le=64)] = 3
     image_size: Annotated[int, Field(ge=32, le=1024, multiple_of=32)] = 256
     cache: Literal["none", "ram", "h5"] = "ram"
+    val_list: Name | None = None
 
 
 class Optim(Section):
@@ -141,7 +145,8 @@ class Logs(Section):
 class KFold(Section):
     """`shuffle`: nums independent shuffles, as released; `disjoint`: real folds. `seed`: of the split alone.
 
-    `val_fraction` is of `shuffle`; a disjoint fold validates on 1 / nums of the images.
+    `val_fraction` is of `shuffle`; a disjoint fold validates on 1 / nums of the images. With `dataset.val_list` every
+    fold has the same split, and the folds are runs of other random weights and order.
     """
 
     experiment_name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
@@ -169,6 +174,13 @@ class Options(Section):
     logs: Logs = Logs()
     k_fold: KFold
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+
+    @model_validator(mode="after")
+    def _one_way_to_split(self) -> Options:
+        if self.dataset.val_list and self.k_fold.mode == "disjoint":
+            raise ValueError("k_fold.mode disjoint splits at random, and dataset.val_list names the validation images: "
+                             "set one of them")  # fmt: skip
+        return self
 
     @property
     def run_folder(self) -> Path:

@@ -117,6 +117,51 @@ def test_a_fold_without_train_or_validation_images_is_an_error(images, keys) -> 
             data.fold_rows(images, k_fold(**keys), fold)
 
 
+def folds(folder: Path, val: list[str], *more: str) -> list[data.Fold]:
+    """The folds of a data set whose validation images a list names, each five times as in published test lists."""
+    (folder / "val_filename.txt").write_text("".join(f"{name}\n" * 5 for name in val))
+    keys = [f"dataset.data_path={folder}", f"dataset.val_list={folder}/val_filename.txt", *more]
+    return data.make_folds(load_options("option/DEMO/DEMO_GaLR.yaml", keys), None)
+
+
+def test_a_list_names_the_validation_images_of_every_fold(tmp_path) -> None:
+    write_lists(tmp_path, "train", [f"i{i}.tif" for i in range(6)], [f"caption {i}" for i in range(12)])
+    made = folds(tmp_path, ["i4.tif", "i1.jpg"], "k_fold.nums=2")
+    assert [fold.names for fold in made] == [
+        {"train": ["i0.tif", "i2.tif", "i3.tif", "i5.tif"], "val": ["i1.tif", "i4.tif"]}] * 2  # fmt: skip
+    assert made[0].val.captions == ["caption 2", "caption 3", "caption 8", "caption 9"]
+    assert made[0].val.image_of_caption.tolist() == [0, 0, 1, 1]
+
+
+def test_listed_validation_images_without_captions_are_passed_over(tmp_path) -> None:
+    write_lists(tmp_path, "train", ["a.tif", "b.tif", "c.tif"], ["x", "", "z"])
+    assert folds(tmp_path, ["b.tif", "c.tif"])[0].names == {"train": ["a.tif"], "val": ["c.tif"]}
+
+
+@pytest.mark.parametrize(
+    ("val", "more", "says"),
+    [
+        (["a.tif", "x.tif", "y.tif"], (), "2 of 3 images are not in the train list, .*: x.tif, y.tif"),
+        (["a.tif", "b.tif", "c.tif"], (), "leaves no train image"),
+        (["c.tif", "c.jpg"], (), "c.tif stands for both c.tif and c.jpg"),
+        (["a.tif"], ("k_fold.mode=disjoint", "k_fold.nums=2"), "set one of them"),
+    ],
+)
+def test_a_validation_list_that_does_not_fit_is_an_error(tmp_path, val, more, says) -> None:
+    write_lists(tmp_path, "train", ["a.tif", "b.tif", "c.tif"], ["x", "y", "z"])
+    with pytest.raises(InputError, match=says):
+        folds(tmp_path, val, *more)
+
+
+def test_test_images_in_the_train_list_are_counted_and_named(tmp_path, capsys) -> None:
+    write_lists(tmp_path, "train", ["a.1.tif", "b.tif", "c.tif"], ["x", "y", "z"])
+    write_lists(tmp_path, "test", ["a.2.jpg", "b.jpg", "d.jpg"], ["x", "y", "z"])
+    data.read_split(tmp_path, "test")
+    assert "1 of 3 images of the test list are in the train list too (b.jpg)" in capsys.readouterr().err
+    folds(tmp_path, ["c.tif"])
+    assert "(b.jpg)" in capsys.readouterr().err
+
+
 # ------------------------------------------------------------ transforms
 
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 
 from util.errors import InputError
-from util.files import read_text
+from util.files import read_text, some
+from util.names import match, whole_stem
+
+logger = logging.getLogger("galr")
 
 
 def read_lines(path: Path, what: str) -> list[str]:
@@ -27,9 +31,42 @@ def read_captions(data_path: str | os.PathLike, split: str) -> list[str]:
 
 def read_names(data_path: str | os.PathLike, split: str) -> list[str]:
     """The lines of the image list of `train` or `test`, as they stand (an image may be named once per caption)."""
-    path = Path(data_path) / f"{split}_filename.txt"
+    return read_image_list(Path(data_path) / f"{split}_filename.txt")
+
+
+def read_image_list(path: Path) -> list[str]:
+    """The lines of an image list, as they stand. Raises InputError for a blank one."""
     names = read_lines(path, "image list")
     for line, name in enumerate(names, start=1):
         if not name:
             raise InputError(f"image list {path}, line {line}: blank")
     return names
+
+
+def validation_names(path: Path, train: list[str]) -> list[str]:
+    """The images of the train list that another list names, as the train list has them.
+
+    They are found as `util.names.match` finds them. Raises InputError for those that are not there.
+    """
+    listed = list(dict.fromkeys(read_image_list(path)))
+    found = match(listed, train, f"image list {path}")
+    absent = [name for name, there in zip(listed, found, strict=True) if there is None]
+    if absent:
+        raise InputError(
+            f"image list {path}: {len(absent)} of {len(listed)} images are not in the train list, out of which "
+            f"validation images are taken: {some(absent)}"
+        )
+    return [name for name in found if name]
+
+
+def warn_of_shared_images(data_path: str | os.PathLike) -> None:
+    """Say where test images are in the train list, by their stems: lists say .tif where files are .jpg."""
+    if not all((Path(data_path) / f"{split}_filename.txt").exists() for split in ("train", "test")):
+        return
+    trained = {whole_stem(name) for name in read_names(data_path, "train")}
+    tested = dict.fromkeys(read_names(data_path, "test"))
+    if shared := [name for name in tested if whole_stem(name) in trained]:
+        logger.warning(
+            "%s: %d of %d images of the test list are in the train list too (%s): test scores come out too good",
+            *(data_path, len(shared), len(tested), some(shared)),
+        )

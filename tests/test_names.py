@@ -1,0 +1,54 @@
+"""How names of images are found among the keys of another file."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from util.errors import InputError
+from util.names import match, unique_keys
+
+
+@pytest.mark.parametrize(
+    ("names", "keys", "found"),
+    [
+        (["a.tif", "b.tif"], ["b.txt", "a.txt"], ["a.txt", "b.txt"]),
+        (["a.x.tif"], ["a.txt"], ["a.txt"]),  # the published files: up to the first dot
+        (["a.tif"], ["a.x.txt"], ["a.x.txt"]),
+        (["a.1.tif", "a.2.tif"], ["a.2.txt", "a.1.txt"], ["a.1.txt", "a.2.txt"]),  # the whole stem comes first
+        (["a.1.tif"], ["a", "a.1"], ["a.1"]),
+        (["P__0.5__0___0.png"], ["P__0.5__0___512.txt", "P__0.5__0___0.txt"], ["P__0.5__0___0.txt"]),
+        (["folder/a.tif"], ["a"], ["a"]),
+        (["a.tif", "é.tif"], ["é.txt"], [None, "é.txt"]),
+        ([], ["a.txt"], []),
+    ],
+)
+def test_names_are_found_by_the_whole_stem_and_then_up_to_the_first_dot(names, keys, found) -> None:
+    assert match(names, keys, "file") == found
+
+
+@pytest.mark.parametrize(
+    ("names", "keys", "both"),
+    [
+        (["a.tif"], ["a.1.txt", "a.2.txt"], "a.1.txt and a.2.txt both stand for a.tif"),
+        (["a.3.tif"], ["a.1.txt", "a.2.txt"], "a.1.txt and a.2.txt both stand for a.3.tif"),
+        (["a.1.tif", "a.2.tif"], ["a.txt"], "a.txt stands for both a.1.tif and a.2.tif"),
+        (["a.tif", "a.jpg"], ["a.txt"], "a.txt stands for both a.tif and a.jpg"),
+    ],
+)
+def test_what_two_keys_or_two_names_share_is_an_error_that_names_both(names, keys, both) -> None:
+    with pytest.raises(InputError, match=f"^file: {re.escape(both)}"):
+        match(names, keys, "file")
+
+
+def test_images_are_kept_under_their_short_stem_where_that_is_their_own() -> None:
+    assert unique_keys(["a.x.tif", "b.1.tif", "b.2.tif"], "list") == ["a", "b.1", "b.2"]
+
+
+@pytest.mark.parametrize(
+    ("names", "says"), [(["a.tif", "b/a.jpg"], "a.tif and b/a.jpg share the name a"), ([".tif"], "no name before")]
+)
+def test_images_that_no_key_tells_apart_are_an_error(names, says) -> None:
+    with pytest.raises(InputError, match=says):
+        unique_keys(names, "list")
