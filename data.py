@@ -22,7 +22,7 @@ from layers.transfer import send
 from option.schema import Dataset, KFold, Options
 from util.errors import InputError
 from util.files import read_json, some
-from util.lists import read_captions, read_names, validation_names, warn_of_shared_images
+from util.lists import read_names, read_pairs, validation_names, warn_of_shared_images
 from util.local_features import load_local
 from util.pixels import Pixels, open_pixels
 from util.transforms import augment, draw_augmentation, normalise, resize_size
@@ -46,14 +46,9 @@ def read_split(data_path: str | os.PathLike, split: str) -> Split:
     Blank captions of `train` are dropped, and images that have no other, with one warning; in `test` they stay.
     Warns of test images that are in the train list. Raises InputError where the counts do not fit.
     """
-    captions, names = read_captions(data_path, split), read_names(data_path, split)
+    captions, names = read_pairs(data_path, split)
     if split == "test":
         warn_of_shared_images(data_path)
-    if len(captions) % len(names):
-        raise InputError(
-            f"{data_path}: {len(captions)} captions in {split}_caps.txt do not fit {len(names)} lines in "
-            f"{split}_filename.txt; each line needs the same whole number of captions"
-        )
     each = len(captions) // len(names)
     kept = [i for i, caption in enumerate(captions) if caption or split == "test"]
     row: dict[str, int] = {}

@@ -1,6 +1,6 @@
 """Captions -> vocabulary. Tokens, stop words, the vocabulary file, and the command that builds it.
 
-    python vocab.py --data_path data/rsitmd_precomp --data_name rsitmd_precomp --out vocab/rsitmd_vocab.json
+    python vocab.py --data_path data --data_name rsitmd_precomp --out vocab/rsitmd_vocab.json
 
 NLTK's tokenizers are used without any of its downloads: sentences by an untrained Punkt model, words by the Treebank
 rules, as `nltk.word_tokenize` combines them.
@@ -109,7 +109,11 @@ def load(path: str | os.PathLike) -> Vocabulary:
 
 def main() -> None:
     parser = Parser(prog="vocab.py", description="Build the vocabulary of a data set from its captions.")
-    parser.add_argument("--data_path", required=True, help="folder that holds {train,test}_caps.txt")
+    parser.add_argument(
+        "--data_path",
+        required=True,
+        help="folder of the data set with {train,test}_caps.txt, or the folder that it is in",
+    )
     parser.add_argument("--data_name", required=True, help="name of the data set, such as rsitmd_precomp")
     parser.add_argument("--splits", nargs="+", default=["train", "test"], choices=["train", "test"],
                         help="captions to read; `train` alone: a vocabulary that has not seen the test")  # fmt: skip
@@ -125,8 +129,10 @@ def main() -> None:
     out = Path(arguments.out or f"vocab/{arguments.data_name.removesuffix('_precomp')}_vocab.json")
     check_writable_file(out)
 
+    named = Path(arguments.data_path, arguments.data_name)  # the published command line
+    folder = named if named.is_dir() else Path(arguments.data_path)
     splits: Sequence[str] = sorted(set(arguments.splits), reverse=True)  # train before test
-    captions = [caption for split in splits for caption in read_captions(arguments.data_path, split)]
+    captions = [caption for split in splits for caption in read_captions(folder, split)]
     vocabulary = build(captions, arguments.threshold, arguments.keep_stopwords)
     if len(vocabulary.words) == 1:
         raise InputError(

@@ -49,7 +49,9 @@ from option.schema import Seq2Vec
 from postprocessing.recall import load
 from postprocessing.rerank import rerank_recall
 from util.checkpoints import newest_checkpoint, read_checkpoint
+from util.convert_captions import lists, read_images
 from util.errors import InputError, RunError
+from util.lists import read_names, validation_names
 from util.local_features import load_local
 from util.regions.formats import FORMATS, read_detections, to_regions
 from util.weights import load_skipthoughts
@@ -159,6 +161,29 @@ def vocabularies(folder: Path, rng: random.Random) -> None:
     raw = mutate(raw, rng) if rng.random() < 0.5 else json.dumps(odd(json.loads(raw), rng)).encode()
     (folder / "fuzzed.json").write_bytes(raw)
     vocab.encode("a red ship", vocab.load(folder / "fuzzed.json").index)
+
+
+KARPATHY = {
+    "dataset": "small",
+    "images": [
+        {"filename": f"{name}.jpg", "imgid": 1, "split": split, "sentences": [{"raw": "a ship .", "sentid": 2}] * 2}
+        for name, split in (("a", "train"), ("b", "val"), ("c", "test"))
+    ],
+}
+
+
+def captions_as_json(folder: Path, rng: random.Random) -> None:
+    raw = json.dumps(odd(KARPATHY, rng) if rng.random() < 0.5 else KARPATHY).encode()
+    (folder / "fuzzed.json").write_bytes(raw if rng.random() < 0.5 else mutate(raw, rng))
+    place = folder / "lists"
+    shutil.rmtree(place, ignore_errors=True)
+    place.mkdir()
+    for name, text in lists(read_images(folder / "fuzzed.json")).items():
+        (place / name).write_text(text, errors="backslashreplace")
+    for split in ("train", "test"):
+        read_split(place, split)
+    if (place / "val_filename.txt").exists():
+        validation_names(place / "val_filename.txt", read_names(place, "train"))
 
 
 DETECTIONS = {
@@ -298,8 +323,8 @@ def images(folder: Path, rng: random.Random) -> None:
     util.images.decode(str(folder / "fuzzed.png"), 16)
 
 
-READERS = (options, captions_and_lists, vocabularies, detections, local_features_hdf5, published_local_features,
-           similarity_matrices, skip_thoughts, checkpoints, images)  # fmt: skip
+READERS = (options, captions_and_lists, captions_as_json, vocabularies, detections, local_features_hdf5,
+           published_local_features, similarity_matrices, skip_thoughts, checkpoints, images)  # fmt: skip
 
 
 @contextlib.contextmanager

@@ -21,6 +21,8 @@ from util import transforms
 from util.errors import InputError
 from util.local_features import load_local, stem
 
+CASES = Path(__file__).parent / "cases"
+
 
 def write_lists(folder: Path, split: str, names: list[str], captions: list[str]) -> None:
     (folder / f"{split}_filename.txt").write_text("\n".join(names) + "\n")
@@ -67,6 +69,33 @@ def test_blank_captions_are_dropped_from_train_with_their_images_and_stay_in_tes
     assert train.image_of_caption.tolist() == [0, 1, 1]
     assert "3 blank captions" in (err := capsys.readouterr().err) and "1 images" in err
     assert len(data.read_split(tmp_path, "test").captions) == 6
+
+
+def test_blank_lines_at_the_end_are_dropped_where_the_counts_fit_without_them(tmp_path, capsys) -> None:
+    split = data.read_split(CASES / "captions/trailing_blank_lines", "train")
+    assert split.captions == ["a plane on a runway .", "two ships in a harbour ."]
+    assert split.image_of_caption.tolist() == [0, 1]
+    assert "2 blank lines at the end of train_caps.txt are dropped" in capsys.readouterr().err
+    write_lists(tmp_path, "test", ["a.tif", "b.tif", "", ""], ["x", "y"])
+    assert data.read_split(tmp_path, "test").images == ["a.tif", "b.tif"]
+
+
+def test_blank_lines_at_the_end_are_named_where_the_counts_do_not_fit(tmp_path) -> None:
+    write_lists(tmp_path, "train", ["a", "b"], ["x", "y", "z", "", ""])
+    with pytest.raises(
+        InputError, match=r"5 captions in train_caps.txt \(the last 2 of them blank\) do not fit 2 lines"
+    ):
+        data.read_split(tmp_path, "train")
+
+
+def test_blank_captions_of_the_last_images_stay_what_they_are(tmp_path) -> None:
+    write_lists(tmp_path, "test", ["a", "b", "c"], ["x", "y", "z", "v", "", ""])
+    assert data.read_split(tmp_path, "test").captions == ["x", "y", "z", "v", "", ""]
+
+
+def test_a_carriage_return_within_a_caption_is_white_space() -> None:
+    split = data.read_split(CASES / "captions/lone_carriage_return", "train")
+    assert split.captions == ["a plane on a runway .", "two ships ."] and split.images == ["a.jpg", "b.jpg"]
 
 
 def test_real_lists_give_the_published_counts() -> None:

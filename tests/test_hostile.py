@@ -280,9 +280,10 @@ def test_links_within_the_image_folder_are_welcome(work, run) -> None:
     [
         ("\ufeffa ship\nan é\n".encode(), "a ship\nan é\n"),
         ("a ship\r\nan é\r\n".encode(), "a ship\nan é\n"),
-        ("a ship\ran é\n".encode(), "a ship\nan é\n"),
+        ("a ship\ran é\r".encode(), "a ship\nan é\n"),
+        ("a\rship\r\nan é\n".encode(), "a ship\nan é\n"),
     ],
-    ids=["byte-order mark", "Windows line ends", "old Macintosh line ends"],
+    ids=["byte-order mark", "Windows line ends", "old Macintosh line ends", "a carriage return within a line"],
 )
 def test_byte_order_marks_and_line_ends_are_handled(raw, text, tmp_path) -> None:
     (tmp_path / "a.txt").write_bytes(raw)

@@ -108,3 +108,15 @@ def test_splits_train_does_not_see_the_test_captions_and_no_download_is_needed(t
     environment = os.environ | {"NLTK_DATA": "/nowhere", "HOME": str(tmp_path)}
     subprocess.run([sys.executable, *command.split(), "--splits", "train", "test"], check=True, env=environment)
     assert vocab.load(out).words == ("red", "ship", "blue", "plane", "<unk>")
+
+
+@pytest.mark.parametrize("data_path", [".", "small_precomp"])
+def test_the_published_command_line_names_the_folder_that_the_data_set_is_in(
+    data_path, tmp_path, run, monkeypatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "small_precomp").mkdir()
+    for split in ("train", "test"):
+        (tmp_path / f"small_precomp/{split}_caps.txt").write_text("red ship\n" * 5)
+    assert run(f"vocab.py --data_path {data_path} --data_name small_precomp").status == 0
+    assert vocab.load(tmp_path / "vocab/small_vocab.json").words == ("red", "ship", "<unk>")

@@ -104,6 +104,7 @@ def existing_file(path: str | os.PathLike, what: str, advice: str = "") -> Path:
 def read_text(path: str | os.PathLike, what: str, advice: str = "") -> str:
     """Read a UTF-8 text file: a byte-order mark is dropped, Windows line ends become plain ones.
 
+    A carriage return that ends no line is white space; in a file without any other line end, it is the line end.
     Raises InputError, naming file and line, for a missing file, another encoding or a NUL byte.
     """
     raw = existing_file(path, what, advice).read_bytes()
@@ -119,7 +120,8 @@ def read_text(path: str | os.PathLike, what: str, advice: str = "") -> str:
         raise InputError(
             f"{what} {path}, line {line}: not UTF-8 (byte 0x{raw[error.start]:02x}); save it as UTF-8"
         ) from None
-    return text.replace("\r\n", "\n").replace("\r", "\n")
+    text = text.replace("\r\n", "\n")
+    return text.replace("\r", " " if "\n" in text else "\n")
 
 
 def read_json(path: str | os.PathLike, what: str, advice: str = "") -> Any:

@@ -35,12 +35,38 @@ def read_names(data_path: str | os.PathLike, split: str) -> list[str]:
 
 
 def read_image_list(path: Path) -> list[str]:
-    """The lines of an image list, as they stand. Raises InputError for a blank one."""
+    """The lines of an image list, as they stand, without blank ones at the end. Raises InputError for others."""
     names = read_lines(path, "image list")
+    names = names[: len(names) - blank_at_end(names)]
     for line, name in enumerate(names, start=1):
         if not name:
             raise InputError(f"image list {path}, line {line}: blank")
     return names
+
+
+def blank_at_end(lines: list[str]) -> int:
+    """How many of the last lines are blank."""
+    return next((i for i, line in enumerate(reversed(lines)) if line), len(lines))
+
+
+def read_pairs(data_path: str | os.PathLike, split: str) -> tuple[list[str], list[str]]:
+    """The captions of `train` or `test`, and the image list, of which each line has as many of them.
+
+    Blank lines at the end are dropped, with a warning, where the counts fit without them. Raises InputError where the
+    counts do not fit.
+    """
+    captions, names = read_captions(data_path, split), read_names(data_path, split)
+    blank = blank_at_end(captions)
+    if blank and (len(captions) - blank) % len(names) == 0:
+        logger.warning(f"{data_path}: {blank} blank lines at the end of {split}_caps.txt are dropped")
+        captions = captions[:-blank]
+    if len(captions) % len(names):
+        ends = f" (the last {blank} of them blank)" if blank else ""
+        raise InputError(
+            f"{data_path}: {len(captions)} captions in {split}_caps.txt{ends} do not fit {len(names)} lines in "
+            f"{split}_filename.txt; each line needs the same whole number of captions"
+        )
+    return captions, names
 
 
 def validation_names(path: Path, train: list[str]) -> list[str]:
