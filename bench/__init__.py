@@ -1,4 +1,4 @@
-"""Ours beside a plain baseline, measured in the same run, in turns: `python -m bench`, docs/PERFORMANCE.md."""
+"""Ours beside a plain baseline, whole processes in turns: `python -m bench`, docs/PERFORMANCE.md."""
 
 from __future__ import annotations
 
@@ -6,77 +6,57 @@ import multiprocessing
 import signal
 import time
 from collections.abc import Callable, Sequence
+from multiprocessing.connection import Connection
 from pathlib import Path
 from statistics import median
-from types import TracebackType
 from typing import Any, NamedTuple
 
 from util.errors import RunError
 
 Case = dict[str, float]  # "ours", "baseline", "ratio", "spread", "peak_mib"
 
-_context = multiprocessing.get_context("forkserver")  # a fork of a fresh process: no threads, nothing in its memory
-_context.set_forkserver_preload(["bench.train", "bench.eval", "bench.data"])
-
 
 class Outcome(NamedTuple):
-    """What one run of a side took in seconds, what it returned, and its process's peak memory so far in MiB."""
+    """What the work took in seconds (median), what it returned, and the peak memory of its process in MiB."""
 
     seconds: float
     answer: Any
     peak_mib: float
 
 
-class Side:
-    """One side of a comparison, in a process of its own: with its own threads, allocator settings and peak memory.
+def measured(make: Callable[..., Callable[[], Any]], *arguments: Any, times: int = 1) -> Outcome:
+    """Have work done and timed in a whole process of its own, which nothing of the measured project outlives.
 
-    `make(*arguments)` prepares and warms up the work there and returns it; `run` has it done and timed.
+    `make(*arguments)` prepares and warms up the work there and returns it. A process that stays alive keeps its memory
+    and its waiting threads, and slows the next one: so sides are compared by whole processes in turns.
+    Raises RunError where the work fails or its process dies.
     """
-
-    def __init__(self, make: Callable[..., Callable[[], Any]], *arguments: Any) -> None:
-        self._pipe, theirs = _context.Pipe()
-        self._process = _context.Process(target=_serve, args=(theirs, make, arguments))
-        self._process.start()
-        theirs.close()
-        self._answer()
-
-    def __enter__(self) -> Side:
-        return self
-
-    def __exit__(self, kind: type | None, error: BaseException | None, traceback: TracebackType | None) -> None:
-        if kind is None:  # let it put its things away
-            self._pipe.send(None)
-            self._process.join(timeout=20)
-        self._process.terminate()
-        self._process.join()
-
-    def run(self) -> Outcome:
-        """Raises RunError where the work fails or its process dies."""
-        self._pipe.send("run")
-        return self._answer()
-
-    def _answer(self) -> Outcome:
-        try:
-            outcome = self._pipe.recv()
-        except EOFError:
-            raise RunError("a measured process died (out of memory?)") from None
-        if isinstance(outcome, Exception):
-            raise RunError(f"a measured process failed ({type(outcome).__name__}: {outcome})")
-        return outcome
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe(duplex=False)
+    process = context.Process(target=_work, args=(theirs, make, arguments, times), daemon=True)
+    process.start()
+    theirs.close()
+    try:
+        outcome = ours.recv()
+        process.join()
+    except EOFError:
+        raise RunError("a measured process died (out of memory?)") from None
+    finally:
+        process.terminate()
+    if isinstance(outcome, Exception):
+        raise RunError(f"a measured process failed ({outcome})")
+    return outcome
 
 
-def _serve(pipe: Any, make: Callable[..., Callable[[], Any]], arguments: Sequence[Any]) -> None:
-    """What the process of a side does: prepare, then work whenever it is asked to, until the other end is closed."""
+def _work(pipe: Connection, make: Callable[..., Callable[[], Any]], arguments: Sequence[Any], times: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the one who asks
     try:
-        work = make(*arguments)
-        pipe.send(Outcome(0, None, peak_mib()))
-        while pipe.recv():
+        work, seconds = make(*arguments), []
+        for _ in range(times):
             start = time.perf_counter()
             answer = work()
-            pipe.send(Outcome(time.perf_counter() - start, answer, peak_mib()))
-    except EOFError:
-        pass
+            seconds.append(time.perf_counter() - start)
+        pipe.send(Outcome(median(seconds), answer, peak_mib()))
     except Exception as error:
         pipe.send(RuntimeError(f"{type(error).__name__}: {error}"))
 

@@ -1,4 +1,4 @@
-"""Measure ours beside a plain baseline, in the same run and in turns.
+"""Measure ours beside a plain baseline, in the same run: whole processes in turns, one at a time.
 
     python -m bench [--suite train,data,eval,rerank] [--device auto|cpu|cuda] [--json FILE] [--repeats N] [--full]
     python -m bench --scaling
@@ -28,7 +28,7 @@ SUITES = ("train", "data", "eval", "rerank")
 
 
 def main() -> None:
-    parser = Parser(prog="python -m bench", description="Measure ours beside a plain baseline, in turns.")
+    parser = Parser(prog="python -m bench", description="Measure ours beside a plain baseline, processes in turns.")
     parser.add_argument(
         "--suite", default=",".join(SUITES), help=f"which ones, with commas (default {','.join(SUITES)})"
     )

@@ -23,9 +23,9 @@ from tqdm import trange
 import bench.train
 import engine
 import util.images
-from bench import Case, Side, figures
+from bench import Case, figures, measured
 from bench.baseline import loader
-from bench.train import made_up, new_model, once, settings, train_data, wait
+from bench.train import made_up, new_model, settings, train_data, wait
 from data import train_batches
 from util.pixels import MemoryPixels
 from util.transforms import resize_size
@@ -121,19 +121,19 @@ def cases(
     device: torch.device, repeats: int = 3, overrides: tuple[str, ...] = (), samples: int = SAMPLES
 ) -> dict[str, Case]:
     """Seconds per 100 samples."""
-    share = once(our_wait, overrides, 3, device)
+    share = measured(our_wait, overrides, 3, device).answer
     print(f"data: a training step in bf16 waits for its batch {share:.1%} of the time")
     rounds = []
     with tempfile.TemporaryDirectory(prefix="galr-bench-") as name:
         paths, cache = image_files(Path(name)), Path(name) / "images.h5"
         util.images.build_cache(cache, paths, [resize_size(settings(overrides).dataset.image_size)], 2)
-        with (
-            Side(our_loader, overrides, paths, None, samples, device) as ram,
-            Side(our_loader, overrides, paths, cache, samples, device) as h5,
-            Side(baseline_loader, overrides, paths, samples) as baseline,
-        ):
-            for _ in trange(repeats, desc="data", unit="round", disable=None):
-                rounds.append([side.run() for side in (ram, h5, baseline)])
+        sides = (
+            (our_loader, overrides, paths, None, samples, device),
+            (our_loader, overrides, paths, cache, samples, device),
+            (baseline_loader, overrides, paths, samples),
+        )
+        for _ in trange(repeats, desc="data", unit="round", disable=None):
+            rounds.append([measured(*side) for side in sides])
     memory, file, plain = ([run.seconds * 100 / samples for run in runs] for runs in zip(*rounds, strict=True))
     speeds = (f"{100 / median(side):.0f}" for side in (memory, file, plain))
     print("data: samples a second from memory {}, from HDF5 {}, baseline {}".format(*speeds))

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from tqdm import tqdm, trange
 
-from bench import Case, Side, figures
+from bench import Case, figures, measured
 from bench.baseline import block_row, store
 from bench.train import baseline_of, made_up, settings, settled_model, wait
 from data import Data
@@ -83,14 +83,10 @@ def cases(
     Raises RunError where our float32 similarities are not the baseline's.
     """
     rounds = []
-    with (
-        Side(our_evaluation, overrides, images, "fp32", device) as fp32,
-        Side(our_evaluation, overrides, images, "bf16", device) as bf16,
-        Side(baseline_evaluation, overrides, images, full, device) as baseline,
-    ):
-        for _ in trange(repeats, desc="eval", unit="round", disable=None):
-            plain = rounds[0][2] if full and rounds else baseline.run()
-            rounds.append((fp32.run(), bf16.run(), plain))
+    for _ in trange(repeats, desc="eval", unit="round", disable=None):
+        ours, low = (measured(our_evaluation, overrides, images, kind, device) for kind in ("fp32", "bf16"))
+        plain = rounds[0][2] if full and rounds else measured(baseline_evaluation, overrides, images, full, device)
+        rounds.append((ours, low, plain))
     ours, low, plain = rounds[-1]
     reference = plain.answer[1]
     apart, low_apart = (float(np.abs(run.answer[: len(reference)] - reference).max()) for run in (ours, low))

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from bench import figures
+from bench import Case, figures, measured
 from postprocessing.recall import image_of_caption, recall
 from postprocessing.rerank import multivariate, rerank_recall
 from util.errors import RunError
@@ -63,47 +63,62 @@ def plain_recall(sims: np.ndarray) -> tuple[list[float], list[float]]:
     return tuple([100 * np.mean(ranks < k) for k in (1, 5, 10)] for ranks in (i2t, t2i))
 
 
-def cases(device: str = "cpu", images: int = 1093, rounds: int = 3) -> dict[str, dict[str, float]]:
-    """{case: {"ours", "baseline", "ratio", "spread", "peak_mib"}}: median seconds of ours and of the baseline.
+def our_rerank(images: int) -> Callable[[], tuple[np.ndarray, np.ndarray]]:
+    sims = similarities(images)
+    return lambda: (multivariate(sims, K, W_SIMILARITY, W_REVERSE), multivariate(sims.T, K, W_SIMILARITY, W_REVERSE))
 
-    Each round times ours, then the baseline; peak_mib is what NumPy allocates in ours beside the matrix, the returned
-    one included. All of it runs on the processor, whatever the device. Raises RunError where the two do not agree.
-    """
+
+def baseline_rerank(images: int) -> Callable[[], tuple[np.ndarray, np.ndarray]]:
+    sims = similarities(images)
+    return lambda: (plain_multivariate(sims), plain_multivariate(np.ascontiguousarray(sims.T)))
+
+
+def our_recall(images: int) -> Callable[[], tuple]:
     sims = similarities(images)
     owner = image_of_caption(*sims.shape)
+    return lambda: recall(sims, owner)
 
-    def ours_rerank() -> tuple:
-        return multivariate(sims, K, W_SIMILARITY, W_REVERSE), multivariate(sims.T, K, W_SIMILARITY, W_REVERSE)
 
-    def plain_rerank() -> tuple:
-        return plain_multivariate(sims), plain_multivariate(np.ascontiguousarray(sims.T))
+def baseline_recall(images: int) -> Callable[[], tuple]:
+    sims = similarities(images)
+    return lambda: plain_recall(sims)
 
-    def agree_on_rerank(ours: tuple, plain: tuple) -> None:
-        for one, other in zip(ours, plain, strict=True):
-            # equal float32 similarities, whose order the plain sort leaves open, may swap a candidate here and there
-            differ = (np.abs(one - other) > 1e-5) & (other != 0)
-            if differ.sum() > 1e-3 * np.count_nonzero(other):
-                raise RunError(f"{differ.sum()} reranked candidates differ from the baseline's")
 
-    def agree_on_recall(ours: tuple, plain: tuple) -> None:
-        for one, other in zip(ours[:2], plain, strict=True):
-            if not np.allclose([one["r1"], one["r5"], one["r10"]], other, atol=0.1):
-                raise RunError(f"recalls {one} are not the baseline's {other}")
+def _agree_on_rerank(ours: tuple, plain: tuple) -> None:
+    for one, other in zip(ours, plain, strict=True):
+        # equal float32 similarities, whose order the plain sort leaves open, may swap a candidate here and there
+        differ = (np.abs(one - other) > 1e-5) & (other != 0)
+        if differ.sum() > 1e-3 * np.count_nonzero(other):
+            raise RunError(f"{differ.sum()} reranked candidates differ from the baseline's")
 
+
+def _agree_on_recall(ours: tuple, plain: tuple) -> None:
+    for one, other in zip(tuple(ours)[:2], plain, strict=True):
+        if not np.allclose([one["r1"], one["r5"], one["r10"]], other, atol=0.1):
+            raise RunError(f"recalls {one} are not the baseline's {other}")
+
+
+def cases(images: int = 1093, rounds: int = 3) -> dict[str, Case]:
+    """Seconds of ours and of the baseline; peak_mib is what NumPy allocates in ours beside the matrix, the returned one
+    included. All of it runs on the processor. Raises RunError where the two do not agree.
+    """
     return {
-        "rerank.rsicd": _compare(ours_rerank, plain_rerank, agree_on_rerank, rounds),
-        "recall.rsicd": _compare(lambda: recall(sims, owner), lambda: plain_recall(sims), agree_on_recall, rounds),
+        "rerank.rsicd": _compare(our_rerank, baseline_rerank, _agree_on_rerank, images, rounds),
+        "recall.rsicd": _compare(our_recall, baseline_recall, _agree_on_recall, images, rounds),
     }
 
 
-def _compare(ours: Callable, baseline: Callable, agree: Callable, rounds: int) -> dict[str, float]:
-    times = []
-    for _ in range(rounds):
-        fast, our_answer = _timed(ours)
-        slow, plain_answer = _timed(baseline)
-        agree(our_answer, plain_answer)
-        times.append((fast, slow))
-    return figures(*zip(*times, strict=True), peak=_peak_mib(ours))
+def _compare(ours: Callable, baseline: Callable, agree: Callable, images: int, rounds: int) -> Case:
+    turns = [(measured(ours, images), measured(baseline, images)) for _ in range(rounds)]
+    for one, other in turns:
+        agree(one.answer, other.answer)
+    peak = measured(_peak_of, ours, images).answer
+    return figures(*([side.seconds for side in sides] for sides in zip(*turns, strict=True)), peak=peak)
+
+
+def _peak_of(make: Callable, images: int) -> Callable[[], float]:
+    work = make(images)
+    return lambda: _peak_mib(work)
 
 
 def _timed(work: Callable[[], Any]) -> tuple[float, Any]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from itertools import chain, count, cycle, islice
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +16,7 @@ from torch.nn import functional
 from tqdm import trange
 
 import engine
-from bench import Case, Side, figures
+from bench import Case, figures, measured
 from bench.baseline import Baseline, train_step, triplet_loss
 from data import Data, Split, train_batches
 from engine import learning_rate, make_optimizer, prepare
@@ -37,6 +36,7 @@ LENGTHS = (0, 0, 0, 6, 505, 839, 1353, 2379, 2747, 2592, 2263, 2105, 1618, 1274,
            106, 77, 57, 32, 21, 16, 8, 9, 4, 2, 1, 1, 0, 1)  # fmt: skip
 TOLERANCE = 1e-3  # of gradient norms, relative
 NOISE = 1e-6  # norms below are rounding noise
+STEPS = 3  # of each process, after one to warm up
 
 
 def settings(overrides: tuple[str, ...] = (), precision: str = "fp32") -> Options:
@@ -212,27 +212,18 @@ def worst_gradient(ours: dict[str, float], baseline: dict[str, float]) -> tuple[
     return name, apart[name]
 
 
-def once(make: Callable[..., Callable[[], Any]], *arguments: Any) -> Any:
-    """What the work returns, done once in a process of its own."""
-    with Side(make, *arguments) as side:
-        return side.run().answer
-
-
 def cases(device: torch.device, repeats: int = 3, overrides: tuple[str, ...] = ()) -> dict[str, Case]:
     """Seconds of a training step. Raises RunError where our float32 gradients are not the baseline's."""
     arguments = overrides, device
-    name, apart = worst_gradient(once(our_gradients, *arguments), once(baseline_gradients, *arguments))
+    name, apart = worst_gradient(*(measured(side, *arguments).answer for side in (our_gradients, baseline_gradients)))
     print(f"train: gradient norms in float32 agree within {apart:.1e} relative; the worst is {name}")
     if not apart <= TOLERANCE:
         raise RunError(f"the norm of the gradient of {name} is {apart:.1e} from the baseline's (limit {TOLERANCE})")
-    rounds = []
-    with (
-        Side(our_step, overrides, "bf16", device) as bf16,
-        Side(our_step, overrides, "fp32", device) as fp32,
-        Side(baseline_step, *arguments) as baseline,
-    ):
-        for _ in trange(repeats, desc="train", unit="round", disable=None):
-            rounds.append([side.run() for side in (bf16, fp32, baseline)])
+    sides = (our_step, overrides, "bf16", device), (our_step, overrides, "fp32", device), (baseline_step, *arguments)
+    rounds = [
+        [measured(*side, times=STEPS) for side in sides]
+        for _ in trange(repeats, desc="train", unit="round", disable=None)
+    ]
     low, full, plain = ([run.seconds for run in runs] for runs in zip(*rounds, strict=True))
     print(f"train: peak memory of the baseline {rounds[-1][2].peak_mib:.0f} MiB")
     return {

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import multiprocessing
 import os
 from collections import Counter
 from pathlib import Path
@@ -19,7 +21,7 @@ import bench.rerank
 import bench.scaling
 import bench.train
 import vocab
-from bench import Side, figures
+from bench import figures, measured
 from util.errors import InputError, RunError
 from util.lists import read_captions
 
@@ -37,26 +39,15 @@ def one_thread():
     torch.set_num_threads(threads)
 
 
-class Here:
-    """Stands in for `Side`: the work is done in this process, which starts faster than one of its own."""
-
-    def __init__(self, make, *arguments):
-        self.work = make(*arguments)
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        pass
-
-    def run(self):
-        return bench.Outcome(0.5, self.work(), 100.0)
+def here(make, *arguments, times=1):
+    """Stands in for `measured`: the work is done in this process, which starts faster than one of its own."""
+    return bench.Outcome(0.5, make(*arguments)(), 100.0)
 
 
 @pytest.fixture
 def in_this_process(monkeypatch):
-    for module in (bench.train, bench.eval, bench.data):
-        monkeypatch.setattr(module, "Side", Here)
+    for module in (bench.train, bench.eval, bench.data, bench.rerank):
+        monkeypatch.setattr(module, "measured", here)
     monkeypatch.delenv("GALR_TEST_DATA", raising=False)
 
 
@@ -109,6 +100,12 @@ def test_data_suite_gives_both_caches(in_this_process):
     assert all(case.keys() == FIGURES for case in cases.values())
 
 
+def test_rerank_suite_compares_with_the_plain_rerank_and_recall(in_this_process):
+    cases = bench.rerank.cases(images=40, rounds=1)
+    assert cases.keys() == {"rerank.rsicd", "recall.rsicd"}
+    assert all(case.keys() == FIGURES for case in cases.values())
+
+
 def test_recorded_caption_lengths_are_those_of_rsitmd():
     if not os.environ.get("GALR_TEST_DATA"):
         pytest.skip("GALR_TEST_DATA is not set: RSITMD's captions are not at hand")
@@ -144,18 +141,18 @@ def _fails():
     raise ValueError("no such thing")
 
 
-def _adds_up():
-    return lambda: sum(range(1000))
+def _tells_its_process():
+    calls = itertools.count(1)
+    return lambda: (next(calls), multiprocessing.parent_process().pid)
 
 
-def test_a_side_works_in_a_process_of_its_own_and_its_failure_is_one_line():
-    with Side(_adds_up) as side:
-        outcome = side.run()
-        assert outcome.answer == 499500
-        assert 0 < outcome.seconds < 60
-        assert outcome.peak_mib > 1
+def test_a_side_works_in_a_whole_process_of_its_own_and_its_failure_is_one_line():
+    outcome = measured(_tells_its_process, times=3)
+    assert outcome.answer == (3, multiprocessing.current_process().pid) and 0 < outcome.seconds < 60
+    assert outcome.peak_mib > 1
+    assert not multiprocessing.active_children()  # nothing of a side is alive while the next one works
     with pytest.raises(RunError, match="no such thing"):
-        Side(_fails)
+        measured(_fails)
 
 
 def test_scaling_fits_the_exponent(monkeypatch):
