@@ -45,9 +45,9 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise InputError(f"{message} (see {self.prog} --help)")
 
-    def add_options(self) -> None:
+    def add_options(self, required: bool = True) -> None:
         """What names a run's options: --path_opt and --set."""
-        self.add_argument("--path_opt", required=True, help="option file, such as option/RSITMD/RSITMD_GaLR.yaml")
+        self.add_argument("--path_opt", required=required, help="option file, such as option/RSITMD/RSITMD_GaLR.yaml")
         self.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="override options")
 
     def add_device(self) -> None:

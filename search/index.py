@@ -1,0 +1,258 @@
+"""Index a folder of pictures and scenes: the vectors of a trained model, in Milvus.
+
+    python -m search.index --path_opt FILE --resume CKPT --images DIR --out INDEX.db [--add]
+    python -m search.index --index INDEX.db --export FILE.parquet
+
+Stopped, it goes on with the same command. `--add` brings an index up to date: new and changed files are encoded, rows
+of files that are gone are taken out. docs/SEARCH.md tells the rest.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from layers.drea import Regions
+from option.schema import load_options
+from search.encoder import Encoder, load_encoder
+from search.local import DETECTOR, LocalRules, read_rules
+from search.pictures import SCALES, Pictures, find_files, records_of
+from search.rasters import RasterRules
+from search.store import Index, Mark, Record, open_index, read_mark
+from util.errors import InputError
+from util.files import atomic, check_writable_file, some
+from util.images import image_size
+from util.local_features import stem
+from util.progress import Bar
+from util.regions.formats import FORMATS, read_detections, to_regions
+from util.signals import StopSignals
+from utils import Parser, pick_device, run_command
+
+logger = logging.getLogger("galr")
+
+BATCH = 32  # pictures at a time
+NO_REGIONS = "none"
+
+
+def main() -> None:
+    arguments = _parse()
+    if arguments.export:
+        export(arguments.index, Path(arguments.export))
+        return
+    options = load_options(arguments.path_opt, arguments.set)
+    rules = read_rules(options.dataset.local_path)
+    if rules.source == DETECTOR and not arguments.regions:
+        raise InputError(
+            f"the model was trained with a detector's regions ({options.dataset.local_path}); give those of the new "
+            "images with --regions DIR|FILE, or --regions none for the global part alone"
+        )
+    find_files(Path(arguments.images))  # before the model is loaded
+    with open_index(arguments.index, create=True) as index:
+        encoder = load_encoder(options, arguments.resume, pick_device(arguments.device))
+        mark = make_mark(arguments, encoder, rules)
+        check_mark(index, mark, arguments.add)
+        build(index, mark, encoder, rules, arguments)
+
+
+def make_mark(arguments: argparse.Namespace, encoder: Encoder, rules: LocalRules) -> Mark:
+    """The mark of the index that these arguments make."""
+    options, size = encoder.options, encoder.options.dataset.image_size
+    zeros = np.zeros((1, 20, 20), np.float32)
+    dim = encoder.images(np.zeros((1, size, size, 3), np.uint8), zeros, zeros).shape[1]
+    with Path(arguments.resume).open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return Mark(
+        checkpoint=str(Path(arguments.resume).absolute()),
+        sha256=digest,
+        options=options.to_dict(),
+        words=list(encoder.words),
+        rules=rules.to_dict(),
+        images=str(Path(arguments.images).absolute()),
+        dim=dim,
+        scales=list(arguments.scales),
+        bands=list(arguments.bands) if arguments.bands else None,
+        stretch=arguments.stretch,
+    )
+
+
+def check_mark(index: Index, mark: Mark, add: bool) -> None:
+    """Raise InputError where an index is there that these vectors do not belong to, or that is complete already."""
+    known = index.mark()
+    if known is None:
+        index.write_mark(mark)
+        return
+    if fault := known.differs(mark):
+        raise InputError(
+            f"index {index.address} was made with another {fault} (checkpoint {known.checkpoint}, images "
+            f"{known.images}); give it what it was made with, or make another index"
+        )
+    if known.complete and not add:
+        raise InputError(f"index {index.address} is there and complete; --add brings it up to date")
+
+
+class Change(NamedTuple):
+    """What an index lacks: rows to make, and the faults met in planning them; and the keys of rows to take out."""
+
+    records: list[Record]
+    faults: dict[str, str]
+    stale: dict[str, list[str]]
+
+
+def plan(index: Index, root: Path, scales: Sequence[int], rules: RasterRules) -> Change:
+    """Compare the folder with the index: a file is seen to when all of its rows bear its size and time stamp."""
+    files, faults_of_names = find_files(root)
+    rows: dict[str, list[Record]] = {}
+    for record in index.records():
+        rows.setdefault(record.path, []).append(record)
+    change = Change([], {fault: fault for fault in faults_of_names}, {})
+    for name in rows.keys() - files.keys():
+        change.stale[name] = [row.key for row in rows[name]]
+    for name, status in Bar(files.items(), "reading heads", unit="file"):
+        stamp = (status.st_size, status.st_mtime_ns)
+        here = {row.key for row in rows.get(name, []) if (row.size, row.mtime_ns) == stamp}
+        if here and len(here) == len(rows[name]) == rows[name][0].windows:
+            continue
+        try:
+            wanted = records_of(root, name, status, scales, rules)
+        except (InputError, OSError) as error:
+            change.faults[name] = str(error)
+            wanted = []
+        change.records.extend(record for record in wanted if record.key not in here)
+        keys = {record.key for record in wanted}
+        if old := [row.key for row in rows.get(name, []) if row.key not in keys]:
+            change.stale[name] = old
+    return change
+
+
+def build(index: Index, mark: Mark, encoder: Encoder, rules: LocalRules, arguments: argparse.Namespace) -> None:
+    """Make the rows that the index lacks, then take out those of files that are gone, changed or unreadable."""
+    root, raster_rules = Path(arguments.images), RasterRules(arguments.bands, arguments.stretch)
+    change = plan(index, root, arguments.scales, raster_rules)
+    regions = given_regions(arguments, root, change.records)
+    pictures = Pictures(root, change.records, encoder.options.dataset.image_size, rules, raster_rules, regions)
+    with StopSignals() as stop, Bar(total=len(change.records), desc="encoding", unit="picture") as bar:
+        for records, samples in pictures.batches(BATCH, arguments.workers):
+            stop.check()
+            for record, fault in zip(records, samples, strict=True):
+                if isinstance(fault, InputError):
+                    change.faults[record.path] = str(fault)
+            good = [i for i, one in enumerate(samples) if not isinstance(one, InputError)]
+            if good:
+                parts = (np.stack(part) for part in zip(*(samples[i] for i in good), strict=True))
+                index.put([records[i] for i in good], encoder.images(*parts))
+            bar.update(len(records))
+    index.drop([key for keys in change.stale.values() for key in keys])
+    index.drop([record.key for record in change.records if record.path in change.faults])
+    index.complete(mark)
+    _report(index, change, arguments.index)
+
+
+def given_regions(arguments: argparse.Namespace, root: Path, records: Sequence[Record]) -> dict[str, Regions] | None:
+    """The regions of a detector's files for the files to index, by name; None where they come from the rules."""
+    if not arguments.regions:
+        return None
+    if arguments.regions == NO_REGIONS:
+        return {}
+    detections, _ = read_detections(Path(arguments.regions), arguments.format, arguments.classes, arguments.coco_images)
+    name_of: dict[str, str] = {}
+    for name in dict.fromkeys(record.path for record in records):
+        if (other := name_of.setdefault(stem(name), name)) != name:
+            raise InputError(f"images {other} and {name} share a name up to the first dot, by which regions are given")
+    regions = to_regions(detections, list(name_of), lambda key: image_size(root / name_of[key]), allow_missing=True)
+    return dict(zip(name_of.values(), regions, strict=True))
+
+
+def _report(index: Index, change: Change, address: str) -> None:
+    made = {record.path for record in change.records} - change.faults.keys()
+    gone = change.stale.keys() - made - change.faults.keys()
+    logger.info(
+        f"{address}: {index.count()} rows; {len(made)} files new or changed, {len(gone)} gone; ask it with "
+        f"python -m search.query --index {address} --text '...'"
+    )
+    if change.faults:
+        logger.warning(f"{len(change.faults)} files were not read: {some(sorted(change.faults.values()))}")
+
+
+def export(address: str, path: Path) -> None:
+    """Write every row as Parquet: the record's fields, and `vector`. Raises InputError."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    if path.suffix != ".parquet":
+        raise InputError(f"--export {path}: the name must end in .parquet")
+    check_writable_file(path)
+    with open_index(address) as index:
+        vector = pa.list_(pa.float32(), read_mark(index).dim)
+        kinds = {"path": pa.string()} | dict.fromkeys(("west", "south", "east", "north"), pa.float64())
+        schema = pa.schema([(name, kinds.get(name, pa.int64())) for name in Record._fields] + [("vector", vector)])
+        count = 0
+        with atomic(path) as temporary, pq.ParquetWriter(temporary, schema) as file:
+            for rows in _chunks(index, 4096):
+                table = {name: [getattr(record, name) for record, _ in rows] for name in Record._fields}
+                file.write_table(pa.table(table | {"vector": [one for _, one in rows]}, schema))
+                count += len(rows)
+    logger.info(f"written: {path}, {count} rows")
+
+
+def _chunks(index: Index, size: int) -> Iterator[list[tuple[Record, np.ndarray]]]:
+    rows = []
+    for row in index.vectors():
+        rows.append(row)
+        if len(rows) == size:
+            yield rows
+            rows = []
+    if rows:
+        yield rows
+
+
+def _parse() -> argparse.Namespace:
+    parser = Parser(prog="python -m search.index", description="Index a folder of pictures and scenes.")
+    parser.add_options(required=False)
+    parser.add_argument("--resume", metavar="CKPT", help="checkpoint, ours or a published one")
+    parser.add_argument("--images", metavar="DIR", help="folder of pictures and scenes, at any depth")
+    parser.add_argument("--out", "--index", dest="index", required=True, metavar="INDEX",
+                        help="a folder NAME.db, or the address of a Milvus server (http://HOST:PORT)")  # fmt: skip
+    parser.add_argument("--add", action="store_true", help="bring an index up to date: new, changed and gone files")
+    parser.add_argument("--regions", help="a detector's files for the images, or the word none: no regions")
+    parser.add_argument("--format", choices=("auto", *FORMATS), default="auto", help="of --regions (default: auto)")
+    parser.add_argument("--classes", type=Path, help="of --regions in YOLO-OBB: class names in index order")
+    parser.add_argument("--coco-images", type=Path, help="of --regions in COCO: the JSON file that names the images")
+    parser.add_argument("--scales", nargs="+", type=int, default=list(SCALES), metavar="PIXELS",
+                        help="windows of scenes: what is longer than two of the largest (default 512)")  # fmt: skip
+    parser.add_argument("--bands", nargs=3, type=int, metavar="N", help="bands for red, green and blue, from 1")
+    parser.add_argument("--stretch", type=float, default=2.0, metavar="PERCENT",
+                        help="of more than 8 bits: this percentile is black, 100 - it white (default 2)")  # fmt: skip
+    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="loader processes (default: one per core)")
+    parser.add_argument("--export", metavar="FILE.parquet", help="write paths, records and vectors of an index")
+    parser.add_device()
+    arguments = parser.parse_args()
+    if not arguments.export:
+        for name in ("path_opt", "resume", "images"):
+            if getattr(arguments, name) is None:
+                raise InputError(f"--{name} is missing (see python -m search.index --help)")
+    check_scales(arguments.scales)
+    if arguments.bands and min(arguments.bands) < 1:
+        raise InputError("--bands counts from 1")
+    if not 0 <= arguments.stretch < 50:
+        raise InputError(f"--stretch {arguments.stretch:g}: a percentile from 0, below 50")
+    if arguments.workers < 0:
+        raise InputError("--workers must be at least 0")
+    arguments.bands = tuple(arguments.bands) if arguments.bands else None
+    return arguments
+
+
+def check_scales(scales: Sequence[int]) -> None:
+    """Raise InputError for windows that are no windows."""
+    if min(scales) < 16:
+        raise InputError(f"--scales {min(scales)}: windows of 16 pixels or more")
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,313 @@
+"""search.index and search.query: an index holds the model's vectors, stays in step with its folder, and ranks exactly."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("cv2", reason="pip install -r requirements-search.txt")
+pytest.importorskip("milvus_lite", reason="pip install -r requirements-search.txt")
+pytest.importorskip("pymilvus", reason="pip install -r requirements-search.txt")
+pytest.importorskip("rasterio", reason="pip install -r requirements-search.txt")
+
+import pyarrow.parquet
+import rasterio
+from rasterio.transform import from_origin
+
+import vocab
+from data import encode_captions, load_data, read_split
+from engine import embed_images, load_model
+from option import load_options
+from search.answers import Answer, fold_duplicates, to_csv, to_geojson
+from search.local import LocalRules, crop_regions, read_rules
+from search.store import Hit, Index, Record, open_index, read_mark
+from tests.conftest import Outcome
+from util.checkpoints import read_checkpoint
+from util.images import open_image
+from util.local_features import load_local
+
+pytestmark = pytest.mark.usefixtures("short_trunk")
+SENTENCE = "there are two red vehicles in the road"
+
+
+@pytest.fixture
+def index(run: Callable[[str], Outcome], work: Path, checkpoint: Path) -> Callable[..., Outcome]:
+    """Run search.index on the demonstration set's images into i.db, with further arguments."""
+
+    def index(more: str = "", images: str = "data/images", regions: str = "data/boxes") -> Outcome:
+        return run(
+            f"-m search.index --path_opt tiny.yaml --resume {checkpoint} --images {images} --out i.db "
+            f"--regions {regions} --device cpu --workers 0 {more}"
+        )
+
+    return index
+
+
+def rows() -> dict[str, list[Record]]:
+    """The records of i.db by path."""
+    with open_index("i.db") as opened:
+        found: dict[str, list[Record]] = {}
+        for record in opened.records():
+            found.setdefault(record.path, []).append(record)
+        return found
+
+
+def test_an_index_holds_the_vectors_of_the_whole_model_and_ranks_them_exactly(
+    index: Callable[..., Outcome], run: Callable[[str], Outcome], checkpoint: Path
+) -> None:
+    assert index().status == 0
+    assert run("-m search.index --index i.db --export rows.parquet").status == 0
+    table = pyarrow.parquet.read_table("rows.parquet").to_pydict()
+    stored = dict(zip(table["path"], table["vector"], strict=True))
+
+    options, device = load_options("tiny.yaml"), torch.device("cpu")
+    words = vocab.load("vocab.json").words
+    model = load_model(read_checkpoint(checkpoint), options, words, device)
+    split = read_split("data", "train")
+    data = load_data(split, options, words, device, training=False)
+    vectors = torch.nn.functional.normalize(embed_images(model, data, options)).numpy()
+    np.testing.assert_allclose([stored[name] for name in split.images], vectors, atol=1e-5)
+
+    answer = run(f"-m search.query --index i.db --text '{SENTENCE}' --top 50 --json --device cpu")
+    answers = json.loads(answer.out)
+    with torch.no_grad():
+        sentence = model.encode_text(*encode_captions([SENTENCE], words))[0].numpy()
+    scores = {name: np.dot(vector, sentence) / np.linalg.norm(sentence) for name, vector in stored.items()}
+    assert [one["path"] for one in answers] == sorted(scores, key=lambda name: -scores[name])
+    assert [one["score"] for one in answers] == pytest.approx(sorted(scores.values(), reverse=True), abs=1e-5)
+
+
+def test_add_takes_what_is_new_or_changed_and_drops_what_is_gone(index: Callable[..., Outcome], work: Path) -> None:
+    images = work / "data/images"
+    late = images / "demo_0003.png"
+    late.rename(work / "demo_0003.png")
+    assert index().status == 0
+    before = rows()
+    assert len(before) == 19
+
+    (work / "demo_0003.png").rename(late)
+    (images / "demo_0000.png").unlink()
+    (images / "demo_0001.png").write_bytes(b"no image")
+    shutil.copy(images / "demo_0004.png", images / "demo_0002.png")
+    ended = index("--add")
+    assert ended.status == 0
+    assert "2 files new or changed, 1 gone" in ended.out
+    assert "1 files were not read" in ended.message and "demo_0001.png" in ended.message
+    after = rows()
+    assert after.keys() == before.keys() - {"demo_0000.png", "demo_0001.png"} | {"demo_0003.png"}
+    assert after["demo_0002.png"] != before["demo_0002.png"] and after["demo_0005.png"] == before["demo_0005.png"]
+    assert "0 files new or changed, 0 gone" in index("--add").out
+
+
+def test_a_stopped_run_goes_on_where_it_was_and_doubles_nothing(
+    index: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("search.index.BATCH", 8)
+    written = []
+
+    def put(self: Index, records: list[Record], vectors: np.ndarray) -> None:
+        if len(written) == 2:
+            raise KeyboardInterrupt
+        written.extend([records])
+        original(self, records, vectors)
+
+    original = Index.put
+    monkeypatch.setattr(Index, "put", put)
+    assert index().status == 130
+    assert len(rows()) == 16
+    monkeypatch.setattr(
+        Index, "put", lambda self, records, vectors: (more.extend(records), original(self, records, vectors))
+    )
+    more: list[Record] = []
+    assert index().status == 0
+    assert len(more) == 4 and len(rows()) == 20
+
+
+def test_an_index_refuses_the_vectors_of_another_model(
+    index: Callable[..., Outcome], run: Callable[[str], Outcome], checkpoint: Path, work: Path
+) -> None:
+    assert index().status == 0
+    other = torch.load(checkpoint, weights_only=True)
+    next(iter(other["model"].values())).add_(1)
+    torch.save(other, work / "other.pth.tar")
+    command = "-m search.index --path_opt tiny.yaml --images data/images --out i.db --regions data/boxes --add "
+    refused = run(command + "--resume other.pth.tar --device cpu")
+    assert refused.status == 2 and "another checkpoint" in refused.message
+    refused = run(command + f"--resume {checkpoint} --device cpu --set model.fusion.gate=released")
+    assert refused.status == 2 and "made with another model options" in refused.err
+    refused = run(f"-m search.query --index i.db --text '{SENTENCE}' --resume other.pth.tar --device cpu")
+    assert refused.status == 2 and "is not the one that made this index" in refused.message
+    assert index().status == 2  # complete: --add is needed
+
+
+def write_scene(path: Path, bands: int = 4, dtype: str = "uint16", side: int = 400, west: float = 500_000) -> None:
+    """A GeoTIFF in UTM 33N, pixels of 10 m, its north-west corner at 45.15 degrees north."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(0).gamma(2, 500, (bands, side, side)).astype(dtype)
+    how = {"driver": "GTiff", "count": bands, "height": side, "width": side, "dtype": dtype}
+    with rasterio.open(path, "w", **how, crs="EPSG:32633", transform=from_origin(west, 5e6, 10, 10)) as file:
+        file.write(pixels)
+
+
+def test_scenes_are_indexed_by_windows_with_their_place(
+    index: Callable[..., Outcome], run: Callable[[str], Outcome], work: Path
+) -> None:
+    folder = work / "mine"
+    write_scene(folder / "a 'b' \"c\"" / "größe,{x}%.tif")
+    write_scene(folder / "far/away.tif", west=700_000)
+    shutil.copy(work / "data/images/demo_0000.png", folder / "small.png")
+    assert index("--scales 128", "mine", "none").status == 0
+    found = rows()
+    assert {name: len(of_file) for name, of_file in found.items()} == {
+        "a 'b' \"c\"/größe,{x}%.tif": 24, "far/away.tif": 24, "small.png": 1}  # fmt: skip
+    windows = {record[3:7] for record in found["far/away.tif"]}
+    assert (0, 128, 0, 128) in windows and (272, 400, 272, 400) in windows and (64, 192, 64, 192) in windows
+
+    query = f"-m search.query --index i.db --text '{SENTENCE}' --top 100 --json --device cpu "
+    answers = json.loads(run(query + "--folder far").out)
+    assert len(answers) == 24 and {one["path"] for one in answers} == {"far/away.tif"}
+    west, south, east, north = next(one["place"] for one in answers if one["window"] == [0, 128, 0, 128])
+    assert 17.53 < west < 17.56 and east - west == pytest.approx(0.0163, abs=5e-4)
+    assert 45.10 < south < north < 45.13
+    near = json.loads(run(query + "--bbox 14.9 45 15.0001 46").out)
+    assert near and all(one["window"][2] == 0 and "größe" in one["path"] for one in near)
+    folded = json.loads(run(query + "--fold 0.000001").out)
+    assert len(folded) < 49 and len(folded) + sum(len(one["folded"]) for one in folded) == 49
+
+
+def test_a_detectors_regions_go_to_the_window_that_their_centre_lies_in() -> None:
+    from layers.drea import Regions
+
+    regions = Regions(np.array([0, 1]), np.array([0.9, 0.8]), np.array([[0.25, 0.25, 0.1, 0.1], [0.5, 0.25, 0.2, 0.2]]))
+    cut = crop_regions(regions, (1000, 400), (0, 200, 400, 600))  # the second one: centre (500, 100), 200 x 80
+    assert cut.class_id.tolist() == [1] and cut.score.tolist() == [0.8]
+    np.testing.assert_allclose(cut.box, [[0.5, 0.5, 1, 0.4]])
+
+
+def test_local_features_of_a_new_image_are_made_by_the_training_files_rules(
+    run: Callable[[str], Outcome], work: Path
+) -> None:
+    (work / "lists").mkdir()
+    (work / "lists/train_filename.txt").write_text("demo_0003.png\ndemo_0004.png\n")
+    (work / "lists/test_filename.txt").write_text("demo_0005.png\n")
+    build = "-m util.build_local --data_path lists --image_path data/images --regions proposals --workers 1 "
+    assert run(build + "--out proposed.h5 --similarity box --distance-scale 0.3").status == 0
+    rules = read_rules("proposed.h5")
+    assert LocalRules.from_dict(json.loads(json.dumps(rules.to_dict()))).digest() == rules.digest()
+    rep, adj = load_local("proposed.h5", ["demo_0003.png", "demo_0004.png"])
+    for i, name in enumerate(("demo_0003", "demo_0004")):
+        made = rules.features(open_image(f"data/images/{name}.png"))
+        np.testing.assert_array_equal(made[0], rep[i])
+        np.testing.assert_array_equal(made[1], adj[i])
+    assert rep.any()
+
+
+def test_a_detectors_model_asks_for_regions(run: Callable[[str], Outcome], work: Path, checkpoint: Path) -> None:
+    refused = run(f"-m search.index --path_opt tiny.yaml --resume {checkpoint} --images data/images --out i.db")
+    assert refused.status == 2 and "--regions" in refused.message and not Path("i.db").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ("--text ''", "is empty"),
+        (f"--text {'plane' * 1_000}", "5000 characters"),
+        ("--text xyzzy", "knows none of these words"),
+        ("--image /no/file.png", "is not there"),
+        ("--image vocab.json", "cannot be decoded"),
+        ("--text plane --top 0", "--top 0"),
+        ("--text plane --bbox 5 0 4 1", "bounds"),
+        ("--text plane --fold 2", "--fold 2"),
+    ],
+)
+def test_a_query_that_cannot_be_answered_is_one_line(
+    index: Callable[..., Outcome], run: Callable[[str], Outcome], arguments: str, says: str
+) -> None:
+    if "xyzzy" in arguments:
+        assert index().status == 0
+    refused = run(f"-m search.query --index i.db {arguments} --device cpu")
+    assert refused.status == 2 and says in refused.message and len(refused.message) < 400
+
+
+def test_what_is_no_index_is_refused_and_left_alone(
+    index: Callable[..., Outcome], run: Callable[[str], Outcome], work: Path
+) -> None:
+    query = f"-m search.query --text '{SENTENCE}' --index "
+    assert "ends in .db" in run(query + "data").message
+    assert "is not there" in run(query + "no.db").message
+    (work / "file.db").write_text("x")
+    assert "is a file" in run(query + "file.db").message
+    (work / "other.db").mkdir()
+    (work / "other.db/mine.txt").write_text("x")
+    assert "holds other things" in run(query + "other.db").message
+    assert sorted(path.name for path in (work / "other.db").iterdir()) == ["mine.txt"]
+    assert index().status == 0
+    with open_index("i.db") as opened:
+        assert "is in use" in run(query + "i.db").message
+        assert read_mark(opened).complete
+
+
+def test_a_damaged_index_is_named(index: Callable[..., Outcome], run: Callable[[str], Outcome]) -> None:
+    assert index().status == 0
+    for fault in ("manifest.json*", "schema.json", "data_*.parquet"):
+        shutil.copytree("i.db", "damaged.db", dirs_exist_ok=True)
+        for path in Path("damaged.db").rglob(fault):
+            path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+        ended = run(f"-m search.query --index damaged.db --text '{SENTENCE}' --device cpu")
+        assert ended.status in (2, 3) and "damaged.db" in ended.message and "anew" in ended.message, fault
+
+
+def test_hostile_files_are_counted_and_stop_nothing(index: Callable[..., Outcome], work: Path) -> None:
+    folder = work / "mine"
+    folder.mkdir()
+    shutil.copy(work / "data/images/demo_0000.png", folder / "good.png")
+    source = "<SourceFilename>/etc/passwd</SourceFilename>"
+    (folder / "reads_others.tif").write_text(
+        '<VRTDataset rasterXSize="9" rasterYSize="9"><VRTRasterBand dataType="Byte" band="1"><SimpleSource>'
+        f"{source}</SimpleSource></VRTRasterBand></VRTDataset>"
+    )
+    huge = {"driver": "GTiff", "count": 3, "dtype": "uint8", "sparse_ok": True, "tiled": True}
+    with rasterio.open(
+        folder / "promises.tif", "w", height=60_000, width=60_000, blockxsize=4096, blockysize=4096, **huge
+    ):
+        pass
+    with rasterio.open(folder / "one_block.tif", "w", height=9600, width=9600, blockxsize=9600, blockysize=9600,
+                       compress="deflate", **huge | {"sparse_ok": False}) as file:  # fmt: skip
+        file.write(np.zeros((3, 16, 16), np.uint8), window=rasterio.windows.Window(0, 0, 16, 16))
+    with rasterio.open(folder / "complex.tif", "w", driver="GTiff", count=1, height=9, width=9, dtype="complex64"):
+        pass
+    (folder / "cut.tif").write_bytes((folder / "complex.tif").read_bytes()[:200])
+    (folder / "outside.png").symlink_to(work / "data/images/demo_0001.png")
+    (folder / "nowhere.png").symlink_to("nothing.png")
+    ended = index("", "mine", "none")
+    assert ended.status == 0
+    assert "7 files were not read" in ended.message
+    assert rows().keys() == {"good.png"}
+
+
+def test_folding_puts_near_duplicates_under_the_best_of_them() -> None:
+    def hit(score: float, angle: float, name: str) -> Hit:
+        return Hit(score, Record(name, 1, 1, 0, 1, 0, 1, 1), np.array([np.cos(angle), np.sin(angle)]))
+
+    hits = [hit(0.9, 0, "a"), hit(0.8, 1, "b"), hit(0.7, 0.01, "a2"), hit(0.6, 1.01, "b2"), hit(0.5, 2, "c")]
+    answers = fold_duplicates(hits, 0.99)
+    assert [(one.rank, one.record.path, [r.path for r in one.folded]) for one in answers] == [
+        (1, "a", ["a2"]), (2, "b", ["b2"]), (3, "c", [])]  # fmt: skip
+    assert [one.record.path for one in fold_duplicates(hits, None)] == ["a", "b", "a2", "b2", "c"]
+
+
+def test_answers_as_csv_and_geojson() -> None:
+    here = Record("=1+1.tif", 1, 1, 0, 8, 4, 12, 5, 10.0, 50.0, 11.0, 51.0)
+    answers = [Answer(1, 0.5, here), Answer(2, 0.25, Record('a,"b".png', 1, 1, 0, 1, 0, 1, 1))]
+    lines = to_csv(answers).splitlines()
+    assert lines[1] == "1,0.500000, =1+1.tif,0,8,4,12,10.0,50.0,11.0,51.0"
+    assert lines[2] == '2,0.250000,"a,""b"".png",0,1,0,1,,,,'
+    first, second = to_geojson(answers)["features"]
+    assert first["geometry"]["coordinates"][0][:2] == [[10.0, 50.0], [11.0, 50.0]]
+    assert first["properties"]["window"] == [0, 8, 4, 12] and second["geometry"] is None
