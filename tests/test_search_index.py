@@ -1,4 +1,4 @@
-"""search.index and search.query: an index holds the model's vectors, stays in step with its folder, and ranks exactly."""
+"""search.index and search.query: an index holds the model's vectors, keeps step with its folder, and ranks exactly."""
 
 from __future__ import annotations
 
