@@ -15,9 +15,12 @@ from PIL import Image
 
 import vocab
 from layers.drea import denoise
+from util.demo.canvas import COLOURS, SHADOW_COLOUR, Canvas
 from util.demo.captions import NOUNS, write_captions
-from util.demo.drawing import COLOURS, DRAW, SHADOW_COLOUR, Canvas, Pen, draw_scene
-from util.demo.scene import KINDS, SCENES_PER_SETTING, Scene, Thing, plan_scenes, turned
+from util.demo.drawing import draw_scene
+from util.demo.planning import plan_scenes
+from util.demo.scene import KINDS, SCENES_PER_SETTING, Scene, Thing, turned
+from util.demo.things import DRAW, Pen
 from util.errors import InputError
 from util.make_demo import annotation, main, make_demo
 from util.regions.formats import read_detections, to_regions

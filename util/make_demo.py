@@ -18,7 +18,8 @@ from PIL import Image
 from util.demo.captions import CAPTIONS_PER_IMAGE, write_captions
 from util.demo.detector import detect_scene
 from util.demo.drawing import draw_scene
-from util.demo.scene import Scene, plan_scenes
+from util.demo.planning import plan_scenes
+from util.demo.scene import Scene
 from util.errors import InputError
 from util.files import atomic, check_writable, read_json, write_json, write_text
 from util.progress import Bar

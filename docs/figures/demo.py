@@ -16,7 +16,8 @@ from PIL import Image
 
 from util.demo.captions import write_captions
 from util.demo.drawing import draw_scene
-from util.demo.scene import Scene, plan_scenes
+from util.demo.planning import plan_scenes
+from util.demo.scene import Scene
 
 FOLDER = Path(__file__).resolve().parent
 ROWS, COLUMNS, SEED = 3, 5, 0

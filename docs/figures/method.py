@@ -16,7 +16,7 @@ from matplotlib.patches import FancyBboxPatch, Polygon
 
 from util.demo.captions import write_captions
 from util.demo.drawing import draw_scene
-from util.demo.scene import plan_scenes
+from util.demo.planning import plan_scenes
 
 FOLDER = Path(__file__).resolve().parent
 SCENE = 74  # a demonstration scene with several classes
