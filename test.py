@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import logging
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -20,13 +20,15 @@ import vocab
 from data import Data, Split, load_data, read_split, validation_split
 from engine import encode_split, load_model
 from option.schema import Options, load_options
+from postprocessing import matrices
 from postprocessing.figures import draw_run
-from postprocessing.recall import chance, recall
-from postprocessing.rerank import PUBLISHED, rerank_recall
-from postprocessing.tables import markdown, summarise, write_tables
+from postprocessing.recall import Standings, chance, standings
+from postprocessing.rerank import PUBLISHED, Reranker
+from postprocessing.results import FoldScore, Reranked, Results, score_of, summarise
+from postprocessing.tables import narrow, write_tables
 from util.checkpoints import BEST, read_checkpoint
 from util.errors import InputError
-from util.files import atomic, check_writable, write_json
+from util.files import check_writable, write_json
 from utils import Parser, pick_device, run_command, same_options
 
 logger = logging.getLogger("galr")
@@ -49,18 +51,14 @@ def main() -> None:
     words = vocab.load(options.dataset.vocab_path).words
     test = load_data(read_split(options.dataset.data_path, "test"), options, words, device, training=False)
     logger.info(describe("test", test))
-    matrices = {fold: score_fold(run, fold, test, options, words, device) for fold in folds}
-    results = summary(options, [score_of(fold, of_test.sims, test.split) for fold, (of_test, _) in matrices.items()])
-    if arguments.rerank:
-        reranked = [score_of(fold, of_test.sims, test.split, rerank_recall) for fold, (of_test, _) in matrices.items()]
-        mean, std = summarise(reranked)
-        results["rerank"] = {"setting": PUBLISHED, "folds": reranked, "mean": mean, "std": std}
-    for fold, (of_test, of_val) in matrices.items():  # nothing is written before every fold has been scored
+    scored = {fold: score_fold(run, fold, test, options, words, device) for fold in folds}
+    results = results_of({fold: of_test for fold, (of_test, _) in scored.items()}, options, arguments.rerank)
+    for fold, (of_test, of_val) in scored.items():  # nothing is written before every fold has been scored
         of_test.save(f"{options.k_fold.experiment_name}_{fold}")
         of_val.save(f"{options.k_fold.experiment_name}_{fold}_val")
-    write_json(run / "results.json", results)
+    write_json(run / "results.json", results.model_dump())
     write_tables(results, run)
-    logger.info(markdown(results))
+    logger.info(narrow(results))
     pictures, _ = draw_run(run, matrices=MATRICES)
     logger.info(
         f"{run}/results.json, .md, .csv, .tex; {len(pictures)} figures in {run}/figures; matrices in {MATRICES}"
@@ -80,20 +78,11 @@ def check_folds(run: Path, folds: range, arguments: argparse.Namespace) -> None:
 def describe(name: str, data: Data) -> str:
     """What a score is out of: split, gallery, what chance would score, and how many captions nothing tells apart."""
     images, captions = len(data.split.images), len(data.split.captions)
-    at_random = chance(data.split.image_of_caption, images)[2]
+    at_random = chance(data.split.image_of_caption, images).mr
     text = f"{name} split: {images} images, {captions} captions, chance mR {at_random:.2f}"
     if repeats := captions - len(data.token_ids.unique(dim=0)):
         text += f"\nnote: {repeats} captions have the words of another one; in recall, ties count against the query"
     return text
-
-
-def save_matrix(path: Path, sims: np.ndarray, image_of_caption: np.ndarray) -> list[Path]:
-    """Save the similarities as `path`, and each caption's image beside it as `*_images.npy` -> the two files."""
-    files = [path, path.with_name(f"{path.stem}_images.npy")]
-    for name, array in zip(files, (sims, image_of_caption), strict=True):
-        with atomic(name) as temporary, temporary.open("wb") as file:
-            np.save(file, array)
-    return files
 
 
 class Matrix(NamedTuple):
@@ -105,8 +94,9 @@ class Matrix(NamedTuple):
 
     def save(self, name: str) -> None:
         """Save the matrix, the row of each caption's image, and the names of both sides."""
-        save_matrix(MATRICES / f"{name}.npy", self.sims, self.split.image_of_caption)
-        write_json(MATRICES / f"{name}_gallery.json", {"images": self.paths, "captions": self.split.captions})
+        path = MATRICES / f"{name}.npy"
+        matrices.save(path, self.sims, self.split.image_of_caption)
+        matrices.save_gallery(path, matrices.Gallery(self.paths, self.split.captions))
 
 
 def score_fold(
@@ -120,18 +110,32 @@ def score_fold(
     return of_test, of_val
 
 
-def score_of(fold: int, sims: np.ndarray, split: Split, measure: Any = recall) -> dict[str, Any]:
-    """One fold's entry of results.json."""
-    i2t, t2i, mr = measure(sims, split.image_of_caption)
-    sizes = {"images": len(split.images), "captions": len(split.captions)}
-    return {"fold": fold, "split": "test", **sizes, "i2t": i2t, "t2i": t2i, "mr": mr}
-
-
-def summary(options: Options, folds: list[dict[str, Any]]) -> dict[str, Any]:
-    """The results.json of a run: its folds, their mean and their standard deviation."""
+def results_of(tests: dict[int, Matrix], options: Options, rerank: bool) -> Results:
+    """The results of a run from the test matrices of its folds."""
+    folds = [fold_score(fold, standings(test.sims, test.split.image_of_caption), test) for fold, test in tests.items()]
     mean, std = summarise(folds)
-    name, dataset = options.k_fold.experiment_name, options.dataset.datatype
-    return {"experiment": name, "dataset": dataset, "folds": folds, "mean": mean, "std": std}
+    results = Results(
+        experiment=options.k_fold.experiment_name,
+        dataset=options.dataset.datatype,
+        lists=Path(options.dataset.data_path).name,
+        folds=folds,
+        mean=mean,
+        std=std,
+    )
+    if not rerank:
+        return results
+    folds = []
+    for fold, test in tests.items():
+        reranker = Reranker(test.sims, test.split.image_of_caption, PUBLISHED.k)
+        folds.append(fold_score(fold, reranker.standings(PUBLISHED), test))
+    mean, std = summarise(folds)
+    return results.model_copy(update={"rerank": Reranked(setting=PUBLISHED, folds=folds, mean=mean, std=std)})
+
+
+def fold_score(fold: int, found: Standings, matrix: Matrix, split: str = "test") -> FoldScore:
+    """The score of one fold, with what it is out of."""
+    images, captions = matrix.sims.shape
+    return FoldScore(fold=fold, split=split, images=images, captions=captions, **dict(score_of(found)))
 
 
 if __name__ == "__main__":

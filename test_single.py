@@ -12,10 +12,12 @@ import vocab
 from data import load_data, read_split, validation_split
 from engine import encode_split, load_model
 from option.schema import load_options
+from postprocessing import matrices
+from postprocessing.recall import standings
 from postprocessing.sheet import retrieval_sheet
 from postprocessing.style import save_figure
-from postprocessing.tables import markdown
-from test import describe, save_matrix, score_of
+from postprocessing.tables import narrow_fold
+from test import Matrix, describe, fold_score
 from util.checkpoints import read_checkpoint
 from util.errors import InputError
 from util.files import check_writable_file
@@ -50,11 +52,12 @@ def main() -> None:
     data = load_data(split, options, words, device, training=False)
     sims = encode_split(model, data, options)
     folder = Path(arguments.resume).absolute().parent.name  # of our runs: the fold
-    score = score_of(int(folder) if folder.isdigit() else 0, sims, split) | {"split": arguments.split}
+    fold, found = int(folder) if folder.isdigit() else 0, standings(sims, split.image_of_caption)
+    score = fold_score(fold, found, Matrix(sims, split, data.paths), arguments.split)
     logger.info(describe(arguments.split, data))
-    logger.info(markdown({"dataset": options.dataset.datatype, "folds": [score]}))
+    logger.info(narrow_fold(score, Path(options.dataset.data_path).name, options.dataset.datatype))
     if arguments.sims:
-        for path in save_matrix(Path(arguments.sims), sims, split.image_of_caption):
+        for path in matrices.save(Path(arguments.sims), sims, split.image_of_caption):
             logger.info(f"written: {path}")
     if arguments.figure:
         save_figure(retrieval_sheet(sims, data.paths, split.captions, split.image_of_caption), arguments.figure)

@@ -35,7 +35,7 @@ from layers import build_model
 from layers.loss import TripletLoss
 from layers.model import Model
 from option.schema import Options, load_options
-from postprocessing.recall import chance, recall
+from postprocessing.recall import chance, standings
 from postprocessing.sheet import retrieval_sheet
 from util.checkpoints import BEST, LAST, load_weights, read_checkpoint, save_checkpoint
 from util.errors import Interrupted, RunError, worker_died
@@ -237,9 +237,11 @@ def validation_row(sims: np.ndarray, data: Data, progress: Progress) -> dict[str
             f"{DIVERGED}"
         )
     owner = data.split.image_of_caption
-    i2t, t2i, mr = recall(sims, owner)
+    found = standings(sims, owner)
+    i2t, t2i, mr = found.scores()
     return {"epoch": progress.epoch, "step": progress.steps, "images": len(sims), "captions": sims.shape[1],
-            "chance": chance(owner, len(sims))[2], "i2t": i2t, "t2i": t2i, "mr": mr}  # fmt: skip
+            "chance": chance(owner, len(sims)).mr, "i2t": i2t._asdict(), "t2i": t2i._asdict(), "mr": mr,
+            "mr_random": found.scores("random").mr}  # fmt: skip
 
 
 @contextlib.contextmanager

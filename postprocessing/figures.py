@@ -1,4 +1,4 @@
-"""Pictures of a run: training curve, recall beside the published numbers, retrieval sheets, the grid of a search.
+"""Pictures of a run: training curve, recall beside the published numbers, retrieval sheets.
 
     python -m postprocessing.figures --run checkpoint/EXPERIMENT
 
@@ -8,33 +8,46 @@ that belongs to no window; matplotlib is imported only where one is made.
 
 from __future__ import annotations
 
+import logging
 import os
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from postprocessing.recall import load
+from postprocessing.matrices import gallery_file, load, load_gallery
+from postprocessing.published import published
+from postprocessing.recall import Scores
+from postprocessing.rerank import Setting
+from postprocessing.results import History, Results, Summary
+from postprocessing.results import load as load_file
 from postprocessing.sheet import retrieval_sheet
 from postprocessing.style import GREY, INK, PALE, PLAIN, RERANK, RUN, new_figure, save_figure
-from postprocessing.tables import MEASURES, SIX, chance_of, gallery_of, published
+from postprocessing.tables import AT_RANDOM, MEASURES, SIX, chance_of, gallery_of
 from util.errors import InputError
-from util.files import check_writable, read_json
+from util.files import check_writable
 from utils import Parser, run_command
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+logger = logging.getLogger("galr")
 
-def training_curve(history: dict, title: str = "") -> Figure:
-    """Loss of the batches, smoothed where there are many, and validation mR with its chance on a second axis.
 
-    `history` is a fold's history.json: "train" rows with epoch, step and loss, "val" rows with epoch, step and mr, and
-    with the mR of chance where it is known, which is the dashed line.
+def training_curve(history: History, title: str = "") -> Figure:
+    """Loss of the batches, smoothed where there are many, and validation mR on a second axis, with chance dashed.
+
+    Raises InputError for a history without rows.
     """
-    train, val, epochs, chance = _curves(history)
+    train = np.array([(row.step, row.loss) for row in history.train if row.loss is not None]).reshape(-1, 2)
+    val = np.array([(row.step, row.mr) for row in history.val if row.mr is not None]).reshape(-1, 2)
+    if not len(train) and not len(val):
+        raise InputError("the history has no rows yet; it is written at the first validation")
+    epochs = 1 + max(row.epoch for row in history.train + history.val)
+    chance = next((row.chance for row in history.val if row.chance is not None), None)
     figure = new_figure(9, 4.8)
     left = figure.subplots()
     right = left.twinx()
@@ -50,20 +63,6 @@ def training_curve(history: dict, title: str = "") -> Figure:
     figure.suptitle(title, fontsize=12, color=INK, y=0.97, **PLAIN)
     figure.legend(loc="upper center", bbox_to_anchor=(0.5, 0.91), ncols=4, frameon=False, fontsize=9)
     return figure
-
-
-def _curves(history: dict) -> tuple[np.ndarray, np.ndarray, int, float | None]:
-    """Steps and losses (n, 2), steps and validation mR (m, 2), the number of epochs, and the mR of chance."""
-    try:
-        train = np.array([(row["step"], row["loss"]) for row in history["train"] if row["loss"] is not None], float)
-        val = np.array([(row["step"], row["mr"]) for row in history["val"] if row["mr"] is not None], float)
-        epochs = 1 + max((row["epoch"] for row in history["train"] + history["val"]), default=-1)
-        chance = next((row["chance"] for row in history["val"] if row.get("chance") is not None), None)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise InputError(f"the history is not of the form of history.json ({type(error).__name__}: {error})") from None
-    if not len(train) and not len(val):
-        raise InputError("the history has no rows yet; it is written at the first validation")
-    return train.reshape(-1, 2), val.reshape(-1, 2), epochs, chance
 
 
 def _draw_loss(axes, train: np.ndarray) -> None:
@@ -97,43 +96,63 @@ def _moving_mean(values: np.ndarray, reach: int) -> np.ndarray:
     return (total[last] - total[first]) / (last - first)
 
 
-def recall_bars(results: dict) -> Figure:
-    """The recalls of a results.json: mean, deviation and every fold, before and after rerank, beside published ones.
+class Series(NamedTuple):
+    """Bars of one colour: scores of a run, with or without rerank; or a published row, which has no folds."""
 
-    Left the six recalls, with those published where all six are known; right mR, with all published.
+    name: str
+    color: str
+    mean: Scores
+    std: Scores | None = None
+    folds: Sequence[Scores] = ()
+
+
+def recall_bars(results: Results) -> Figure:
+    """The recalls of a run: mean, deviation and every fold, before and after rerank, beside published ones.
+
+    Left the six recalls, with GaLR's where they are published; right mR, with all published. Where ties matter, mR with
+    ties broken at random has bars of its own.
     """
     figure = new_figure(13, 5.2)
     left, right = figure.subplots(1, 2, width_ratios=[1.9, 1])
     figure.subplots_adjust(left=0.05, right=0.985, top=0.84, bottom=0.1, wspace=0.4)
-    try:
-        gallery, others = gallery_of(results["folds"]), published(results["dataset"])
-        series = [("this run", RUN, results)]
-        if results.get("rerank"):
-            series.append(("this run + rerank", RERANK, results["rerank"]))
-        at_random = chance_of(gallery["images"], gallery["captions"]) if gallery["images"] else None
-        _six_bars(left, series, [row for row in others if row["i2t"]], at_random)
-        _mr_bars(right, series, others, at_random)
-        folds = f"{len(results['folds'])} fold{'s' * (len(results['folds']) != 1)}"
-        sizes = f"{gallery['split']} split, {gallery['images']} images, {gallery['captions']} captions, {folds}"
-        figure.suptitle(f"{results['experiment']} on {results['dataset']}: {sizes}", fontsize=12, y=0.97, **PLAIN)
-    except (KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"the results are not of the form of results.json ({type(error).__name__}: {error})") from None
+    series = _series("this run", RUN, results)
+    if results.rerank:
+        series += _series("this run + rerank", RERANK, results.rerank)
+    others = [Series(row.name, "#c4c4c4", row.scores) for row in published(results.dataset)]
+    galrs = [row for row in others if row.name.startswith("GaLR") and row.mean.i2t.r1 is not None]
+    gallery = gallery_of(results.folds, results.lists)
+    at_random = chance_of(gallery.images, gallery.captions) if gallery.images and gallery.captions else None
+    against = [row for row in series if not row.name.endswith(AT_RANDOM)]
+    shaded = [row._replace(color=shade) for row, shade in zip(galrs, ("#b5b5b5", "#dcdcdc"), strict=False)]
+    _six_bars(left, [*against, *shaded], at_random)
+    _mr_bars(right, [*series, *others], at_random)
+    folds = f"{len(results.folds)} fold{'s' * (len(results.folds) != 1)}"
+    sizes = f"{gallery.split} split, {gallery.images} images, {gallery.captions} captions, {folds}"
+    figure.suptitle(f"{results.experiment} on {results.dataset}: {sizes}", fontsize=12, y=0.97, **PLAIN)
     return figure
 
 
-def _six_bars(axes, series: list, others: list[dict], at_random: tuple | None) -> None:
-    width = 0.84 / (len(series) + len(others))
+def _series(name: str, color: str, part: Summary) -> list[Series]:
+    folds, spread = part.folds, len(part.folds) > 1
+    series = [Series(name, color, part.mean.against, part.std.against if spread else None, [f.against for f in folds])]
+    if part.mean.ties_matter:
+        std = part.std.random if spread else None
+        series.append(Series(f"{name}{AT_RANDOM}", color, part.mean.random, std, [fold.random for fold in folds]))
+    return series
+
+
+def _six(scores: Scores) -> list[float]:
+    return [*scores.i2t[:3], *scores.t2i[:3]]
+
+
+def _six_bars(axes, series: list[Series], at_random: Scores | None) -> None:
+    width = 0.84 / len(series)
     place = np.arange(6) - 0.42 + width / 2
-    for name, color, part in series:
-        _bars_of_folds(
-            axes, place, [_six(part["mean"]), _six(part["std"])], map(_six, part["folds"]), width, color, name
-        )
-        place = place + width
-    for row, shade in zip(others, ("#b5b5b5", "#dcdcdc"), strict=False):
-        _bars_of_folds(axes, place, [_six(row)], [], width, shade, row["name"])
+    for row in series:
+        _bars_of_folds(axes, place, row, width)
         place = place + width
     if at_random:
-        for at, level in enumerate(_six({"i2t": at_random[0], "t2i": at_random[1]})):
+        for at, level in enumerate(_six(at_random)):
             label = "chance" if at == 0 else None
             axes.plot([at - 0.45, at + 0.45], [level, level], color=INK, linestyle="--", linewidth=1.2, label=label)
     axes.set_xticks(range(6), [f"{direction}\n{MEASURES[at]}" for direction, at in SIX])
@@ -143,47 +162,39 @@ def _six_bars(axes, series: list, others: list[dict], at_random: tuple | None) -
     _quiet(axes, "y")
 
 
-def _bars_of_folds(axes, place, mean_and_std: list, folds, width: float, color: str, name: str) -> None:
+def _bars_of_folds(axes, place: np.ndarray, row: Series, width: float) -> None:
     """Bars of the mean with its deviation, a dot for each fold, and the mean's number above them."""
-    mean, std = [*mean_and_std, [None] * 6][:2]
-    spread = None if std[0] is None else std
-    axes.bar(place, mean, width * 0.94, color=color, label=name, yerr=spread, error_kw={"elinewidth": 1, "ecolor": INK})
-    tops = np.array(mean, float) + (0 if spread is None else np.array(spread))
-    folds = np.array(list(folds), float).reshape(-1, 6)
-    if len(folds) > 1:
+    mean, spread = np.array(_six(row.mean)), None if row.std is None else np.array(_six(row.std))
+    axes.bar(
+        place, mean, width * 0.94, color=row.color, label=row.name, yerr=spread,
+        error_kw={"elinewidth": 1, "ecolor": INK},
+    )  # fmt: skip
+    tops = mean if spread is None else mean + spread
+    if len(row.folds) > 1:
+        folds = np.array([_six(fold) for fold in row.folds])
         axes.plot(place, folds.T, ".", color=INK, markersize=3, alpha=0.6)
         tops = np.maximum(tops, folds.max(axis=0))
     for x, y, value in zip(place, tops, mean, strict=True):
         axes.annotate(f"{value:.3g}", (x, y), (0, 3), textcoords="offset points", ha="center", fontsize=7, color=INK)
 
 
-def _six(score: dict) -> list:
-    return [score[direction][at] for direction, at in SIX]
-
-
-def _mr_bars(axes, series: list, others: list[dict], at_random: tuple | None) -> None:
-    names = [name for name, _, _ in series] + [row["name"] for row in others]
-    values = [part["mean"]["mr"] for _, _, part in series] + [row["mr"] for row in others]
-    colors = [color for _, color, _ in series] + ["#c4c4c4"] * len(others)
-    ends = list(values)
-    axes.barh(range(len(names)), values, 0.7, color=colors)
-    for y, (_, _, part) in enumerate(series):
-        folds = [fold["mr"] for fold in part["folds"]]
-        if len(folds) > 1:
-            axes.errorbar(values[y], y, xerr=part["std"]["mr"], color=INK, elinewidth=1)
+def _mr_bars(axes, series: list[Series], at_random: Scores | None) -> None:
+    axes.barh(range(len(series)), [row.mean.mr for row in series], 0.7, color=[row.color for row in series])
+    for y, row in enumerate(series):
+        end = row.mean.mr
+        if len(row.folds) > 1:
+            folds = [fold.mr for fold in row.folds]
+            axes.errorbar(row.mean.mr, y, xerr=row.std.mr, color=INK, elinewidth=1)
             axes.plot(folds, [y] * len(folds), ".", color=INK, markersize=4, alpha=0.6)
-            ends[y] = max(*folds, values[y] + part["std"]["mr"])
-    for y, (end, value) in enumerate(zip(ends, values, strict=True)):
-        axes.annotate(f"{value:.2f}", (end, y), (4, 0), textcoords="offset points", va="center", fontsize=9, color=INK)
+            end = max(*folds, end + row.std.mr)
+        text = f"{row.mean.mr:.2f}"
+        axes.annotate(text, (end, y), (4, 0), textcoords="offset points", va="center", fontsize=8, color=INK)
     if at_random:
-        axes.axvline(at_random[2], color=INK, linestyle="--", linewidth=1.2)
-        axes.set_title(f"mR (%); chance is {at_random[2]:.2f}", fontsize=10)
-    axes.set_yticks(
-        range(len(names)),
-        [textwrap.fill(name.replace(" (published)", ""), 22, break_on_hyphens=False) for name in names],
-        fontsize=9,
-    )
-    axes.set_xlim(right=1.15 * max(ends))
+        axes.axvline(at_random.mr, color=INK, linestyle="--", linewidth=1.2)
+        axes.set_title(f"mR (%); chance is {at_random.mr:.2f}", fontsize=10)
+    names = [textwrap.fill(row.name, 32, break_on_hyphens=False) for row in series]
+    axes.set_yticks(range(len(series)), names, fontsize=9 if len(series) < 10 else 7.5)
+    axes.set_xlim(right=1.15 * max(axes.get_xlim()[1], 1e-9))
     axes.set_ylim(max(len(names), 5) - 0.4, -0.6)
     _quiet(axes, "x")
 
@@ -192,34 +203,6 @@ def _quiet(axes, grid: str) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis=grid, color=PALE, linewidth=0.5)
     axes.set_axisbelow(True)
-
-
-def grid_figure(mr: np.ndarray, grid: dict[str, Sequence], title: str = "") -> Figure:
-    """Heat map of a search: mR (k, w_similarity, w_reverse), one panel per k, the best setting framed."""
-    ks, similarities, reverses = grid.values()
-    figure = new_figure(1.6 + 2.6 * len(ks), 3.9)
-    panels = figure.subplots(1, len(ks), sharey=True, squeeze=False)[0]
-    edge = figure.get_figwidth()
-    figure.subplots_adjust(left=0.75 / edge, right=1 - 0.9 / edge, top=0.80, bottom=0.14, wspace=0.06)
-    lowest, highest = mr.min(), mr.max()
-    for panel, k, values in zip(panels, ks, mr, strict=True):
-        image = panel.imshow(values, vmin=lowest, vmax=highest, cmap="viridis", aspect="auto", origin="lower")
-        for (y, x), value in np.ndenumerate(values):
-            dark = value < (lowest + highest) / 2
-            panel.text(x, y, f"{value:.1f}", ha="center", va="center", fontsize=7, color="white" if dark else INK)
-        panel.set_title(f"k = {k}", fontsize=10)
-        panel.set_xticks(range(len(reverses)), [f"{w:g}" for w in reverses], fontsize=8)
-        panel.set_yticks(range(len(similarities)), [f"{w:g}" for w in similarities], fontsize=8)
-        panel.set_xlabel("w_reverse")
-    panels[0].set_ylabel("w_similarity")
-    best_k, best_y, best_x = np.unravel_index(mr.argmax(), mr.shape)
-    panels[best_k].plot(
-        best_x, best_y, "s", markersize=21, markerfacecolor="none", markeredgecolor="red", markeredgewidth=2
-    )
-    figure.colorbar(image, cax=figure.add_axes((1 - 0.8 / edge, 0.14, 0.15 / edge, 0.66)), label="mR (%)")
-    setting = f"k {ks[best_k]}, w_similarity {similarities[best_y]:g}, w_reverse {reverses[best_x]:g}"
-    figure.suptitle(f"{title}; best {mr.max():.2f} at {setting}".lstrip("; "), fontsize=11, y=0.97, **PLAIN)
-    return figure
 
 
 # The command
@@ -234,72 +217,63 @@ def draw_run(
     figures/ in the run. Returns the pictures written and the files that were missing for others. Raises InputError
     where there is nothing to draw, or a file is damaged.
     """
-    run, matrices = Path(run), Path(matrices)
+    run = Path(run)
     out = run / "figures" if out is None else Path(out)
     check_writable(out, "the folder of the pictures")
     if not run.is_dir():
         raise InputError(f"the run's folder {run} is not there; train.py makes checkpoint/EXPERIMENT")
     figures, missing = {}, []
-    for picture, (draw, files, *arguments) in _drawings(run, matrices).items():
-        absent = [file for file in files if not file.is_file()]
+    for name, drawing in _drawings(run, Path(matrices)).items():
+        absent = [file for file in drawing.files if not file.is_file()]
         missing += absent
         if not absent:
-            figures[picture] = draw(*files, *arguments)
+            figures[name] = drawing.draw()
     if not figures:
         raise InputError(f"nothing to draw in {run}: {', '.join(map(str, missing))} missing")
-    written = [out / f"{picture}.png" for picture in figures]
+    written = [out / f"{name}.png" for name in figures]
     for path, figure in zip(written, figures.values(), strict=True):
         save_figure(figure, path)
     return written, missing
 
 
-def _drawings(run: Path, matrices: Path) -> dict[str, tuple]:
-    """The pictures of a run: what draws each, the files that it takes, and what it takes besides."""
-    results_file = run / "results.json"
-    results = _read(results_file, "results") if results_file.is_file() else {}
-    name, rerank = results.get("experiment", run.name), results.get("rerank")
-    setting = rerank.get("setting") if isinstance(rerank, dict) else None
-    drawings: dict[str, tuple] = {"recall": (_naming, [results_file], recall_bars, results)}
+class Drawing(NamedTuple):
+    """A picture of a run: the files that it is made from, and how."""
+
+    files: list[Path]
+    draw: Callable[[], Figure]
+
+
+def _drawings(run: Path, matrices: Path) -> dict[str, Drawing]:
+    """The pictures of a run by their names."""
+    file = run / "results.json"
+    results = load_file(file, Results) if file.is_file() else None
+    name = results.experiment if results else run.name
+    setting = results.rerank.setting if results and results.rerank else None
+    drawings = {"recall": Drawing([file], partial(recall_bars, results))}
     for fold in sorted((path.name for path in run.iterdir() if path.is_dir() and path.name.isdigit()), key=int):
-        title = f"{name}, fold {fold}"
-        drawings[f"curve_{fold}"] = (_curve_of_file, [run / fold / "history.json"], title)
+        title, history = f"{name}, fold {fold}", run / fold / "history.json"
+        drawings[f"curve_{fold}"] = Drawing([history], partial(_curve_of_file, history, title))
         for split, suffix in (("test", ""), ("validation", "_val")):
-            sims = matrices / f"{name}_{fold}{suffix}"
-            files = [sims.with_name(f"{sims.name}.npy"), sims.with_name(f"{sims.name}_gallery.json")]
-            drawings[f"sheet_{fold}{suffix}"] = (_sheet_of_files, files, setting, f"{title}, {split} split")
+            sims = matrices / f"{name}_{fold}{suffix}.npy"
+            draw = partial(_sheet_of_file, sims, setting, f"{title}, {split} split")
+            drawings[f"sheet_{fold}{suffix}"] = Drawing([sims, gallery_file(sims)], draw)
     return drawings
 
 
-def _curve_of_file(history: Path, title: str) -> Figure:
-    return _naming(history, training_curve, _read(history, "history"), f"{title}: training")
-
-
-def _sheet_of_files(sims_file: Path, gallery_file: Path, rerank: dict | None, title: str) -> Figure:
-    (sims, owner), gallery = load(sims_file), _read(gallery_file, "gallery")
-    title = f"{title}: {len(sims)} images, {len(owner)} captions"
-    return _naming(gallery_file, _sheet, sims, gallery, owner, rerank, title)
-
-
-def _read(path: Path, what: str) -> dict:
-    content = read_json(path, what)
-    if not isinstance(content, dict):
-        raise InputError(f"{what} {path}: an object is expected, not {type(content).__name__}")
-    return content
-
-
-def _naming(path: Path, draw, *arguments) -> Figure:
-    """The figure; errors of what it draws name the file that it came from."""
+def _curve_of_file(file: Path, title: str) -> Figure:
+    history = load_file(file, History)
     try:
-        return draw(*arguments)
+        return training_curve(history, f"{title}: training")
     except InputError as error:
-        raise InputError(f"{path}: {error}") from None
+        raise InputError(f"{file}: {error}") from None
 
 
-def _sheet(sims: np.ndarray, gallery: dict, owner: np.ndarray, rerank: dict | None, title: str) -> Figure:
-    lists = [gallery.get(key) for key in ("images", "captions")]
-    if not all(isinstance(names, list) and all(isinstance(name, str) for name in names) for names in lists):
-        raise InputError('two lists of texts, "images" and "captions", are expected')
-    return retrieval_sheet(sims, *lists, owner, rerank, title)
+def _sheet_of_file(file: Path, setting: Setting | None, title: str) -> Figure:
+    (sims, owner), gallery = load(file), load_gallery(gallery_file(file))
+    try:
+        return retrieval_sheet(sims, *gallery, owner, setting, f"{title}: {len(sims)} images, {len(owner)} captions")
+    except InputError as error:
+        raise InputError(f"{gallery_file(file)}: {error}") from None
 
 
 def main() -> None:
@@ -312,9 +286,9 @@ def main() -> None:
     args = parser.parse_args()
     written, missing = draw_run(args.run, args.out, args.matrices)
     for path in written:
-        print(path)
+        logger.info(path)
     for path in missing:
-        print(f"not there, so its picture is left out: {path}")
+        logger.info(f"not there, so its picture is left out: {path}")
 
 
 if __name__ == "__main__":

@@ -1,84 +1,143 @@
 """Recall at 1, 5, 10, median and mean rank in both directions, and their mean mR, from a similarity matrix.
 
 i2t: an image is the query and its best captions rank; t2i: a caption is the query and its one image ranks.
-Ranks come from counting, not sorting: the rank of a right answer is the number of wrong ones that are at least as
-similar to the query. So ties count against the query, and a constant matrix scores like the worst ranking.
+Ranks come from counting, not sorting: how many wrong answers are more similar to the query than its best right one, and
+how many are just as similar. What becomes of the latter, the ties, is the caller's choice: they count against the
+query, so that a constant matrix scores like the worst ranking; or for it; or they are broken at random, of which the
+exact expectation is given. Data sets repeat captions, so the three differ.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
-from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from util.errors import InputError
-from util.files import existing_file
 
 BLOCK = 1 << 18  # entries of the matrix that are worked on at once: they fit a core's cache
+CUTS = (1, 5, 10)
+TIES = ("against", "random", "for")
+NOTICEABLE = 0.05  # ties that change mR by more than this are shown
 
 
-def recall(sims: np.ndarray, image_of_caption: np.ndarray) -> tuple[dict, dict, float]:
+class Recalls(NamedTuple):
+    """One direction: R@1, R@5, R@10 in per cent, median and mean rank from 1; None: not known. `x["r1"]` is `x.r1`."""
+
+    r1: float | None
+    r5: float | None
+    r10: float | None
+    medr: float | None = None
+    meanr: float | None = None
+
+    def __getitem__(self, key):
+        return getattr(self, key) if isinstance(key, str) else tuple.__getitem__(self, key)
+
+
+class Scores(NamedTuple):
+    """Both directions, and mR: the mean of their six recalls."""
+
+    i2t: Recalls
+    t2i: Recalls
+    mr: float | None
+
+
+class Places(NamedTuple):
+    """Where the best right answer of each query stands; one number a query in each array."""
+
+    ahead: np.ndarray  # wrong answers that are more similar to the query
+    tied: np.ndarray  # wrong answers that are just as similar
+    right: np.ndarray  # right answers that are just as similar, itself included
+
+    def ranks(self, ties: str = "against") -> np.ndarray:
+        """The ranks from 0. Of t wrong and r right answers in random order, t / (r + 1) wrong ones come first."""
+        if ties == "random":
+            return self.ahead + self.tied / (self.right + 1)
+        return self.ahead + self.tied if ties == "against" else self.ahead
+
+    def hits(self, k: int, ties: str = "against") -> np.ndarray:
+        """The probability of each query that a right answer is among its first k: 0 or 1, if not by ties at random.
+
+        At random it is hypergeometric: the first k hold no right answer if the `room` that is left among them is filled
+        with wrong ones, which has the probability (t - 0) / (t + r - 0) * (t - 1) / (t + r - 1) * ..., `room` factors.
+        """
+        if ties != "random":
+            return (self.ranks(ties) < k).astype(float)
+        room, miss = k - self.ahead, np.ones(len(self.ahead))
+        for drawn in range(k):
+            share = np.maximum(self.tied - drawn, 0) / np.maximum(self.tied + self.right - drawn, 1)
+            miss *= np.where(drawn < room, share, 1)
+        return 1 - miss
+
+    def recalls(self, ties: str = "against") -> Recalls:
+        """Recalls and ranks over all queries.
+
+        medr is floor(median of ranks from 0) + 1, as in the released code; with ties at random, of the expected ranks.
+        """
+        at = (100.0 * float(self.hits(k, ties).sum()) / len(self.ahead) for k in CUTS)
+        ranks = self.ranks(ties)
+        return Recalls(*at, medr=float(np.floor(np.median(ranks)) + 1), meanr=float(np.mean(ranks) + 1))
+
+
+class Standings(NamedTuple):
+    """Both directions: the images that have captions, in their order, and the captions."""
+
+    i2t: Places
+    t2i: Places
+
+    def scores(self, ties: str = "against") -> Scores:
+        """What they come to. Raises InputError for ties that are none of `TIES`."""
+        if ties not in TIES:
+            raise InputError(f"ties are {', '.join(TIES[:-1])} or {TIES[-1]}, not {ties!r}")
+        i2t, t2i = self.i2t.recalls(ties), self.t2i.recalls(ties)
+        return Scores(i2t, t2i, sum(i2t[:3] + t2i[:3]) / 6)
+
+
+def recall(sims: np.ndarray, image_of_caption: np.ndarray, ties: str = "against") -> Scores:
     """Recall of a similarity matrix (images, captions), float or integer; memory-mapped ones are read in blocks.
 
-    `image_of_caption` (captions,) holds the row of each caption's image. Returns i2t, t2i and mR: the first two are
-    {"r1", "r5", "r10"} in per cent and {"medr", "meanr"} as ranks from 1 (medr is floor(median of ranks from 0) + 1,
-    as in the released code); mR is the mean of the six recalls. An image without captions is no query in i2t, but
-    stays in the gallery of t2i. Raises InputError for NaN, infinity and shapes that do not fit.
+    `image_of_caption` (captions,) holds the row of each caption's image. `ties` with wrong answers count "against" or
+    "for" the query, or are broken at "random", which gives the exact expectation. The scores unpack as i2t, t2i, mR. An
+    image without captions is no query in i2t, but stays in the gallery of t2i. Raises InputError for NaN, infinity,
+    shapes that do not fit, and other ties.
     """
-    i2t_ranks, t2i_ranks = ranks(sims, image_of_caption)
-    return recall_of_ranks(i2t_ranks, t2i_ranks)
-
-
-def recall_of_ranks(i2t_ranks: np.ndarray, t2i_ranks: np.ndarray) -> tuple[dict, dict, float]:
-    """i2t, t2i and mR, as `recall` gives them, from the ranks (from 0) of the best right answer of each query."""
-    i2t, t2i = _summary(i2t_ranks), _summary(t2i_ranks)
-    return i2t, t2i, mean_recall(i2t, t2i)
+    return standings(sims, image_of_caption).scores(ties)
 
 
 def ranks(sims: np.ndarray, image_of_caption: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Rank, from 0, of the best right answer of each query: i2t (images that have captions,), t2i (captions,)."""
+    """Rank, from 0, of the best right answer of each query, ties against it: i2t (images that have captions,), t2i."""
+    i2t, t2i = standings(sims, image_of_caption)
+    return i2t.ranks(), t2i.ranks()
+
+
+def standings(sims: np.ndarray, image_of_caption: np.ndarray) -> Standings:
+    """Where the best right answer of each query stands, for matrices as in `recall`."""
     sims = check_matrix(sims)
     owner = check_images(image_of_caption, sims.shape)
     own = np.asarray(sims[owner, np.arange(len(owner))])  # similarity of each caption with its image
     best = np.full(len(sims), -np.inf, own.dtype)  # similarity of each image with the best of its captions
     with np.errstate(invalid="ignore"):  # a NaN is found below, with its place
         np.maximum.at(best, owner, own)
-    i2t = np.empty(len(sims), np.int64)
-    t2i = np.zeros(len(owner), np.int64)
+    i2t_above, i2t_equal = np.empty(len(sims), np.int64), np.empty(len(sims), np.int64)
+    t2i_above, t2i_equal = np.zeros(len(owner), np.int64), np.zeros(len(owner), np.int64)
     for rows, block in blocks(sims):
-        i2t[rows] = np.count_nonzero(block >= best[rows, None], axis=1)
-        t2i += np.count_nonzero(block >= own, axis=0)
-    i2t -= np.bincount(owner[own == best[owner]], minlength=len(sims))  # these are right answers, not wrong ones
-    return i2t[np.bincount(owner, minlength=len(sims)) > 0], t2i - 1
+        i2t_above[rows] = np.count_nonzero(block > best[rows, None], axis=1)
+        i2t_equal[rows] = np.count_nonzero(block == best[rows, None], axis=1)
+        t2i_above += np.count_nonzero(block > own, axis=0)
+        t2i_equal += np.count_nonzero(block == own, axis=0)
+    right = np.bincount(owner[own == best[owner]], minlength=len(sims))
+    i2t = Places(i2t_above, i2t_equal - right, right)
+    asked = np.bincount(owner, minlength=len(sims)) > 0
+    return Standings(Places(*(array[asked] for array in i2t)), Places(t2i_above, t2i_equal - 1, np.ones_like(owner)))
 
 
-def _summary(ranks: np.ndarray) -> dict[str, float]:
-    at = {f"r{k}": 100.0 * int(np.count_nonzero(ranks < k)) / len(ranks) for k in (1, 5, 10)}
-    return {**at, "medr": float(np.floor(np.median(ranks)) + 1), "meanr": float(np.mean(ranks) + 1)}
-
-
-def mean_recall(i2t: dict, t2i: dict) -> float:
-    """mR: the mean of R@1, R@5 and R@10 of both directions."""
-    return sum(direction[at] for direction in (i2t, t2i) for at in ("r1", "r5", "r10")) / 6
-
-
-def chance(image_of_caption: np.ndarray, n_images: int) -> tuple[dict, dict, float]:
-    """What a random ranking is expected to score, exactly: i2t and t2i as {"r1", "r5", "r10"} and mR, in per cent.
-
-    i2t is hypergeometric: the probability that at least one of an image's captions is among the first k of all;
-    t2i is min(k, images) / images.
-    """
+def chance(image_of_caption: np.ndarray, n_images: int) -> Scores:
+    """What a random ranking is expected to score, exactly: a constant matrix whose ties are broken at random."""
     owner = check_images(image_of_caption, (n_images, len(image_of_caption)))
-    captions_of_image, images = np.unique(np.bincount(owner)[np.unique(owner)], return_counts=True)
-    i2t, t2i = {}, {}
-    for k in (1, 5, 10):
-        first = min(k, len(owner))
-        hit = [1 - math.comb(len(owner) - c, first) / math.comb(len(owner), first) for c in captions_of_image.tolist()]
-        i2t[f"r{k}"] = 100.0 * float(np.average(hit, weights=images))
-        t2i[f"r{k}"] = 100.0 * min(k, n_images) / n_images
-    return i2t, t2i, mean_recall(i2t, t2i)
+    captions, one = np.bincount(owner)[np.unique(owner)], np.ones_like(owner)
+    i2t = Places(0 * captions, len(owner) - captions, captions)
+    return Standings(i2t, Places(0 * one, (n_images - 1) * one, one)).scores("random")
 
 
 def image_of_caption(images: int, captions: int) -> np.ndarray:
@@ -136,38 +195,3 @@ def read_block(sims: np.ndarray, start: int, step: int) -> np.ndarray:
         row, column = np.argwhere(~np.isfinite(block))[0]
         raise InputError(f"the similarity in row {start + row}, column {column} is {block[row, column]}")
     return block
-
-
-def load(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
-    """A saved matrix, memory-mapped (images, captions), and the row of each caption's image (captions,).
-
-    The latter is read from `*_images.npy` beside it; without that file, consecutive captions share the images evenly.
-    Raises InputError, naming the file, for anything that is not such a file.
-    """
-    path = existing_file(path, "similarity matrix", "test.py and test_single.py --sims write such files")
-    beside = path.with_name(path.stem + "_images.npy")
-    try:
-        sims = check_matrix(_load_array(path))
-        for _ in blocks(sims):  # NaN and infinity are faults of the file, so say so here
-            pass
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from None
-    if not beside.exists():
-        try:
-            return sims, image_of_caption(*sims.shape)
-        except InputError as error:
-            raise InputError(f"{path}: {error} in {beside.name} beside it") from None
-    try:
-        return sims, check_images(_load_array(existing_file(beside, "file")), sims.shape)
-    except InputError as error:
-        raise InputError(f"{beside}: {error}") from None
-
-
-def _load_array(path: Path) -> np.ndarray:
-    try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except Exception:  # NumPy raises errors of many kinds on damaged files
-        raise InputError("not a .npy file of plain numbers, or only a part of one") from None
-    if not isinstance(array, np.ndarray):
-        raise InputError("an .npz archive, not a .npy file")
-    return array

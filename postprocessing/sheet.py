@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from postprocessing.recall import check_images, check_matrix
-from postprocessing.rerank import PUBLISHED, multivariate_order
+from postprocessing.rerank import Setting, multivariate_order
 from postprocessing.style import GREY, INK, PALE, PLAIN, RIGHT, new_figure
 from util.errors import InputError
 from utils import ROOT
@@ -31,16 +31,16 @@ def retrieval_sheet(
     image_paths: Sequence[str | os.PathLike],
     captions: Sequence[str],
     image_of_caption: np.ndarray,
-    rerank: dict[str, Any] | None = None,
+    rerank: Setting | None = None,
     title: str = "",
     queries: int = 4,
 ) -> Figure:
     """Some captions with their five best images, and some images with their five best captions.
 
     `sims` (images, captions); the paths are absolute or start at the repository root; `rerank` is a setting of the
-    multivariate rerank (keys as in `PUBLISHED`), with which the sheet also shows the answers after it. Right answers
-    are green (framed, or ticked), wrong ones grey. The queries are spread evenly over the gallery, not picked. An
-    image that cannot be read is a grey panel with its name. Raises InputError where the sizes do not fit.
+    multivariate rerank, with which the sheet also shows the answers after it. Right answers are green (framed, or
+    ticked), wrong ones grey. The queries are spread evenly over the gallery, not picked. An image that cannot be read
+    is a grey panel with its name. Raises InputError where the sizes do not fit.
     """
     sims = check_matrix(sims)
     owner = check_images(image_of_caption, sims.shape)
@@ -50,8 +50,7 @@ def retrieval_sheet(
         )
     columns, by_image, by_caption = 1, [None] * len(sims), [None] * len(captions)
     if rerank is not None:
-        setting = {name: rerank[name] for name in PUBLISHED if name in rerank}
-        columns, by_image, by_caption = 2, multivariate_order(sims, **setting), multivariate_order(sims.T, **setting)
+        columns, by_image, by_caption = 2, multivariate_order(sims, rerank), multivariate_order(sims.T, rerank)
     captions_asked, images_asked = _spread(len(captions), queries), _spread(len(sims), queries)
     figure, axes = _empty_sheet(columns, len(captions_asked) + len(images_asked), title)
 

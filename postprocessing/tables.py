@@ -1,7 +1,9 @@
-"""Recall tables as Markdown, CSV and LaTeX: one row per fold, mean and standard deviation, the published numbers.
+"""Recall tables as Markdown, CSV and LaTeX, and a narrow one for the terminal: a row for each fold, mean, standard
+deviation, the published numbers.
 
-Readers have mistaken a validation score for a test score, so every row names its split, the sizes of its gallery, and
-what a random ranking of that gallery scores.
+Readers have mistaken a validation score for a test score, so every row names its split, its lists, the sizes of its
+gallery, and what a random ranking of that gallery scores. Where ties move mR noticeably, a row that breaks them at
+random stands below the one that counts them against the query.
 """
 
 from __future__ import annotations
@@ -9,141 +11,170 @@ from __future__ import annotations
 import csv
 import io
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
-from postprocessing.recall import chance
-from util.errors import InputError
-from util.files import read_json, write_text
+from postprocessing.published import published, published_gallery
+from postprocessing.recall import Scores, chance
+from postprocessing.results import FoldScore, Results, Score, Summary, load
+from util.files import write_text
 from utils import Parser, run_command
 
 DIRECTIONS = ("i2t", "t2i")
 MEASURES = {"r1": "R@1", "r5": "R@5", "r10": "R@10", "medr": "med r", "meanr": "mean r"}
 SIX = [(direction, at) for direction in DIRECTIONS for at in ("r1", "r5", "r10")]
-
-# Test split, from the papers: name, (i2t R@1, R@5, R@10, t2i R@1, R@5, R@10) where they are known, mR.
-PUBLISHED = {
-    "rsitmd": [
-        ("GaLR", (13.05, 30.09, 42.70, 10.47, 36.34, 53.35), 31.00),
-        ("GaLR + rerank", (14.82, 31.64, 42.48, 11.15, 36.68, 51.68), 31.41),
-    ],
-    "rsicd": [
-        ("GaLR", (6.50, 18.91, 29.70, 5.11, 19.57, 31.92), 18.62),
-        ("GaLR + rerank", (6.59, 19.85, 31.04, 4.69, 19.48, 32.13), 18.96),
-    ],
-    "ucm": [
-        ("VSE++", None, 36.93),
-        ("AMFMN-fusion", (16.67, 45.71, 68.57, 12.86, 53.24, 79.43), 46.08),
-        ("CABIR", None, 48.30),
-        ("CLIP ViT-B/32, not trained", None, 33.08),
-        ("CLIP ViT-B/32, fine-tuned", None, 52.43),
-        ("PE-RSITR", None, 55.71),
-    ],
-    "sydney": [
-        ("VSE++", None, 39.27),
-        ("AMFMN-sim", None, 51.72),
-    ],
-}
-PUBLISHED_GALLERY = {"rsitmd": (452, 2260), "rsicd": (1093, 5465), "ucm": (210, 1050)}  # images, captions
+WIDTH = 100  # of a terminal, in columns
+AT_RANDOM = ", ties at random"
 
 HEADER = (
-    ["", "split", "images", "captions", "chance mR"]
+    ["", "split", "lists", "images", "captions", "chance mR"]
     + [f"{direction} {name}" for direction in DIRECTIONS for name in MEASURES.values()]
     + ["mR"]
 )
+NARROW = ["", "i2t R@1", "R@5", "R@10", "t2i R@1", "R@5", "R@10", "mR"]
 
 
-def summarise(folds: Sequence[dict]) -> tuple[dict, dict]:
-    """Mean and sample standard deviation (n - 1) over folds of {"i2t", "t2i", "mr"}, in the same form.
+class Gallery(NamedTuple):
+    """What a score is out of; None: not known, or not the same in all folds."""
 
-    One fold has no deviation: its values are None. Raises InputError for no folds.
-    """
-    if not folds:
-        raise InputError("there are no folds to summarise")
+    split: str | None
+    lists: str | None
+    images: int | None
+    captions: int | None
 
-    def over_folds(statistic) -> dict:
-        summary = {d: {at: statistic([fold[d][at] for fold in folds]) for at in MEASURES} for d in DIRECTIONS}
-        return {**summary, "mr": statistic([fold["mr"] for fold in folds])}
+    @property
+    def chance(self) -> float | None:
+        """The mR of a random ranking."""
+        return chance_of(self.images, self.captions).mr if self.images and self.captions else None
 
-    return over_folds(lambda x: float(np.mean(x))), over_folds(
-        lambda x: float(np.std(x, ddof=1)) if len(x) > 1 else None
-    )
-
-
-def published(dataset: str) -> list[dict]:
-    """The published rows of a data set, by its name (rsitmd, rsicd, ucm, sydney; a `_precomp` is dropped)."""
-    key = dataset.lower().removesuffix("_precomp")
-    images, captions = PUBLISHED_GALLERY.get(key, (None, None))
-    rows = []
-    for name, recalls, mr in PUBLISHED.get(key, ()):
-        row = {"name": f"{name} (published)", "split": "test", "images": images, "captions": captions, "mr": mr}
-        row |= {direction: {} for direction in DIRECTIONS}
-        for (direction, at), value in zip(SIX, recalls or (), strict=False):
-            row[direction][at] = value
-        rows.append(row)
-    return rows
+    def __str__(self) -> str:
+        at_random = "" if self.chance is None else f", chance mR {self.chance:.2f}"
+        lists = f" of {self.lists}" if self.lists else ""
+        return f"{self.split} split{lists}: {self.images} images, {self.captions} captions{at_random}"
 
 
-def chance_of(images: int, captions: int) -> tuple[dict, dict, float]:
+class Row(NamedTuple):
+    """A line of the table."""
+
+    name: str
+    gallery: Gallery
+    scores: Scores
+
+    def values(self) -> list:
+        """Its fields, in the order of HEADER."""
+        split, lists, images, captions = self.gallery
+        at = [split, lists, images, captions, self.gallery.chance]
+        return [self.name, *at, *self.scores.i2t, *self.scores.t2i, self.scores.mr]
+
+
+def chance_of(images: int, captions: int) -> Scores:
     """The `chance` of a gallery whose captions share the images as evenly as they can."""
     return chance(np.arange(captions) * images // captions, images)
 
 
-def write_tables(results: dict, folder: str | os.PathLike) -> None:
-    """Write results.md, results.csv and results.tex of a `results.json` into the folder."""
+def write_tables(results: Results, folder: str | os.PathLike) -> None:
+    """Write results.md, results.csv and results.tex into the folder."""
     texts = {"md": markdown(results), "csv": comma_separated(results), "tex": latex(results)}
     for suffix, text in texts.items():
         write_text(Path(folder) / f"results.{suffix}", text)
 
 
-def markdown(results: dict) -> str:
-    """The table of a `results.json` as Markdown, with aligned columns, so that it also reads well on a terminal."""
-    return _aligned([HEADER, *(_cells(row) for row in _rows(results))])
+def markdown(results: Results) -> str:
+    """The whole table as Markdown, and below it where the published rows stand."""
+    sources = [f"- {row.name}: {row.source}\n" for row in published(results.dataset)]
+    table = aligned([HEADER, *(list(map(_cell, row.values())) for row in _rows(results))])
+    return table + ("\nPublished:\n\n" + "".join(sources) if sources else "")
 
 
-def comma_separated(results: dict) -> str:
-    """The table of a `results.json` as CSV; an unknown number is an empty field."""
+def comma_separated(results: Results) -> str:
+    """The whole table as CSV; an unknown number is an empty field."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["name", *HEADER[1:]])
     for row in _rows(results):
-        writer.writerow(["" if x is None else round(x, 4) if isinstance(x, float) else x for x in _values(row)])
+        writer.writerow(["" if x is None else round(x, 4) if isinstance(x, float) else x for x in row.values()])
     return text.getvalue()
 
 
-def latex(results: dict) -> str:
-    """The table of a `results.json` as a LaTeX tabular, which needs no package."""
+def latex(results: Results) -> str:
+    """The whole table as a LaTeX tabular, which needs no package."""
     lines = [r"\begin{tabular}{l" + "r" * (len(HEADER) - 1) + "}", r"\hline"]
     lines += [" & ".join(map(_escaped, HEADER)) + r" \\", r"\hline"]
-    lines += [" & ".join(map(_escaped, _cells(row))) + r" \\" for row in _rows(results)]
+    lines += [" & ".join(_escaped(_cell(x)) for x in row.values()) + r" \\" for row in _rows(results)]
     return "\n".join([*lines, r"\hline", r"\end{tabular}"]) + "\n"
 
 
-def change_table(before: dict, after: dict) -> str:
-    """Two scores {"i2t", "t2i", "mr"} side by side, with the change, as Markdown."""
-    pairs = [(f"{d} {name}", before[d][at], after[d][at]) for d in DIRECTIONS for at, name in MEASURES.items()]
-    pairs.append(("mR", before["mr"], after["mr"]))
-    return _aligned(
-        [
-            ["", "before", "after", "change"],
-            *([n, _number(b), _number(a), f"{round(a - b, 2) + 0.0:+.2f}"] for n, b, a in pairs),
-        ]
-    )
+def narrow(results: Results) -> str:
+    """The table for a terminal: the recalls and mR of this run, and below them the published ones."""
+    return _narrow([*_summary_rows(results, results.lists, ""), *_rerank_rows(results)], results.dataset)
 
 
-def compare(runs: Sequence[dict]) -> str:
-    """The means of several `results.json` under each other, with the deviation of mR over folds, as Markdown."""
-    header = ["experiment", "split", "images", "captions", "chance mR", "folds"]
-    rows = [header + [f"{direction} {MEASURES[at]}" for direction, at in SIX] + ["mR", "std"]]
+def narrow_fold(fold: FoldScore, lists: str | None, dataset: str) -> str:
+    """The same of one fold alone."""
+    return _narrow(list(_score_rows(f"fold {fold.fold}", fold, gallery_of([fold], lists))), dataset)
+
+
+def _narrow(rows: list[Row], dataset: str) -> str:
+    galleries = "".join(f"{gallery}\n" for gallery in dict.fromkeys(row.gallery for row in rows) if gallery.images)
+    others = published(dataset)
+    lines: list[list[str] | str] = [NARROW, *(six_cells(row.name, row.scores) for row in rows)]
+    for lists in dict.fromkeys(row.lists for row in others):
+        lines.append(f"published{f' on {lists}' if lists else ''}:")
+        lines += [six_cells(f"  {row.name}", row.scores, row.std) for row in others if row.lists == lists]
+    return galleries + columns(lines)
+
+
+def six_cells(name: str, scores: Scores, std: float | None = None) -> list[str]:
+    """A line of a narrow table: the six recalls and mR, with its deviation."""
+    mr = _cell(scores.mr) + ("" if std is None else f" \u00b1 {std:.2f}")
+    return [name, *(_cell(scores._asdict()[direction][at]) for direction, at in SIX), mr]
+
+
+def columns(lines: Sequence[list[str] | str]) -> str:
+    """Cells in columns for a terminal, the first line as the head; a text stands alone. Long names are cut."""
+    rows = [line for line in lines if not isinstance(line, str)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    widths[0] = min(widths[0], WIDTH - sum(width + 2 for width in widths[1:]))
+    text = []
+    for line in lines:
+        if isinstance(line, str):
+            text.append(line)
+            continue
+        name, *cells = line
+        first = [_shortened(name, widths[0]).ljust(widths[0])]
+        text.append("  ".join(first + [cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True)]))
+        if len(text) == 1:
+            text.append("-" * (sum(widths) + 2 * len(cells)))
+    return "\n".join(line.rstrip() for line in text) + "\n"
+
+
+def change_table(before: Score, after: Score) -> str:
+    """Two scores side by side, with the change, as Markdown."""
+    lines = []
+    for ties in ("", AT_RANDOM) if before.ties_matter or after.ties_matter else ("",):
+        one, other = (score.random if ties else score for score in (before, after))
+        for direction, old, new in (("i2t", one.i2t, other.i2t), ("t2i", one.t2i, other.t2i)):
+            lines += [(f"{direction} {name}{ties}", old[at], new[at]) for at, name in MEASURES.items()]
+        lines.append((f"mR{ties}", one.mr, other.mr))
+    changes = ([name, _cell(old), _cell(new), f"{round(new - old, 2) + 0.0:+.2f}"] for name, old, new in lines)
+    return aligned([["", "before", "after", "change"], *changes])
+
+
+def compare(runs: Sequence[Results]) -> str:
+    """The means of several runs under each other, with the deviation of mR over folds, for a terminal."""
+    lines: list[list[str] | str] = [["experiment", "folds", *NARROW[1:]]]
+    gallery = None
     for results in runs:
-        *_, mean = (row for row in _rows(results) if row["name"] == "mean")
-        gallery = [mean[key] for key in ("split", "images", "captions", "chance")]
-        scores = [mean[direction][at] for direction, at in SIX] + [mean["mr"], results["std"]["mr"]]
-        cells = [*gallery, len(results["folds"]), *scores]
-        rows.append([results["experiment"], *(x if isinstance(x, str) else _number(x) for x in cells)])
-    return _aligned(rows)
+        if (here := gallery_of(results.folds, results.lists)) != gallery:
+            gallery = here
+            lines.append(f"{gallery}:")
+        for ties, mean, std in _with_ties(results.mean, results.std):
+            name, *cells = six_cells(f"{results.experiment}{ties}", mean, std.mr)
+            lines.append([name, str(len(results.folds)), *cells])
+    return columns(lines)
 
 
 def main() -> None:
@@ -151,55 +182,65 @@ def main() -> None:
     parser = Parser(prog="python -m postprocessing.tables", description=main.__doc__)
     parser.add_argument("runs", nargs="+", metavar="checkpoint/EXPERIMENT", help="folders of runs that test.py scored")
     folders = [Path(run) for run in parser.parse_args().runs]
-    print(compare([read_json(folder / "results.json", "results", "run test.py first") for folder in folders]), end="")
+    print(compare([load(folder / "results.json", Results, "run test.py first") for folder in folders]), end="")
 
 
-def _rows(results: dict) -> list[dict]:
-    try:
-        rows = _fold_rows(results, "")
-        if results.get("rerank"):
-            rows += _fold_rows(results["rerank"], " + rerank")
-        rows += published(results["dataset"])
-        for row in rows:
-            sizes = row["images"], row["captions"]
-            row["chance"] = chance_of(*sizes)[2] if all(isinstance(n, int) and n > 0 for n in sizes) else None
-            _values(row)
-    except (KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"the results are not of the form of results.json ({type(error).__name__}: {error})") from None
+def _rows(results: Results) -> list[Row]:
+    rows = [*_summary_rows(results, results.lists, ""), *_rerank_rows(results)]
+    images, captions = published_gallery(results.dataset)
+    for row in published(results.dataset):
+        name = row.name + ("" if row.std is None else f" \u00b1 {row.std:.2f}") + " (published)"
+        rows.append(Row(name, Gallery("test", row.lists or None, images, captions), row.scores))
     return rows
 
 
-def _fold_rows(part: dict, suffix: str) -> list[dict]:
-    folds = part["folds"]
-    rows = [{**fold, "name": f"fold {fold['fold']}{suffix}"} for fold in folds]
-    mean, std = (part["mean"], part["std"]) if "mean" in part else summarise(folds)
-    gallery = gallery_of(folds)
-    rows.append({**gallery, **mean, "name": f"mean{suffix}"})
-    if std["mr"] is not None:
-        rows.append({**gallery, **std, "name": f"std{suffix}"})
-    return rows
+def _rerank_rows(results: Results) -> Iterator[Row]:
+    if results.rerank:
+        yield from _summary_rows(results.rerank, results.lists, " + rerank")
 
 
-def gallery_of(folds: Sequence[dict]) -> dict:
-    """The split and the numbers of images and captions that the folds have in common; None where they differ."""
-    values = {key: {fold[key] for fold in folds} for key in ("split", "images", "captions")}
-    return {key: found.pop() if len(found) == 1 else None for key, found in values.items()}
+def _summary_rows(part: Summary, lists: str | None, suffix: str) -> Iterator[Row]:
+    for fold in part.folds:
+        yield from _score_rows(f"fold {fold.fold}{suffix}", fold, gallery_of([fold], lists))
+    gallery = gallery_of(part.folds, lists)
+    yield from _score_rows(f"mean{suffix}", part.mean, gallery)
+    if part.std.mr is not None:
+        for ties, _, std in _with_ties(part.mean, part.std):
+            yield Row(f"std{suffix}{ties}", gallery, std)
 
 
-def _values(row: dict) -> list:
-    scores = [row[direction].get(at) for direction in DIRECTIONS for at in MEASURES]
-    return [row["name"], row["split"], row["images"], row["captions"], row["chance"], *scores, row["mr"]]
+def _score_rows(name: str, score: Score, gallery: Gallery) -> Iterator[Row]:
+    for ties, scores, _ in _with_ties(score, score):
+        yield Row(f"{name}{ties}", gallery, scores)
 
 
-def _cells(row: dict) -> list[str]:
-    return [x if isinstance(x, str) else _number(x) for x in _values(row)]
+def _with_ties(score: Score, std: Score) -> Iterator[tuple[str, Scores, Scores]]:
+    """The score and its deviation, and where ties matter also both with ties broken at random; a word for each."""
+    yield "", score.against, std.against
+    if score.ties_matter:
+        yield AT_RANDOM, score.random, std.random
 
 
-def _number(value: float | None) -> str:
+def gallery_of(folds: Sequence[FoldScore], lists: str | None) -> Gallery:
+    """What the folds have in common; None where they differ."""
+    found = ({getattr(fold, key) for fold in folds} for key in ("split", "images", "captions"))
+    split, images, captions = (values.pop() if len(values) == 1 else None for values in found)
+    return Gallery(split, lists, images, captions)
+
+
+def _cell(value: str | float | None) -> str:
     return "-" if value is None else f"{value:.2f}" if isinstance(value, float) else str(value)
 
 
-def _aligned(rows: list[list[str]]) -> str:
+def _shortened(name: str, width: int) -> str:
+    if len(name) <= width:
+        return name
+    end = (width - 1) // 2
+    return name[: width - 1 - end] + "\u2026" + name[len(name) - end :]
+
+
+def aligned(rows: list[list[str]]) -> str:
+    """A Markdown table whose columns also line up in a text."""
     widths = [max(3, *map(len, column)) for column in zip(*rows, strict=True)]
     rule = [":" + "-" * (widths[0] - 1), *("-" * (width - 1) + ":" for width in widths[1:])]
     lines = []
@@ -210,7 +251,7 @@ def _aligned(rows: list[list[str]]) -> str:
 
 
 def _escaped(text: str) -> str:
-    special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+    special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "\u00b1": r"$\pm$"}
     return "".join(special.get(c, "\\" + c if c in "&%$#_{}" else c) for c in text)
 
 

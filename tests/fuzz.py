@@ -46,7 +46,7 @@ from data import read_split
 from layers.text_encoder import TextEncoder
 from option import load_options
 from option.schema import Seq2Vec
-from postprocessing.recall import load
+from postprocessing.matrices import load
 from postprocessing.rerank import rerank_recall
 from util.checkpoints import newest_checkpoint, read_checkpoint
 from util.convert_captions import lists, read_images

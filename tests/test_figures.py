@@ -14,8 +14,11 @@ from matplotlib.patches import Rectangle
 from PIL import Image
 
 from postprocessing import figures
-from postprocessing.figures import draw_run, grid_figure, recall_bars, training_curve
-from postprocessing.rerank import multivariate_order
+from postprocessing.figures import draw_run, recall_bars, training_curve
+from postprocessing.published import published
+from postprocessing.rerank import Setting, multivariate_order
+from postprocessing.rerank_search import grid_figure
+from postprocessing.results import History, load
 from postprocessing.sheet import retrieval_sheet
 from postprocessing.style import RIGHT, save_figure
 from tests.test_tables import fold, reranked, results
@@ -25,10 +28,10 @@ from utils import exit_status
 ROOT = Path(__file__).parent.parent
 
 
-def history(batches: int = 200, chance: float | None = 2.5) -> dict:
+def history(batches: int = 200, chance: float | None = 2.5) -> History:
     train = [{"epoch": s // 50, "step": s, "loss": 100.0 / (1 + s), "lr": 1e-4} for s in range(1, batches + 1)]
     val = [{"epoch": s // 50, "step": s, "mr": 10.0 + s / 50, "chance": chance} for s in range(50, batches + 1, 50)]
-    return {"train": train, "val": val}
+    return History(train=train, val=val)
 
 
 def texts(figure) -> list[str]:
@@ -51,29 +54,30 @@ def gallery(folder: Path, images: int = 12, per_image: int = 2) -> tuple[np.ndar
 def test_the_curve_shows_losses_validation_and_chance():
     figure = training_curve(history(), "run, fold 0")
     loss, mr = figure.axes
-    np.testing.assert_allclose(loss.lines[0].get_ydata(), [row["loss"] for row in history()["train"]])
-    np.testing.assert_allclose(mr.lines[0].get_xydata(), [(row["step"], row["mr"]) for row in history()["val"]])
+    np.testing.assert_allclose(loss.lines[0].get_ydata(), [row.loss for row in history().train])
+    np.testing.assert_allclose(mr.lines[0].get_xydata(), [(row.step, row.mr) for row in history().val])
     assert mr.lines[-1].get_linestyle() == "--" and set(mr.lines[-1].get_ydata()) == {2.5}
     assert {"run, fold 0", "best mR 14.00", "chance mR 2.50"} <= set(texts(figure))
 
 
 def test_the_smoothed_loss_is_the_mean_around_each_batch():
     loss = figures.training_curve(history(200)).axes[0]
-    values = [row["loss"] for row in history(200)["train"]]
+    values = [row.loss for row in history(200).train]
     assert loss.lines[1].get_ydata()[0] == pytest.approx(np.mean(values[:6]))
     assert loss.lines[1].get_ydata()[100] == pytest.approx(np.mean(values[95:106]))
 
 
-@pytest.mark.parametrize("rows", [history(1), history(60, None), {"train": [], "val": history()["val"]}])
+@pytest.mark.parametrize("rows", [history(1), history(60, None), History(train=[], val=history().val)])
 def test_short_histories_are_drawn(rows, tmp_path):
     save_figure(training_curve(rows), tmp_path / "curve.png")
     assert Image.open(tmp_path / "curve.png").size[0] > 800
 
 
 @pytest.mark.parametrize("wrong", [{}, {"train": [], "val": []}, {"train": 1, "val": 2}, {"train": [{}], "val": []}])
-def test_what_is_no_history_is_an_input_error(wrong):
+def test_what_is_no_history_is_an_input_error(wrong, tmp_path):
+    (tmp_path / "history.json").write_text(json.dumps(wrong))
     with pytest.raises(InputError, match="history"):
-        training_curve(wrong)
+        training_curve(load(tmp_path / "history.json", History))
 
 
 def test_the_bars_show_this_run_and_the_published_recalls():
@@ -83,15 +87,22 @@ def test_the_bars_show_this_run_and_the_published_recalls():
     assert heights[0] == pytest.approx([11, 21, 32, 5, 21, 32])
     assert heights[1] == pytest.approx([13.5, 23.5, 37, 5, 23.5, 37])
     assert heights[2] == [13.05, 30.09, 42.70, 10.47, 36.34, 53.35]
-    assert [bar.get_width() for bar in figure.axes[1].patches] == pytest.approx([18.5, 21, 31.00, 31.41])
+    assert [bar.get_width() for bar in figure.axes[1].patches] == pytest.approx(
+        [18.5, 21, *(row.mr for row in published("rsitmd"))]
+    )
     assert any("test split, 452 images, 2260 captions, 2 folds" in text for text in texts(figure))
 
 
 def test_the_bars_of_one_fold_and_of_an_unknown_data_set_are_drawn(tmp_path):
     save_figure(recall_bars(results([fold(0, 0.0)], "DEMO")), tmp_path / "bars.png")
     save_figure(recall_bars(results([fold(0, 0.0), fold(1, 1.0, 453, 2265)], "ucm")), tmp_path / "bars.png")
-    with pytest.raises(InputError, match="form of results"):
-        recall_bars({"folds": [{}]})
+
+
+def test_the_bars_of_mr_show_ties_at_random_where_they_matter():
+    run = results([fold(0, 0.0, ties=4.0), fold(1, 2.0)], "DEMO")
+    axes = recall_bars(run).axes[1]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["this run", "this run, ties at random"]
+    assert [bar.get_width() for bar in axes.patches] == pytest.approx([18.5, 20.5])
 
 
 def test_the_grid_frames_the_best_setting():
@@ -110,14 +121,14 @@ def frames(figure) -> list[tuple]:
     return [(round(p.get_x(), 2), round(p.get_y(), 2), to_hex(p.get_edgecolor())) for p in drawn]
 
 
-@pytest.mark.parametrize("rerank", [None, {"k": 10, "w_similarity": 0.3, "w_reverse": 1.1, "folds": []}])
+@pytest.mark.parametrize("rerank", [None, Setting(k=10)])
 def test_the_sheet_frames_the_right_image_where_it_ranks(tmp_path, rerank):
     sims, paths, captions, owner = gallery(tmp_path)
     figure = retrieval_sheet(sims, paths, captions, owner, rerank, "title", queries=1)
     asked = 12  # one query: the middle of the 24 captions
     orders = [np.argsort(-sims[:, asked], kind="stable")]
     if rerank:
-        orders.append(multivariate_order(sims.T, k=10)[asked])
+        orders.append(multivariate_order(sims.T, Setting(k=10))[asked])
     caption_row = min(y for _, y, _ in frames(figure))
     drawn = [colour == RIGHT for _, y, colour in sorted(frames(figure)) if y == caption_row]
     assert drawn == [image == owner[asked] for order in orders for image in order[:5]]
@@ -147,7 +158,7 @@ def test_odd_captions_missing_images_and_tiny_galleries_are_drawn(tmp_path, recw
     Path(paths[0]).unlink()
     Path(paths[1]).write_bytes(b"no image")
     captions = ["$\\frac{", "", "x" * 500, "两个 字", "tab\tand\nline", "50% & more_ ^"]
-    figure = retrieval_sheet(sims, paths, captions, owner, {"k": 30})
+    figure = retrieval_sheet(sims, paths, captions, owner, Setting(k=30))
     save_figure(figure, tmp_path / "sheet.png")
     assert {"(missing)", "(unreadable)"} <= {text.split("\n")[-1] for text in texts(figure)}
     assert not list(recwarn)
@@ -166,14 +177,14 @@ def run(tmp_path):
     matrices.mkdir()
     for number in range(2):
         (folder / str(number)).mkdir(parents=True)
-        (folder / str(number) / "history.json").write_text(json.dumps(history()))
+        (folder / str(number) / "history.json").write_text(history().model_dump_json())
     sims, paths, captions, owner = gallery(tmp_path)
     for suffix in ("", "_val"):
         np.save(matrices / f"run_0{suffix}.npy", sims.astype(np.float32))
         np.save(matrices / f"run_0{suffix}_images.npy", owner)
         (matrices / f"run_0{suffix}_gallery.json").write_text(json.dumps({"images": paths, "captions": captions}))
     folds = [fold(0, 0.0), fold(1, 2.0)]
-    (folder / "results.json").write_text(json.dumps(results(folds, rerank=reranked(folds))))
+    (folder / "results.json").write_text(json.dumps(results(folds, rerank=reranked(folds)).model_dump()))
     return folder
 
 
@@ -201,9 +212,13 @@ def test_the_command_draws_where_it_is_told(run, tmp_path):
     ("damage", "content", "message"),
     [
         ("results.json", "{", "results.json, line 1: not JSON"),
-        ("results.json", "[]", "an object is expected"),
-        ("results.json", '{"folds": []}', "results.json: the results are not of the form"),
-        ("0/history.json", '{"train": 3}', "history.json: the history is not of the form"),
+        ("results.json", "[]", "results.json: not of the form of results.json"),
+        ("results.json", '{"folds": []}', "results.json: not of the form of results.json (experiment: Field required)"),
+        (
+            "0/history.json",
+            '{"train": 3}',
+            "history.json: not of the form of history.json (train: Input should",
+        ),
         ("../../file/run_0_gallery.json", '{"images": [1]}', "run_0_gallery.json: two lists"),
         ("../../file/run_0_gallery.json", '{"images": [], "captions": []}', "run_0_gallery.json: 0 image paths"),
         ("../../file/run_0.npy", "x", "run_0.npy: not a .npy file"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -9,17 +11,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from postprocessing.recall import chance, image_of_caption, load, ranks, recall
+from postprocessing.matrices import load
+from postprocessing.recall import TIES, chance, image_of_caption, ranks, recall, standings
 from util.errors import InputError
 
 GOLDEN = np.load(Path(__file__).parent / "golden" / "similarity_a.npz", allow_pickle=False)
 
 
-def slow_ranks(sims: np.ndarray, owner: np.ndarray) -> tuple[list[int], list[int]]:
-    """Sort the answers of each query with every wrong one before the right ones that tie with it."""
+def slow_ranks(sims: np.ndarray, owner: np.ndarray, for_query: bool = False) -> tuple[list[int], list[int]]:
+    """Sort the answers of each query with every wrong one before the right ones that tie with it, or after them."""
 
     def first_right(similarity, right) -> int:
-        order = sorted(range(len(similarity)), key=lambda j: (-similarity[j], right[j]))
+        order = sorted(range(len(similarity)), key=lambda j: (-float(similarity[j]), right[j] != for_query))
         return next(place for place, j in enumerate(order) if right[j])
 
     images, captions = sims.shape
@@ -41,8 +44,9 @@ def problems(draw, dtypes=(np.float32, np.float64)):
 
 def test_golden_metrics_are_exact():
     i2t, t2i, mr = recall(GOLDEN["sims"], np.arange(200) // 5)
-    assert list(i2t.values()) == GOLDEN["i2t"].tolist() and list(t2i.values()) == GOLDEN["t2i"].tolist()
-    assert list(i2t) == list(t2i) == ["r1", "r5", "r10", "medr", "meanr"]
+    assert list(i2t) == GOLDEN["i2t"].tolist() and list(t2i) == GOLDEN["t2i"].tolist()
+    assert list(i2t._asdict()) == list(t2i._asdict()) == ["r1", "r5", "r10", "medr", "meanr"]
+    assert all(i2t[name] == getattr(i2t, name) for name in i2t._fields)
     assert mr == pytest.approx((GOLDEN["i2t"][:3].sum() + GOLDEN["t2i"][:3].sum()) / 6, abs=1e-12)
 
 
@@ -77,6 +81,75 @@ def test_a_constant_matrix_scores_like_the_worst_ranking():
 def test_a_perfect_matrix_scores_100():
     i2t, t2i, mr = recall(np.eye(12), np.arange(12))
     assert mr == 100 and i2t["meanr"] == t2i["medr"] == 1
+
+
+def in_all_orders(sims: np.ndarray, owner: np.ndarray) -> dict[str, list[Fraction]]:
+    """R@1, R@5, R@10 and mean rank of both directions, meant over every order of the gallery that ties may take."""
+    by_image = [(row, owner == image) for image, row in enumerate(sims) if image in owner]
+    by_caption = [(column, np.arange(len(sims)) == owner[caption]) for caption, column in enumerate(sims.T)]
+    means = {}
+    for direction, queries in (("i2t", by_image), ("t2i", by_caption)):
+        ranks = []
+        for similarity, right in queries:
+            for order in itertools.permutations(range(len(similarity))):
+                ranking = sorted(order, key=lambda j: -similarity[j])  # stable: equal ones stay in the order drawn
+                ranks.append(next(place for place, j in enumerate(ranking) if right[j]))
+        hits = [Fraction(100 * sum(rank < k for rank in ranks), len(ranks)) for k in (1, 5, 10)]
+        means[direction] = [*hits, Fraction(sum(ranks), len(ranks)) + 1]
+    return means
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_ties_at_random_are_the_mean_over_all_orders(seed):
+    rng = np.random.default_rng(seed)
+    sims, owner = rng.integers(0, 2, (6, 7)).astype(np.float32), rng.integers(0, 6, 7)
+    i2t, t2i, mr = recall(sims, owner, ties="random")
+    exact = in_all_orders(sims, owner)
+    for direction, scores in (("i2t", i2t), ("t2i", t2i)):
+        np.testing.assert_allclose([*scores[:3], scores.meanr], np.array(exact[direction], float), rtol=1e-14)
+    assert mr == pytest.approx(float(sum(exact["i2t"][:3] + exact["t2i"][:3]) / 6), rel=1e-14)
+
+
+def test_ties_at_random_are_the_mean_of_ten_thousand_random_orders_within_its_error():
+    rng = np.random.default_rng(0)
+    sims, owner = rng.integers(0, 4, (14, 42)).astype(float), rng.permutation(np.arange(42) // 3)
+    sims[owner, np.arange(42)] += rng.integers(0, 2, 42)
+    drawn = np.array([flat(recall(sims + 0.5 * rng.random(sims.shape), owner)) for _ in range(10_000)])
+    error = drawn.std(axis=0, ddof=1) / np.sqrt(len(drawn))
+    difference = np.abs(drawn.mean(axis=0) - flat(recall(sims, owner, ties="random")))
+    assert (error > 0).all() and (difference < 4 * error).all()
+
+
+def flat(scores) -> list[float]:
+    """All but the median ranks, which are no mean."""
+    return [*(x for way in scores[:2] for x in (*way[:3], way.meanr)), scores.mr]
+
+
+@settings(deadline=None, max_examples=100)
+@given(problems(dtypes=(np.float32, np.float16, np.int32)))
+def test_ties_for_the_query_agree_with_the_definition_and_ties_at_random_lie_between(problem):
+    sims, owner = problem
+    assert tuple(way.ranks("for").tolist() for way in standings(sims, owner)) == slow_ranks(sims, owner, for_query=True)
+    against, at_random, best = (flat(recall(sims, owner, ties)) for ties in TIES)
+    gain = np.array([1, 1, 1, -1, 1, 1, 1, -1, 1])  # a higher rank is worse
+    assert (gain * np.subtract(best, at_random) >= -1e-9).all()
+    assert (gain * np.subtract(at_random, against) >= -1e-9).all()
+
+
+def test_without_ties_all_three_are_the_same():
+    sims, owner = (
+        np.random.default_rng(0).permutation(600.0 * np.arange(1, 1001)).reshape(20, 50),
+        np.arange(50) // 5 * 2,
+    )
+    assert recall(sims, owner, "against") == recall(sims, owner, "random") == recall(sims, owner, "for")
+
+
+def test_a_constant_matrix_with_ties_at_random_scores_like_chance_and_for_the_query_perfectly():
+    sims, owner = np.full((40, 200), 0.7, np.float32), image_of_caption(40, 200)
+    assert recall(sims, owner, "random") == chance(owner, 40)
+    assert recall(sims, owner, "for").mr == 100
+    with pytest.raises(InputError, match="ties are against, random or for, not 'both'"):
+        recall(sims, owner, ties="both")
 
 
 def test_the_median_rank_is_the_floor_of_the_median_from_0_plus_1():

@@ -6,6 +6,7 @@ import json
 import math
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +14,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from postprocessing import rerank
-from postprocessing.recall import recall
-from postprocessing.rerank import multivariate, multivariate_order, rerank_recall, reverse_order
+from postprocessing import rerank_search
+from postprocessing.recall import TIES, recall
+from postprocessing.rerank import Reranker, Setting, multivariate, multivariate_order, rerank_recall, reverse_order
+from postprocessing.rerank_command import main
 from tests.test_recall import problems
 from util.errors import InputError
 
@@ -109,11 +111,13 @@ def test_recall_after_the_rerank_is_that_of_the_reranked_matrices(problem, setti
     sims, owner = problem
     if not summable(sims):
         return
-    i2t, _, _ = recall(multivariate(sims, **setting), owner)
-    _, t2i, _ = recall(multivariate(sims.T, **setting).T, owner)
-    streamed = rerank_recall(sims, owner, **setting)
-    assert streamed[:2] == (i2t, t2i)
-    assert streamed[2] == pytest.approx(sum(d[r] for d in (i2t, t2i) for r in ("r1", "r5", "r10")) / 6)
+    by_image, by_caption = multivariate(sims, **setting), multivariate(sims.T, **setting).T
+    for ties in TIES:
+        i2t, _, _ = recall(by_image, owner, ties)
+        _, t2i, _ = recall(by_caption, owner, ties)
+        streamed = rerank_recall(sims, owner, Setting(**setting), ties)
+        assert streamed[:2] == (i2t, t2i)
+        assert streamed[2] == pytest.approx(sum(d[r] for d in (i2t, t2i) for r in ("r1", "r5", "r10")) / 6)
 
 
 @pytest.mark.parametrize("name", SETTINGS)
@@ -139,7 +143,7 @@ def test_golden_reverse_orders_and_recalls(name):
     assert (i2t_order == GOLDEN[f"{name}_reverse_i2t_order"]).all()
     assert (t2i_order == GOLDEN[f"{name}_reverse_t2i_order"]).all()
     i2t, t2i, _ = rerank_recall(
-        sims, np.arange(200) // 5, k=int(k), w_similarity=float(w_similarity), w_reverse=float(w_reverse)
+        sims, np.arange(200) // 5, Setting(k=int(k), w_similarity=float(w_similarity), w_reverse=float(w_reverse))
     )
     assert [i2t["r1"], i2t["r5"], i2t["r10"]] == GOLDEN[f"{name}_multivariate_i2t_recall"].tolist()
     assert [t2i["r1"], t2i["r5"], t2i["r10"]] == GOLDEN[f"{name}_multivariate_t2i_recall"].tolist()
@@ -147,7 +151,7 @@ def test_golden_reverse_orders_and_recalls(name):
 
 def test_the_order_is_that_of_the_scores():
     sims = GOLDEN["sims"]
-    order = multivariate_order(sims, k=20)
+    order = multivariate_order(sims, Setting(k=20))
     scores = multivariate(sims, 20, 0.3, 1.1)
     assert (order == np.argsort(-scores, axis=1, kind="stable")[:, :20]).all()
 
@@ -188,7 +192,7 @@ def test_k_is_at_most_the_gallery_and_in_the_released_variant_at_least_10():
     sims = np.random.default_rng(0).random((7, 40))
     assert (multivariate(sims, 3, 0.3, 1.1) == multivariate(sims, 10, 0.3, 1.1)).all()
     assert (multivariate(sims, 99, 0.3, 1.1) == multivariate(sims, 40, 0.3, 1.1)).all()
-    assert multivariate_order(sims, k=3, variant="paper").shape == (7, 3)
+    assert multivariate_order(sims, Setting(k=3, variant="paper")).shape == (7, 3)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
@@ -219,7 +223,7 @@ def test_a_setting_that_means_nothing_is_an_input_error(wrong):
     with pytest.raises(InputError, match=next(iter(wrong))):
         multivariate(np.ones((3, 6)), **good | wrong)
     with pytest.raises(InputError):
-        rerank_recall(np.ones((3, 6)), np.arange(6) // 2, **wrong)
+        rerank_recall(np.ones((3, 6)), np.arange(6) // 2, Setting(**wrong))
 
 
 def test_the_input_is_left_as_it_was():
@@ -231,17 +235,19 @@ def test_the_input_is_left_as_it_was():
 
 
 def test_the_search_finds_the_best_setting_of_its_grid(monkeypatch):
-    monkeypatch.setattr(rerank, "GRID", {"k": (10, 20), "w_similarity": (0.0, 0.3), "w_reverse": (0.0, 1.1, 3.0)})
+    monkeypatch.setattr(
+        rerank_search, "GRID", {"k": (10, 20), "w_similarity": (0.0, 0.3), "w_reverse": (0.0, 1.1, 3.0)}
+    )
     sims, owner = GOLDEN["sims"], np.arange(200) // 5
-    best, mr, grid = rerank.search([rerank.Reranker(sims, owner, 20)], 0.05, "released", None)
+    best, mr, grid = rerank_search.search([Reranker(sims, owner, 20)], Setting())
     by_hand = {
-        (k, s, r): rerank_recall(sims, owner, k=k, w_similarity=s, w_reverse=r)[2]
+        (k, s, r): rerank_recall(sims, owner, Setting(k=k, w_similarity=s, w_reverse=r))[2]
         for k in grid["k"]
         for s in grid["w_similarity"]
         for r in grid["w_reverse"]
     }
     assert mr.ravel().tolist() == list(by_hand.values())
-    assert by_hand[best["k"], best["w_similarity"], best["w_reverse"]] == max(by_hand.values())
+    assert by_hand[best.k, best.w_similarity, best.w_reverse] == max(by_hand.values())
     assert mr[0, 0, 0] == pytest.approx(recall(sims, owner)[2])  # both weights 0: the order stays
 
 
@@ -277,7 +283,7 @@ def test_the_command_gives_the_mean_of_a_glob_before_and_after(saved):
     for fold in range(2):
         sims, owner = np.load(saved / f"run_{fold}.npy"), np.load(saved / f"run_{fold}_images.npy")
         assert written["matrices"][fold]["before"]["mr"] == pytest.approx(recall(sims, owner)[2])
-        after.append(rerank_recall(sims, owner, k=20)[2])
+        after.append(rerank_recall(sims, owner, Setting(k=20))[2])
     assert written["mean"]["after"]["mr"] == pytest.approx(np.mean(after))
     assert f"{np.mean(after):.2f}" in out and "30 images, 90 captions, chance mR" in out
     shell_expanded = command("--sims", *sorted(saved.glob("run_*.npy")), "--k", 20)
@@ -289,10 +295,10 @@ def test_the_search_reports_the_test_matrix_with_the_setting_chosen_on_validatio
     assert status == 0, err
     written = json.loads((saved / "scores.json").read_text())
     sims, owner = (np.load(saved / f"run_0_val{part}.npy") for part in ("", "_images"))
-    chosen, _, _ = rerank.search([rerank.Reranker(sims, owner, 100)], 0.05, "released", None)
-    assert written["setting"] == chosen
+    chosen, _, _ = rerank_search.search([Reranker(sims, owner, 100)], Setting())
+    assert written["setting"] == asdict(chosen)
     sims, owner = (np.load(saved / f"run_0{part}.npy") for part in ("", "_images"))
-    assert written["mean"]["after"]["mr"] == pytest.approx(rerank_recall(sims, owner, **chosen)[2])
+    assert written["mean"]["after"]["mr"] == pytest.approx(rerank_recall(sims, owner, chosen)[2])
     assert (saved / "run_0_grid.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -330,7 +336,7 @@ def test_wrong_input_is_one_line_and_status_2(saved, monkeypatch, capsys, argume
     before = sorted(saved.iterdir())
     monkeypatch.chdir(saved)
     monkeypatch.setattr(sys, "argv", ["rerank", *arguments])
-    assert exit_status(rerank.main) == 2
+    assert exit_status(main) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
     assert sorted(saved.iterdir()) == before

@@ -155,7 +155,7 @@ class RunLog:
     def val_row(self, row: dict[str, Any], sheet: Any = None) -> None:
         """Note the validation recalls, with a figure of retrievals for TensorBoard."""
         scalars = {f"val/{way}_{key}": value for way in ("i2t", "t2i") for key, value in row[way].items()}
-        self._add(row, scalars | {"val/mr": row["mr"]})
+        self._add(row, scalars | {"val/mr": row["mr"], "val/mr_random": row["mr_random"]})
         if sheet is not None:
             self._board.add_figure("val/retrievals", sheet, row["step"])
         self._board.flush()
@@ -185,7 +185,9 @@ def _log_line(row: dict[str, Any]) -> str:
     recalls = "  ".join(
         f"{way} R@1 {row[way]['r1']:.2f} R@5 {row[way]['r5']:.2f} R@10 {row[way]['r10']:.2f}" for way in ("i2t", "t2i")
     )
+    at_random = row.get("mr_random", row["mr"])  # earlier versions' rows have none
+    ties = f"with ties at random {at_random:.2f}, " if at_random - row["mr"] > 0.05 else ""
     return (
         f"epoch {row['epoch']} validation split, {row['images']} images, {row['captions']} captions: {recalls}  "
-        f"mR {row['mr']:.2f} (chance {row['chance']:.2f})"
+        f"mR {row['mr']:.2f} ({ties}chance {row['chance']:.2f})"
     )

@@ -1,0 +1,90 @@
+"""Saved similarity matrices: NAME.npy, images x captions, with NAME_images.npy (the image of each caption) beside it.
+
+`test.py` also leaves NAME_gallery.json there, which names the images and holds the captions.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from postprocessing.recall import blocks, check_images, check_matrix, image_of_caption
+from util.errors import InputError
+from util.files import atomic, existing_file, read_json, write_json
+
+
+class Gallery(NamedTuple):
+    """What a matrix is of: the paths of its images, and its captions."""
+
+    images: list[str]
+    captions: list[str]
+
+
+def save(path: Path, sims: np.ndarray, image_of_caption: np.ndarray) -> list[Path]:
+    """Save the similarities as `path`, and each caption's image beside it as `*_images.npy` -> the two files."""
+    files = [path, images_file(path)]
+    for name, array in zip(files, (sims, image_of_caption), strict=True):
+        with atomic(name) as temporary, temporary.open("wb") as file:
+            np.save(file, array)
+    return files
+
+
+def load(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
+    """A saved matrix, memory-mapped (images, captions), and the row of each caption's image (captions,).
+
+    The latter is read from `*_images.npy` beside it; without that file, consecutive captions share the images evenly.
+    Raises InputError, naming the file, for anything that is not such a file.
+    """
+    path = existing_file(path, "similarity matrix", "test.py and test_single.py --sims write such files")
+    beside = images_file(path)
+    try:
+        sims = check_matrix(_load_array(path))
+        for _ in blocks(sims):  # NaN and infinity are faults of the file, so say so here
+            pass
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+    if not beside.exists():
+        try:
+            return sims, image_of_caption(*sims.shape)
+        except InputError as error:
+            raise InputError(f"{path}: {error} in {beside.name} beside it") from None
+    try:
+        return sims, check_images(_load_array(existing_file(beside, "file")), sims.shape)
+    except InputError as error:
+        raise InputError(f"{beside}: {error}") from None
+
+
+def _load_array(path: Path) -> np.ndarray:
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except Exception:  # NumPy raises errors of many kinds on damaged files
+        raise InputError("not a .npy file of plain numbers, or only a part of one") from None
+    if not isinstance(array, np.ndarray):
+        raise InputError("an .npz archive, not a .npy file")
+    return array
+
+
+def images_file(matrix: Path) -> Path:
+    """Where the row of each caption's image is kept."""
+    return matrix.with_name(f"{matrix.stem}_images.npy")
+
+
+def gallery_file(matrix: Path) -> Path:
+    """Where the names of a matrix's images and captions are kept."""
+    return matrix.with_name(f"{matrix.stem}_gallery.json")
+
+
+def save_gallery(matrix: Path, gallery: Gallery) -> None:
+    """Write the gallery of a matrix beside it."""
+    write_json(gallery_file(matrix), gallery._asdict())
+
+
+def load_gallery(path: Path) -> Gallery:
+    """Read a file of `save_gallery`. Raises InputError, naming the file, for anything else."""
+    tree = read_json(path, "gallery")
+    lists = [tree.get(key) for key in Gallery._fields] if isinstance(tree, dict) else [None]
+    if not all(isinstance(names, list) and all(isinstance(name, str) for name in names) for names in lists):
+        raise InputError(f'gallery {path}: two lists of texts, "images" and "captions", are expected')
+    return Gallery(*lists)
