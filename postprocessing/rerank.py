@@ -291,7 +291,12 @@ def _each_block(work: Callable[[slice, np.ndarray], None], sims: np.ndarray) -> 
             pass
 
 
-if __name__ == "__main__":
-    from postprocessing.rerank_command import main
+def main() -> None:
+    """The command, which has a file of its own: this one knows arrays alone."""
+    from postprocessing import rerank_command
 
+    rerank_command.main()
+
+
+if __name__ == "__main__":
     run_command(main)

@@ -113,8 +113,10 @@ def narrow(results: Results) -> str:
 
 
 def narrow_fold(fold: FoldScore, lists: str | None, dataset: str) -> str:
-    """The same of one fold alone."""
-    return _narrow(list(_score_rows(f"fold {fold.fold}", fold, gallery_of([fold], lists))), dataset)
+    """The same of one fold alone, and its ranks."""
+    ranks = (f"{way} median {at.medr:.2f} mean {at.meanr:.2f}" for way, at in (("i2t", fold.i2t), ("t2i", fold.t2i)))
+    table = _narrow(list(_score_rows(f"fold {fold.fold}", fold, gallery_of([fold], lists))), dataset)
+    return f"{table}ranks: {', '.join(ranks)}\n"
 
 
 def _narrow(rows: list[Row], dataset: str) -> str:

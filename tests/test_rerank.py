@@ -16,8 +16,15 @@ from hypothesis import strategies as st
 
 from postprocessing import rerank_search
 from postprocessing.recall import TIES, recall
-from postprocessing.rerank import Reranker, Setting, multivariate, multivariate_order, rerank_recall, reverse_order
-from postprocessing.rerank_command import main
+from postprocessing.rerank import (
+    Reranker,
+    Setting,
+    main,
+    multivariate,
+    multivariate_order,
+    rerank_recall,
+    reverse_order,
+)
 from tests.test_recall import problems
 from util.errors import InputError
 
