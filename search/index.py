@@ -23,8 +23,8 @@ from layers.drea import Regions
 from option.schema import load_options
 from search.encoder import Encoder, load_encoder
 from search.local import DETECTOR, LocalRules, read_rules
-from search.pictures import SCALES, Pictures, find_files, records_of
-from search.rasters import RasterRules
+from search.pictures import BATCH, SCALES, Pictures, find_files, records_of
+from search.rasters import RasterRules, add_raster_rules, check_scales, raster_rules
 from search.store import Index, Mark, Record, open_index, read_mark
 from util.errors import InputError
 from util.files import atomic, check_writable_file, some
@@ -37,7 +37,6 @@ from utils import Parser, pick_device, run_command
 
 logger = logging.getLogger("galr")
 
-BATCH = 32  # pictures at a time
 NO_REGIONS = "none"
 
 
@@ -133,10 +132,10 @@ def plan(index: Index, root: Path, scales: Sequence[int], rules: RasterRules) ->
 
 def build(index: Index, mark: Mark, encoder: Encoder, rules: LocalRules, arguments: argparse.Namespace) -> None:
     """Make the rows that the index lacks, then take out those of files that are gone, changed or unreadable."""
-    root, raster_rules = Path(arguments.images), RasterRules(arguments.bands, arguments.stretch)
-    change = plan(index, root, arguments.scales, raster_rules)
+    root, how = Path(arguments.images), raster_rules(arguments)
+    change = plan(index, root, arguments.scales, how)
     regions = given_regions(arguments, root, change.records)
-    pictures = Pictures(root, change.records, encoder.options.dataset.image_size, rules, raster_rules, regions)
+    pictures = Pictures(root, change.records, encoder.options.dataset.image_size, rules, how, regions)
     with StopSignals() as stop, Bar(total=len(change.records), desc="encoding", unit="picture") as bar:
         for records, samples in pictures.batches(BATCH, arguments.workers):
             stop.check()
@@ -226,9 +225,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--coco-images", type=Path, help="of --regions in COCO: the JSON file that names the images")
     parser.add_argument("--scales", nargs="+", type=int, default=list(SCALES), metavar="PIXELS",
                         help="windows of scenes: what is longer than two of the largest (default 512)")  # fmt: skip
-    parser.add_argument("--bands", nargs=3, type=int, metavar="N", help="bands for red, green and blue, from 1")
-    parser.add_argument("--stretch", type=float, default=2.0, metavar="PERCENT",
-                        help="of more than 8 bits: this percentile is black, 100 - it white (default 2)")  # fmt: skip
+    add_raster_rules(parser)
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="loader processes (default: one per core)")
     parser.add_argument("--export", metavar="FILE.parquet", help="write paths, records and vectors of an index")
     parser.add_device()
@@ -238,20 +235,10 @@ def _parse() -> argparse.Namespace:
             if getattr(arguments, name) is None:
                 raise InputError(f"--{name} is missing (see python -m search.index --help)")
     check_scales(arguments.scales)
-    if arguments.bands and min(arguments.bands) < 1:
-        raise InputError("--bands counts from 1")
-    if not 0 <= arguments.stretch < 50:
-        raise InputError(f"--stretch {arguments.stretch:g}: a percentile from 0, below 50")
+    raster_rules(arguments)
     if arguments.workers < 0:
         raise InputError("--workers must be at least 0")
-    arguments.bands = tuple(arguments.bands) if arguments.bands else None
     return arguments
-
-
-def check_scales(scales: Sequence[int]) -> None:
-    """Raise InputError for windows that are no windows."""
-    if min(scales) < 16:
-        raise InputError(f"--scales {min(scales)}: windows of 16 pixels or more")
 
 
 if __name__ == "__main__":

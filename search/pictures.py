@@ -22,6 +22,7 @@ from util.errors import InputError, RunError
 from util.images import image_size, open_image
 
 PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif")
+BATCH = 32  # pictures at a time
 SCALES = (512,)  # pixels: the windows that scenes are cut into
 WORTH_WORKERS = 200  # pictures; for fewer, loader processes take longer to start than they save
 SCENE = 2  # times the largest window: a file whose longer side exceeds that is a scene

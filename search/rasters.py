@@ -7,12 +7,11 @@ for the whole scene, so that its windows stay comparable.
 from __future__ import annotations
 
 import contextlib
-import functools
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import rasterio
@@ -22,6 +21,11 @@ from rasterio.warp import transform_bounds
 from rasterio.windows import Window
 
 from util.errors import InputError
+
+if TYPE_CHECKING:
+    import argparse
+
+    from utils import Parser
 
 SUFFIXES = (".tif", ".tiff", ".jp2", ".img")  # always read through rasterio; a PNG or JPEG only where it is large
 DRIVERS = ["GTiff", "JP2OpenJPEG", "HFA", "PNG", "JPEG"]  # none of those that fetch other files or addresses
@@ -132,12 +136,6 @@ def open_scene(path: str | os.PathLike, rules: RasterRules = RasterRules()) -> I
             yield Scene(path, file, rules)
 
 
-@functools.cache
-def raster_suffixes() -> frozenset[str]:
-    """Lower-case endings of the files that are taken for images."""
-    return frozenset((*SUFFIXES, ".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif"))
-
-
 def _check_promises(path: Path, file: rasterio.DatasetReader) -> None:
     """Raise InputError for numbers that are no brightness, and for a file that would unfold beyond reason."""
     if any(dtype.startswith("complex") for dtype in file.dtypes):
@@ -171,3 +169,28 @@ def _chosen_bands(path: Path, file: rasterio.DatasetReader, rules: RasterRules) 
 
 def _short(error: Exception) -> str:
     return " ".join(str(error).split())[:200]
+
+
+# ---------------------------------------------------------------- command lines
+
+
+def add_raster_rules(parser: Parser) -> None:
+    """What tells how rasters become 8-bit RGB."""
+    parser.add_argument("--bands", nargs=3, type=int, metavar="N", help="bands for red, green and blue, from 1")
+    parser.add_argument("--stretch", type=float, default=2.0, metavar="PERCENT",
+                        help="of more than 8 bits: this percentile is black, 100 - it white (default 2)")  # fmt: skip
+
+
+def raster_rules(arguments: argparse.Namespace) -> RasterRules:
+    """The rules that the arguments name. Raises InputError."""
+    if arguments.bands and min(arguments.bands) < 1:
+        raise InputError("--bands counts from 1")
+    if not 0 <= arguments.stretch < 50:
+        raise InputError(f"--stretch {arguments.stretch:g}: a percentile from 0, below 50")
+    return RasterRules(tuple(arguments.bands) if arguments.bands else None, arguments.stretch)
+
+
+def check_scales(scales: Sequence[int]) -> None:
+    """Raise InputError for windows that are no windows."""
+    if min(scales) < 16:
+        raise InputError(f"--scales {min(scales)}: windows of 16 pixels or more")

@@ -4,7 +4,9 @@
 
 writes `{train,test}_caps.txt`, `{train,test}_filename.txt`, `images/*.png`, `boxes/*.txt` (DOTA annotation text, pixel
 coordinates, oriented boxes), `detections/Task1_*.txt` (what a detector would make of them, DOTA result files) and
-`demo.json`, the arguments that made them. The same arguments give the same bytes.
+`demo.json`, the arguments that made them. The same arguments give the same bytes. `--scene` adds a large scene with
+known things in known places, `scene/scene.jpg`, and sentences with the regions that they mean, `scene/anno.json`, in
+the form of AIR-SLT (docs/SEARCH.md).
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from PIL import Image
 from util.demo.captions import CAPTIONS_PER_IMAGE, write_captions
 from util.demo.detector import detect_scene
 from util.demo.drawing import draw_scene
+from util.demo.large import SIDE, annotate_large, draw_large, plan_large
 from util.demo.planning import plan_scenes
 from util.demo.scene import Scene
 from util.errors import InputError
@@ -44,6 +47,14 @@ def make_demo(out: Path, images: int, size: int, seed: int) -> None:
         write_text(out / "boxes" / f"{scene.name}.txt", annotation(scene, size))
     write_detections(out / "detections", scenes, size, seed)
     write_lists(out, scenes, seed)
+
+
+def make_scene(out: Path, seed: int) -> None:
+    """Write the large scene and its annotations."""
+    plots = plan_large(seed)
+    with atomic(out / "scene.jpg") as temporary:
+        Image.fromarray(draw_large(plots, seed)).save(temporary, format="JPEG", quality=90)
+    write_json(out / "anno.json", annotate_large(plots, seed))
 
 
 def check_arguments(images: int, size: int, seed: int) -> None:
@@ -115,8 +126,11 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=200, help="how many, a fifth of them for the test (default 200)")
     parser.add_argument("--size", type=int, default=128, help="side of the images in pixels, 32 to 2048 (default 128)")
     parser.add_argument("--seed", type=int, default=0, help="another seed, another set (default 0)")
+    parser.add_argument("--scene", action="store_true", help=f"also a scene of {SIDE} x {SIDE}, for search.evaluate")
     given = parser.parse_args()
     make_demo(given.out, given.images, given.size, given.seed)
+    if given.scene:
+        make_scene(given.out / "scene", given.seed)
     logger.info(f"{given.images} images and {given.images * CAPTIONS_PER_IMAGE} captions written to {given.out}")
 
 

@@ -1,0 +1,155 @@
+"""Score a model's semantic localisation on annotated scenes, such as AIR-SLT: Rsu, Rda, Ras, Rmi.
+
+    python -m search.evaluate --path_opt FILE --resume CKPT --annotations anno.json --images DIR
+
+The annotations are a list of queries: `caption`, `jpg_name` (the scene), `points` (a list of regions, each a polygon of
+[x, y] in pixels).
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from pathlib import Path
+from typing import Annotated, NamedTuple
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, TypeAdapter, ValidationError
+
+from option.schema import load_options
+from search.encoder import LONGEST, load_encoder
+from search.local import read_rules
+from search.localise import add_scene_options, check_scene_options, encode_scene
+from search.metrics import SeloScores, discrete_attention, region_mask, selo_scores
+from search.rasters import open_scene, raster_rules
+from util.errors import InputError
+from util.files import check_writable_file, read_json, write_json
+from utils import Parser, pick_device, run_command
+
+logger = logging.getLogger("galr")
+
+
+class Annotation(BaseModel):
+    """A query as the file has it."""
+
+    model_config = ConfigDict(extra="ignore")
+    caption: Annotated[str, Field(min_length=1, max_length=LONGEST)]
+    jpg_name: Annotated[str, Field(min_length=1)]
+    points: Annotated[
+        list[Annotated[list[Annotated[list[FiniteFloat], Field(min_length=2, max_length=2)]], Field(min_length=3)]],
+        Field(min_length=1),
+    ]
+
+
+class Query(NamedTuple):
+    """A sentence, and the polygons (n, 2) of x, y in pixels that it means."""
+
+    caption: str
+    regions: list[np.ndarray]
+
+
+def main() -> None:
+    arguments = _parse()
+    options = load_options(arguments.path_opt, arguments.set)
+    queries = read_annotations(arguments.annotations)
+    paths = {name: find_scene(arguments.images, name) for name in queries}
+    rules = read_rules(options.dataset.local_path)
+    encoder = load_encoder(options, arguments.resume, pick_device(arguments.device))
+    how = raster_rules(arguments)
+    check_regions(queries, paths)
+    rows, flat = [], []
+    for name, of_scene in queries.items():
+        scene = encode_scene(encoder, rules, paths[name], how, arguments.scales, arguments.workers)
+        level = np.ones((scene.height, scene.width), np.float32)
+        for query, sentence in zip(of_scene, encoder.sentences([one.caption for one in of_scene]), strict=True):
+            p = scene.map_of(sentence) / np.float32(255)
+            rows.append({"scene": name, "caption": query.caption} | selo_scores(p, query.regions)._asdict())
+            flat.append(selo_scores(level, query.regions))
+    mean, of_flat = (
+        mean_scores([SeloScores(*(row[key] for key in SeloScores._fields)) for row in rows]),
+        mean_scores(flat),
+    )
+    print(table({"this model": mean, "a flat map": of_flat}, len(rows), len(queries)))
+    if arguments.json:
+        write_json(arguments.json, {"mean": mean._asdict(), "flat": of_flat._asdict(), "queries": rows})
+        logger.info(f"written: {arguments.json}")
+
+
+def read_annotations(path: Path) -> dict[str, list[Query]]:
+    """Scene -> its queries. Raises InputError that names the query at fault, from 1."""
+    tree = read_json(path, "annotations")
+    try:
+        annotations = TypeAdapter(list[Annotation]).validate_python(tree)
+    except ValidationError as error:
+        fault = error.errors()[0]
+        number, *where = fault["loc"] or (0,)
+        place = f", query {number + 1}, {'.'.join(map(str, where))}" if where else ""
+        raise InputError(f"annotations {path}{place}: {fault['msg']}") from None
+    if not annotations:
+        raise InputError(f"annotations {path} hold no query")
+    queries: dict[str, list[Query]] = {}
+    for one in annotations:
+        regions = [np.array(region) for region in one.points]
+        queries.setdefault(one.jpg_name, []).append(Query(one.caption.strip(), regions))
+    return queries
+
+
+def find_scene(folder: Path, name: str) -> Path:
+    """The file of a scene: of this name, or, where there is none, the only one of its stem. Raises InputError."""
+    if Path(name).name != name:
+        raise InputError(f"scene {name!r} of the annotations is no plain file name")
+    if (folder / name).is_file():
+        return folder / name
+    stem = Path(name).stem
+    found = sorted(path for path in folder.glob("*") if path.stem == stem and path.is_file())
+    if len(found) == 1:
+        return found[0]
+    raise InputError(f"scene {name} is not in {folder}" + (f"; which of {len(found)} files is it?" if found else ""))
+
+
+def check_regions(queries: dict[str, list[Query]], paths: dict[str, Path]) -> None:
+    """Raise InputError, before any work, for a scene that cannot be opened and a region that lies outside of it."""
+    for name, of_scene in queries.items():
+        with open_scene(paths[name]) as scene:
+            shape = scene.height, scene.width
+        for query in of_scene:
+            try:
+                region_mask(shape, query.regions)
+                discrete_attention(np.zeros((0, 2)), query.regions)
+            except ValueError as error:
+                raise InputError(f"scene {name}, query {query.caption!r}: {error}") from None
+
+
+def mean_scores(scores: list[SeloScores]) -> SeloScores:
+    """The mean of each score."""
+    return SeloScores(*np.mean(scores, axis=0).tolist())
+
+
+def table(rows: dict[str, SeloScores], queries: int, scenes: int) -> str:
+    """Markdown, in the order that papers print; Ras: lower is better."""
+    lines = [f"| {queries} queries, {scenes} scenes | Rsu | Rda | Ras | Rmi |", "|---|---|---|---|---|"]
+    for name, score in rows.items():
+        values = (score.rsu, score.rda, score.ras, score.rmi)
+        lines.append(f"| {name} | " + " | ".join(f"{value:.4f}" for value in values) + " |")
+    return "\n".join(lines)
+
+
+def _parse() -> argparse.Namespace:
+    parser = Parser(prog="python -m search.evaluate", description="Score semantic localisation on annotated scenes.")
+    parser.add_options()
+    parser.add_argument("--resume", required=True, metavar="CKPT", help="checkpoint, ours or a published one")
+    parser.add_argument("--annotations", type=Path, required=True, metavar="FILE", help="anno.json in the AIR-SLT form")
+    parser.add_argument("--images", type=Path, required=True, metavar="DIR", help="folder of the scenes")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the scores of every query")
+    add_scene_options(parser)
+    arguments = parser.parse_args()
+    check_scene_options(arguments)
+    if not arguments.images.is_dir():
+        raise InputError(f"image folder {arguments.images} is not there")
+    if arguments.json:
+        check_writable_file(arguments.json)
+    return arguments
+
+
+if __name__ == "__main__":
+    run_command(main)

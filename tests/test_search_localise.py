@@ -1,0 +1,177 @@
+"""search.localise and search.evaluate: the map is that of the windows' similarities; annotations are checked."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("cv2", reason="pip install -r requirements-search.txt")
+pytest.importorskip("pymilvus", reason="pip install -r requirements-search.txt")
+pytest.importorskip("rasterio", reason="pip install -r requirements-search.txt")
+
+import rasterio
+from PIL import Image
+from rasterio.transform import from_origin
+
+from option import load_options
+from search.encoder import load_encoder
+from search.evaluate import find_scene, read_annotations
+from search.local import LocalRules, read_rules
+from search.localise import encode_scene, overlay, regions_above
+from search.pictures import sample
+from search.rasters import RasterRules
+from search.windows import selo_map
+from tests.conftest import Outcome
+from util.demo.large import SIDE, TILE, annotate_large, plan_large
+from util.errors import InputError
+
+pytestmark = pytest.mark.usefixtures("short_trunk")
+SENTENCE = "there are two red vehicles in the road"
+TEST_DATA = os.environ.get("GALR_TEST_DATA")
+
+
+@pytest.fixture
+def scene(work: Path) -> Path:
+    """A GeoTIFF of 300 x 360 pixels with a bright quarter."""
+    pixels = np.random.default_rng(0).integers(0, 80, (3, 300, 360)).astype(np.uint8)
+    pixels[:, :150, 180:] += 150
+    how = {"driver": "GTiff", "count": 3, "height": 300, "width": 360, "dtype": "uint8"}
+    with rasterio.open(
+        work / "scene.tif", "w", **how, crs="EPSG:32633", transform=from_origin(5e5, 5e6, 10, 10)
+    ) as file:
+        file.write(pixels)
+    return work / "scene.tif"
+
+
+def test_the_map_is_that_of_the_windows_similarities_in_the_scenes_coordinates(
+    run: Callable[[str], Outcome], scene: Path, checkpoint: Path
+) -> None:
+    command = f"-m search.localise --path_opt tiny.yaml --resume {checkpoint} --scene scene.tif --text '{SENTENCE}' "
+    command += "--scales 64 128 --workers 0 --device cpu "
+    for form in ("png", "tif", "geojson"):
+        ended = run(f"{command} --out map.{form} --threshold 0.4")
+        assert ended.status == 0, ended.err
+
+    encoder = load_encoder(load_options("tiny.yaml"), checkpoint, torch.device("cpu"))
+    rules = read_rules("data/local.h5")
+    found = encode_scene(encoder, rules, scene, RasterRules(), [64, 128])
+    assert found.vectors.shape == (len(found.windows), 32)
+    with rasterio.open(scene) as file:
+        pixels = np.moveaxis(file.read(), 0, -1)
+    top, bottom, left, right = found.windows[7]
+    one = sample(Image.fromarray(pixels[top:bottom, left:right]), 64, rules)
+    alone = encoder.images(*(np.stack([part]) for part in one))[0]
+    np.testing.assert_allclose(found.vectors[7], alone, atol=1e-5)
+
+    grey = selo_map(300, 360, found.windows, found.vectors @ encoder.sentences([SENTENCE])[0])
+    with rasterio.open("map.tif") as file, rasterio.open(scene) as source:
+        np.testing.assert_allclose(file.read(1).astype(int), grey, atol=1)
+        assert file.crs == source.crs and file.transform == source.transform
+    assert Image.open("map.png").size == (360, 300)
+    features = json.loads(Path("map.geojson").read_text())["features"]
+    assert sum(one["properties"]["pixels"] for one in features) == pytest.approx((grey >= 102).sum(), abs=40)
+    longitude, latitude = features[0]["geometry"]["coordinates"][0][0]
+    assert 14.99 < longitude < 15.06 and 45.1 < latitude < 45.2
+
+
+def test_regions_above_a_threshold_are_outlined_apart() -> None:
+    grey = np.zeros((40, 60), np.uint8)
+    grey[5:10, 5:15], grey[20:30, 40:50] = 200, 255
+    first, second = regions_above(grey, 0.5)["features"]
+    assert first["properties"] == {"mean": 1.0, "largest": 1.0, "pixels": 100, "coordinates": "pixels"}
+    assert second["properties"]["pixels"] == 50
+    assert sorted(map(tuple, second["geometry"]["coordinates"][0][:4])) == [(5, 5), (5, 10), (15, 5), (15, 10)]
+    assert regions_above(np.zeros((9, 9), np.uint8), 0.1)["features"] == []
+
+
+def test_an_overlay_shows_the_map_by_its_strength() -> None:
+    picture = Image.new("RGB", (8, 8), (100, 100, 100))
+    grey = np.zeros((8, 8), np.uint8)
+    grey[:, 4:] = 255
+    assert np.asarray(overlay(picture, grey, 0)).tolist() == np.asarray(picture).tolist()
+    red, green, blue = np.asarray(overlay(picture, grey, 0.8))[0, 7].tolist()
+    assert red > 100 and green < 50 and blue < 50
+
+
+def test_evaluation_scores_each_query_beside_a_flat_map(
+    run: Callable[[str], Outcome], scene: Path, checkpoint: Path, work: Path
+) -> None:
+    region = [[180.5, 0], [359, 0], [359, 149], [180.5, 149]]
+    queries = [{"caption": f"{SENTENCE}\n", "jpg_name": "scene.jpg", "points": [region], "extra": 1}] * 2
+    (work / "anno.json").write_text(json.dumps(queries))
+    (work / "scenes").mkdir()
+    scene.rename(work / "scenes/scene.tif")
+    command = f"-m search.evaluate --path_opt tiny.yaml --resume {checkpoint} --annotations anno.json --images scenes "
+    ended = run(command + "--scales 64 128 --workers 0 --device cpu --json scores.json")
+    assert ended.status == 0, ended.err
+    scores = json.loads((work / "scores.json").read_text())
+    assert len(scores["queries"]) == 2 and scores["mean"]["rsu"] == pytest.approx(scores["queries"][0]["rsu"])
+    assert scores["flat"]["rsu"] == pytest.approx(1 - np.exp(-0.707), abs=1e-3)
+    assert "| 2 queries, 1 scenes | Rsu | Rda | Ras | Rmi |" in ended.out and "a flat map" in ended.out
+
+    queries[1] = queries[1] | {"points": [[[900, 900], [950, 900], [950, 950]]]}
+    (work / "anno.json").write_text(json.dumps(queries))
+    refused = run(command)
+    assert refused.status == 2 and "no pixel" in refused.message
+
+
+@pytest.mark.parametrize(
+    ("tree", "says"),
+    [
+        ([], "no query"),
+        ({}, "list"),
+        ([{"caption": "a", "jpg_name": "a.jpg", "points": [[[1, 2], [3, 4]]]}], "query 1, points.0"),
+        ([{"caption": "", "jpg_name": "a.jpg", "points": [[[1, 2], [3, 4], [5, 6]]]}], "query 1, caption"),
+        ([{"caption": "a", "points": [[[1, 2], [3, 4], [5, 6]]]}], "query 1, jpg_name"),
+        ([{"caption": "a", "jpg_name": "a.jpg", "points": [[[1, 2], [3, 4], [5, "x"]]]}], "query 1, points.0.2.1"),
+    ],
+)
+def test_annotations_that_do_not_fit_are_named(tmp_path: Path, tree: object, says: str) -> None:
+    (tmp_path / "anno.json").write_text(json.dumps(tree))
+    with pytest.raises(InputError, match=says):
+        read_annotations(tmp_path / "anno.json")
+
+
+def test_a_scene_is_found_by_name_or_stem_and_only_in_its_folder(tmp_path: Path) -> None:
+    (tmp_path / "1.tif").write_bytes(b"")
+    assert find_scene(tmp_path, "1.jpg") == tmp_path / "1.tif"
+    (tmp_path / "1.png").write_bytes(b"")
+    with pytest.raises(InputError, match="which of 2"):
+        find_scene(tmp_path, "1.jpg")
+    with pytest.raises(InputError, match="no plain file name"):
+        find_scene(tmp_path, "../1.tif")
+
+
+@pytest.mark.skipif(not TEST_DATA, reason="GALR_TEST_DATA is not set")
+def test_the_annotations_of_air_slt_are_read() -> None:
+    queries = read_annotations(Path(TEST_DATA) / "air_slt/anno.json")
+    every = [query for of_scene in queries.values() for query in of_scene]
+    assert (len(queries), len(every), sum(len(query.regions) for query in every)) == (22, 59, 103)
+    assert not any(query.caption.endswith("\n") for query in every)
+
+
+def test_the_demonstration_scene_has_each_things_place_once() -> None:
+    plots = plan_large(0)
+    assert len(plots) >= 8
+    mains = [plot.scene.groups[0].kind for plot in plots]
+    for i, plot in enumerate(plots):
+        assert not {group.kind for group in plot.scene.groups} & set(mains[:i] + mains[i + 1 :])
+    queries = annotate_large(plots, 0)
+    assert len({query["caption"] for query in queries}) == len(plots)
+    for plot, query in zip(plots, queries, strict=True):
+        corners = np.array(query["points"][0])
+        assert (corners >= 0).all() and (corners <= SIDE).all()
+        assert (corners // TILE == [plot.column, plot.row]).all()
+
+
+def test_a_model_without_local_features_is_asked_for_none() -> None:
+    rules = read_rules("zeros")
+    assert rules == LocalRules("zeros", rules.drea)
+    rep, adj = rules.features(Image.new("RGB", (20, 20)))
+    assert not rep.any() and not adj.any() and rep.shape == adj.shape == (20, 20)
