@@ -8,6 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from layers.loading import COUNTER, listed, load_state
+
 ATTENTION = {"linear_v.": "value.", "linear_k.": "key.", "linear_q.": "query.", "linear_merge.": "merge."}
 FEEDFORWARD = {"ffn.mlp.fc.linear.": "feedforward.inner.", "ffn.mlp.linear.": "feedforward.outer."}
 
@@ -82,32 +84,18 @@ def is_published(state: dict[str, Tensor]) -> bool:
 
 
 def load_published(model: nn.Module, state: dict[str, Tensor]) -> None:
-    """Load weights under published names, strictly.
+    """Load weights under published names, strictly; counters of batch normalisation may be missing.
 
-    Raises ValueError that lists the missing, the unexpected and the misshapen names.
+    Raises ValueError that lists the missing, the unexpected and the misshapen names; the model is then as it was.
     """
-    if fault := mismatch(state, to_published(model.state_dict())):
-        raise ValueError(f"the published weights do not fit this model: {fault}")
-    model.load_state_dict(from_published(state))
-
-
-def mismatch(given: dict, wanted: dict, spare: tuple[str, ...] = ()) -> str:
-    """What keeps `given` from being loaded as `wanted` (name -> tensor), in words; empty if nothing does.
-
-    Names that start with one of `spare` are ignored.
-    """
-    if not isinstance(given, dict):
-        return "not a table of names and tensors"
-    missing = [name for name in wanted if name not in given]
-    extra = [str(name) for name in given if name not in wanted and not str(name).startswith(spare or "\0")]
+    wanted = to_published(model.state_dict())
+    missing = [name for name in wanted if name not in state and not name.endswith(COUNTER)]
+    unexpected = [name for name in state if name not in wanted]
     shapes = [
-        f"{name} {tuple(getattr(given[name], 'shape', ()))} instead of {tuple(wanted[name].shape)}"
+        f"{name} {tuple(state[name].shape)} instead of {tuple(wanted[name].shape)}"
         for name in wanted
-        if name in given and getattr(given[name], "shape", None) != wanted[name].shape
+        if name in state and state[name].shape != wanted[name].shape
     ]
-    parts = (("missing", missing), ("unexpected", extra), ("misshapen", shapes))
-    return "; ".join(f"{len(names)} {what}: {_list(names)}" for what, names in parts if names)
-
-
-def _list(names: list[str]) -> str:
-    return ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
+    if fault := listed({"missing": missing, "unexpected": unexpected, "misshapen": shapes}):
+        raise ValueError(f"under the published names, {fault}")
+    load_state(model, from_published(state))

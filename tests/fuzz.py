@@ -54,7 +54,7 @@ from util.errors import InputError, RunError
 from util.lists import read_names, validation_names
 from util.local_features import load_local
 from util.regions.formats import FORMATS, read_detections, to_regions
-from util.weights import load_skipthoughts
+from util.skipthoughts import load_skipthoughts
 
 LONGEST = 20  # seconds for one input
 MEMORY = 4 * 2**30

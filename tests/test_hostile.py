@@ -127,6 +127,7 @@ def test_a_hostile_similarity_matrix_runs_nothing(hostile, work, run) -> None:
 def test_hostile_skip_thoughts_files_run_nothing(hostile, work, run) -> None:
     (work / "seq2vec").mkdir()
     (work / "seq2vec/dictionary.txt").write_text("UNK\n")
+    np.savez(work / "seq2vec/uni_skip.npz")
     np.save(work / "seq2vec/utable.npy", np.array([hostile], object))
     command = f"{TRAIN} --set model.seq2vec.pretrained=true"
     check(run(command), work, "utable.npy")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from layers.gru import GRU, pack
 from layers.text_encoder import TextEncoder
 from option.schema import Seq2Vec
 from util.errors import InputError
-from util.weights import load_skipthoughts
+from util.skipthoughts import load_skipthoughts
 
 GOLDEN = Path(__file__).parent / "golden" / "text_a.npz"
 WORDS = [f"w{i}" for i in range(30)]
@@ -28,9 +29,21 @@ def skip(rng: np.random.RandomState, hidden: int, prefix: str) -> dict[str, np.n
     return arrays
 
 
+PUBLISHED = Path(__file__).parent / "cases" / "skipthoughts"  # tables as Python 2 pickled them, and their dictionary
+
+
+@pytest.fixture(scope="module")
+def published(skipthoughts, tmp_path_factory) -> Path:
+    """The folder with its tables and dictionary in their published form."""
+    folder = tmp_path_factory.mktemp("published")
+    for path in (*PUBLISHED.iterdir(), *skipthoughts.glob("*.npz")):
+        (folder / path.name).symlink_to(path)
+    return folder
+
+
 @pytest.fixture(scope="module")
 def skipthoughts(tmp_path_factory) -> Path:
-    """The published folder, in small: 17 dictionary words."""
+    """The published folder, in small: 17 dictionary words. The tables are plain arrays."""
     folder = tmp_path_factory.mktemp("seq2vec")
     with np.load(GOLDEN) as golden:
         seed = int(golden["seed"])
@@ -45,43 +58,65 @@ def skipthoughts(tmp_path_factory) -> Path:
     return folder
 
 
+@functools.cache
+def new_encoder(kind: str) -> TextEncoder:
+    """Its random weights take a second to draw, and every test here loads others."""
+    return TextEncoder(Seq2Vec(type=kind), len(WORDS), 512).eval()
+
+
 def encoder(kind: str, folder: Path) -> TextEncoder:
-    options = Seq2Vec(type=kind, dir_st=str(folder))
-    built = TextEncoder(options, len(WORDS), 512)
-    load_skipthoughts(built, options, WORDS)
-    return built.eval()
+    built = new_encoder(kind)
+    load_skipthoughts(built, Seq2Vec(type=kind, dir_st=str(folder)), WORDS)
+    return built
 
 
 @pytest.mark.parametrize("kind", ["UniSkip", "BiSkip", "BayesianUniSkip"])
-def test_encoders_from_published_files_are_within_1e_5_of_the_released_ones(kind, skipthoughts, capsys) -> None:
-    built = encoder(kind, skipthoughts)
+def test_encoders_from_published_files_are_within_1e_5_of_the_released_ones(kind, published, capsys) -> None:
+    built = encoder(kind, published)
     assert "15 of 30 words" in capsys.readouterr().out
     with np.load(GOLDEN) as golden, torch.no_grad():
         ours = built.sentence_vector(torch.from_numpy(golden["token_ids"]), torch.from_numpy(golden["lengths"]))
         assert np.abs(ours.numpy() - golden[kind]).max() <= 1e-5
 
 
+def test_tables_that_were_saved_again_as_plain_arrays_are_read_alike(published, skipthoughts) -> None:
+    pickled = encoder("UniSkip", published).embedding.weight.detach().clone()
+    assert torch.equal(encoder("UniSkip", skipthoughts).embedding.weight, pickled)
+
+
+@pytest.mark.parametrize("form", ["published", "skipthoughts"])
 @pytest.mark.parametrize(
     ("name", "harm", "says"),
     [
-        ("utable.npy", None, "is not there"),
-        ("uni_skip.npz", None, "is not there"),
-        ("dictionary.txt", None, "is not there"),
+        ("utable.npy", None, "not there"),
+        ("uni_skip.npz", None, "not there"),
+        ("dictionary.txt", None, "not there"),
         ("utable.npy", 1000, "damaged"),
         ("uni_skip.npz", 5000, "damaged"),
         ("dictionary.txt", 9, "words of dictionary.txt"),
     ],
 )
-def test_missing_and_truncated_files_are_named_with_where_they_are_published(name, harm, says, skipthoughts, tmp_path):
-    for file in skipthoughts.iterdir():
+def test_missing_and_truncated_files_are_named_with_where_they_are_published(
+    name, harm, says, form, request, tmp_path
+) -> None:
+    whole = request.getfixturevalue(form)
+    for file in whole.iterdir():
         (tmp_path / file.name).symlink_to(file)
     (tmp_path / name).unlink()
     if harm:
-        (tmp_path / name).write_bytes((skipthoughts / name).read_bytes()[:harm])
+        (tmp_path / name).write_bytes((whole / name).read_bytes()[:harm])
     with pytest.raises(InputError) as error:
         encoder("BayesianUniSkip", tmp_path)
     assert name in str(error.value) and says in str(error.value)
     assert "rkiros" in str(error.value)
+
+
+def test_all_files_that_are_missing_are_named_at_once(tmp_path) -> None:
+    (tmp_path / "utable.npy").touch()
+    with pytest.raises(InputError) as error:
+        encoder("UniSkip", tmp_path)
+    needed, _, others = str(error.value).partition("(btable")
+    assert "dictionary.txt, uni_skip.npz are not there" in needed and "bi_skip.npz neither" in others
 
 
 def plain_gru(gru: GRU, x: torch.Tensor, lengths: torch.Tensor, input_mask=None, hidden_mask=None) -> torch.Tensor:

@@ -12,10 +12,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from layers.published import is_published, load_published, mismatch
+from layers.loading import load_state
+from layers.published import is_published, load_published
 from util.errors import InputError, RunError, worker_died
 from util.files import atomic, some
-from util.torch_files import load_torch
+from util.torch_files import load_torch, weights_of
 
 logger = logging.getLogger("galr")
 
@@ -51,12 +52,10 @@ def read_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
     """Read a checkpoint, ours or a published one, without running anything in it. Raises InputError."""
 
     state = load_torch(path, "checkpoint")
-    weights = state.get("model") if isinstance(state, dict) else None
-    if not isinstance(weights, dict) or not all(
-        isinstance(name, str) and isinstance(value, torch.Tensor) and value.layout == torch.strided
-        for name, value in weights.items()
-    ):
+    weights = weights_of(state["model"], keys=()) if isinstance(state, dict) and "model" in state else None
+    if weights is None:
         raise InputError(f"checkpoint {path} holds no table 'model' of weights")
+    state["model"] = weights
     if not isinstance(state.get("words", []), list):
         raise InputError(f"checkpoint {path}: its words are no list")
     spoilt = [name for name, value in weights.items() if not torch.isfinite(value).all()]
@@ -99,12 +98,8 @@ def load_weights(model: nn.Module, checkpoint: dict[str, Any], words: Sequence[s
             f"the vocabulary does not match the checkpoint: {len(words)} words against {len(made_with)} that it was "
             "trained with; set dataset.vocab_path to the file that the run used"
         )
-    if is_published(checkpoint["model"]):
-        try:
-            load_published(model, checkpoint["model"])
-        except ValueError as error:
-            raise InputError(str(error)) from None
-    elif fault := mismatch(checkpoint["model"], model.state_dict()):
-        raise InputError(f"the checkpoint's weights do not fit this model: {fault}")
-    else:
-        model.load_state_dict(checkpoint["model"])
+    load = load_published if is_published(checkpoint["model"]) else load_state
+    try:
+        load(model, checkpoint["model"])
+    except ValueError as error:
+        raise InputError(f"the checkpoint's weights do not fit this model: {error}") from None

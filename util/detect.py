@@ -24,6 +24,7 @@ from PIL import Image
 from torchvision.models import get_model
 
 from layers.drea import CLASSES
+from layers.loading import load_state
 from util.errors import InputError, RunError
 from util.files import read_text, some, write_text
 from util.images import open_image
@@ -31,7 +32,7 @@ from util.local_features import stem
 from util.progress import Bar
 from util.regions.formats import read_classes
 from util.signals import StopSignals
-from util.torch_files import load_torch
+from util.torch_files import load_torch, weights_of
 from utils import Parser, pick_device, run_command
 
 logger = logging.getLogger("galr")
@@ -92,25 +93,19 @@ def load_detector(
     """
     with torch.serialization.safe_globals([argparse.Namespace]):  # torchvision's scripts store their arguments too
         state = load_torch(weights, "detector weights")
-    for key in ("model", "state_dict"):
-        state = state.get(key, state) if isinstance(state, dict) else state
-    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+    state = weights_of(state)
+    if state is None:
         raise InputError(f"detector weights {weights} hold no state dict (names -> tensors)")
-    state = {str(name).removeprefix("module."): value for name, value in state.items()}
     sizes = {name: size for name, size in (("min_size", min_size), ("max_size", max_size)) if size}
     least = {"score_thresh" if arch.startswith("retinanet") else "box_score_thresh": threshold}
     model = get_model(arch, weights=None, weights_backbone=None, num_classes=classes + 1, **sizes, **least)
-    own = model.state_dict()
-    counters = {name for name in own if name.endswith("num_batches_tracked")}  # frozen batch normalisation has none
-    state |= {name: own[name] for name in counters - state.keys()}
-    wrong = [name for name in sorted(own.keys() | state.keys()) if _shape(own, name) != _shape(state, name)]
-    if wrong:
-        first = f"{wrong[0]} is {_shape(state, wrong[0])} in the file and {_shape(own, wrong[0])} in the model"
+    try:
+        load_state(model, state)
+    except ValueError as error:
         raise InputError(
-            f"detector weights {weights} do not fit {arch} with {classes} classes and background: {len(wrong)} tensors "
-            f"differ; {first}; check --arch and --classes"
-        )
-    model.load_state_dict(state)
+            f"detector weights {weights} do not fit {arch} with {classes} classes and background: {error}; check "
+            "--arch and --classes"
+        ) from None
     return model.eval()
 
 
@@ -211,10 +206,6 @@ def _rows(output: dict[str, torch.Tensor]) -> list[list[float]]:
     label, score, box = output["labels"], output["scores"], output["boxes"]
     keep = (label > 0) & score.isfinite() & box.isfinite().all(dim=1)  # RetinaNet can say "background"
     return torch.cat([label[keep, None].float(), score[keep, None], box[keep]], dim=1).cpu().tolist()
-
-
-def _shape(state: dict[str, torch.Tensor], name: str) -> str:
-    return str(tuple(state[name].shape)) if name in state else "absent"
 
 
 def _parse() -> argparse.Namespace:

@@ -45,6 +45,13 @@ class Array:
         self.value = kind.array(data, shape, "F" if fortran else "C")
 
 
+def scalar(kind: Type, data: Any) -> Any:
+    """Stands in for the function that makes NumPy's scalars: a number, of Python's own types."""
+    if kind.dtype.kind == "O":
+        raise pickle.UnpicklingError("it holds a scalar that is no number")
+    return kind.array(data, (), "C").item()
+
+
 class ArraysOnly(pickle.Unpickler):
     """Admits NumPy arrays, scalars and types, by its own stand-ins; everything else that a pickle names is refused."""
 
@@ -53,7 +60,7 @@ class ArraysOnly(pickle.Unpickler):
         for core in ("core", "_core")
         for module, name, stand_in in (
             ("multiarray", "_reconstruct", Array),
-            ("multiarray", "scalar", lambda kind, data: kind.array(data, (), "C").item()),
+            ("multiarray", "scalar", scalar),
             ("numeric", "_frombuffer", lambda data, kind, shape, order: kind.array(data, shape, order)),
         )
     }
@@ -71,7 +78,9 @@ def load_pickled_npy(path: Path) -> Any:
     """
     try:
         with path.open("rb") as file:
-            _check_header(file)
+            shape, kind = npy_header(file)
+            if shape != () or kind != np.dtype(object):
+                raise ValueError(f"expected one pickled dict, found an array of shape {shape} and type {kind}")
             value = ArraysOnly(file, encoding="latin1").load()
             return value.value.item() if isinstance(value, Array) else value
     except InputError:
@@ -80,9 +89,9 @@ def load_pickled_npy(path: Path) -> Any:
         raise InputError(f"local features {path} were not read: {' '.join(str(error).split())[:200]}") from None
 
 
-def _check_header(file: BinaryIO) -> None:
+def npy_header(file: BinaryIO) -> tuple[tuple[int, ...], np.dtype]:
+    """Shape and type of the array in a `.npy` file; the file then stands behind its header."""
     version = np.lib.format.read_magic(file)
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     shape, _, dtype = read(file)
-    if shape != () or dtype != np.dtype(object):
-        raise ValueError(f"expected one pickled dict, found an array of shape {shape} and type {dtype}")
+    return shape, dtype

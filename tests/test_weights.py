@@ -1,0 +1,201 @@
+"""Files of weights as people hold them: each loads, by PyTorch's own rules, and nothing in it is executed."""
+
+from __future__ import annotations
+
+import pickle
+from collections import OrderedDict
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import Block
+from torch import nn
+from torchvision.models import resnet18
+
+from layers.loading import load_state
+from util.checkpoints import load_weights, read_checkpoint
+from util.errors import InputError
+from util.torch_files import load_torch, weights_of
+from util.weights import load_resnet
+
+
+def without_counters(state: dict) -> dict:
+    return {name: value for name, value in state.items() if not name.endswith("num_batches_tracked")}
+
+
+def wrapped(*wrappers: str) -> Callable[[dict], dict]:
+    return lambda state: {"".join(wrappers) + name: value for name, value in state.items()}
+
+
+def with_versions(state: OrderedDict) -> OrderedDict:
+    """Without counters, and yet PyTorch's note that this version of the module has them."""
+    for name in [name for name in state if name.endswith("num_batches_tracked")]:
+        del state[name]
+    return state
+
+
+FORMS = {
+    "as it is": lambda state: state,
+    "without the counters of batch normalisation": without_counters,
+    "without counters, of a version that has them": with_versions,
+    "without fc": lambda state: {name: value for name, value in state.items() if not name.startswith("fc.")},
+    "with an fc of 30 classes": lambda state: state | {"fc.weight": torch.zeros(30, 512), "fc.bias": torch.zeros(30)},
+    "of DataParallel": wrapped("module."),
+    "of torch.compile": wrapped("_orig_mod."),
+    "of both, whichever came first": wrapped("_orig_mod.", "module."),
+    "of PyTorch's ImageNet example": lambda state: {
+        "epoch": 90, "arch": "resnet18", "best_acc1": torch.tensor(69.8), "state_dict": wrapped("module.")(state)},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("archive", [True, False], ids=["archive", "old file"])
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_of_a_resnet_18_file_loads(form, archive, tmp_path) -> None:
+    torch.manual_seed(0)
+    source = resnet18()
+    for name, value in source.named_buffers():
+        value.fill_(3 if name.endswith("num_batches_tracked") else 0.5)
+    expected = {name: value.clone() for name, value in source.state_dict().items()}
+    torch.save(FORMS[form](source.state_dict()), tmp_path / "resnet18.pth", _use_new_zipfile_serialization=archive)
+    net = resnet18()
+    load_resnet(net, str(tmp_path / "resnet18.pth"))
+    for name, value in net.state_dict().items():
+        if name.endswith("num_batches_tracked"):
+            assert value == (0 if "counters" in form else 3)
+        elif not name.startswith("fc."):
+            assert torch.equal(value, expected[name]), name
+
+
+def test_the_downloaded_weights_load_without_counters(monkeypatch) -> None:
+    """torchvision's file, as published, has none; the way from its cache is the same."""
+    state = without_counters(resnet18().state_dict())
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", lambda *args, **kwargs: state)
+    net = resnet18()
+    load_resnet(net, "imagenet")
+    assert torch.equal(net.conv1.weight, state["conv1.weight"])
+
+
+def small() -> nn.Module:
+    return nn.Sequential(Block(3), nn.BatchNorm2d(1))
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda state: state | {"stranger": torch.zeros(1)}, "1 unexpected: stranger"),
+        (lambda state: {k: v for k, v in state.items() if k != "1.weight"}, "1 missing: 1.weight"),
+        (lambda state: state | {"1.bias": torch.zeros(2)}, r"1 misshapen: 1.bias \(2\) instead of \(1\)"),
+    ],
+)
+def test_what_does_not_fit_is_named_and_the_module_is_as_it_was(change, says) -> None:
+    module = small()
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    with pytest.raises(ValueError, match=says):
+        load_state(module, change({name: value + 1 for name, value in before.items()}))
+    assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
+
+
+def test_versions_reach_the_modules_that_mend_older_files() -> None:
+    """torchvision's RetinaNet renames what files of before its second version hold: only a module can know that."""
+    seen = []
+
+    class Versioned(nn.Linear):
+        _version = 2
+
+        def _load_from_state_dict(self, state, prefix, metadata, *rest):
+            seen.append(metadata.get("version"))
+            if metadata.get("version") is None:
+                state[prefix + "weight"] = state.pop(prefix + "old_weight")
+            super()._load_from_state_dict(state, prefix, metadata, *rest)
+
+    load_state(Versioned(1, 1), Versioned(1, 1).state_dict())
+    assert set(seen) == {2}
+    load_state(Versioned(1, 1), {"old_weight": torch.ones(1, 1), "bias": torch.zeros(1)})
+    assert None in seen
+
+
+@pytest.mark.parametrize("kind", [np.float64, np.float32, np.int64, np.bool_])
+@pytest.mark.parametrize("archive", [True, False], ids=["archive", "old file"])
+def test_numpys_numbers_in_a_checkpoint_come_as_pythons(kind, archive, tmp_path) -> None:
+    state = {"model": {"a": torch.ones(2)}, "best_rsum": kind(1), "epoch": np.int32(7)}
+    torch.save(state, tmp_path / "a.pth.tar", _use_new_zipfile_serialization=archive)
+    found = read_checkpoint(tmp_path / "a.pth.tar")
+    assert found["best_rsum"] == 1 and type(found["best_rsum"]) in (float, int, bool)
+    assert found["epoch"] == 7 and type(found["epoch"]) is int
+
+
+class Names:
+    """Pickles as a call of what stands under a name."""
+
+    def __init__(self, function: object, *arguments: object) -> None:
+        self.call = function, arguments
+
+    def __reduce__(self) -> tuple:
+        return self.call
+
+
+class Stateful(Names):
+    def __reduce__(self) -> tuple:
+        return (*self.call[:2], (3, "|", None, ("a",), {"a": (np.dtype(object), 0)}, 8, 1, 16))
+
+
+MAKE_SCALAR = np.float64(1).__reduce__()[0]
+HOSTILE = {
+    "an array": lambda: np.zeros(2),
+    "an object": lambda: Names(MAKE_SCALAR, np.dtype(object), b"A" * 8),
+    "a structure that claims to hold no objects": lambda: Names(MAKE_SCALAR, Stateful(np.dtype, "V8"), b"A" * 8),
+    "bytes": lambda: np.bytes_(b"abc"),
+    "text": lambda: np.str_("abc"),
+    "a function of NumPy": lambda: Names(np.fromfile, "canary"),
+    "NumPy's loader": lambda: Names(np.load, "canary.npy", None, True),
+    "a call of a type": lambda: Names(np.ndarray, (1,), np.dtype("f8"), b"A" * 8),
+}
+
+
+@pytest.mark.parametrize("archive", [True, False], ids=["archive", "old file"])
+@pytest.mark.parametrize("what", HOSTILE)
+def test_nothing_else_of_numpy_is_let_in(what, archive, tmp_path, monkeypatch) -> None:
+    """And NumPy's own functions are never called: our stand-ins are, which know numbers alone."""
+    monkeypatch.chdir(tmp_path)
+    np.save("canary.npy", np.array([1, None], object), allow_pickle=True)
+    torch.save({"model": {}, "best_rsum": HOSTILE[what]()}, "a.pth.tar", _use_new_zipfile_serialization=archive)
+    with pytest.raises(InputError, match=r"a\.pth\.tar"):
+        load_torch("a.pth.tar", "checkpoint")
+
+
+def test_a_table_of_weights_is_one_of_names_and_numbers_that_are_there() -> None:
+    one = torch.ones(1)
+    for tree in ({"a": 1}, {1: one}, {"a": one.to("meta")}, {"a": torch.eye(2).to_sparse()}, {}, [one], None):
+        assert weights_of(tree) is None
+    assert list(weights_of({"module.a": one, "b": one})) == ["module.a", "b"]  # not before all names: part of one
+
+
+class Shadowed:
+    """Pickles as a table of weights with attributes in place of its methods."""
+
+    def __reduce__(self) -> tuple:
+        return OrderedDict, (), {"items": 5, "keys": 5, "_metadata": 5}, None, iter([("a", torch.ones(2))])
+
+
+def test_a_hostile_table_whose_methods_are_data_is_read_all_the_same(tmp_path) -> None:
+    torch.save({"model": Shadowed()}, tmp_path / "a.pth.tar")
+    assert torch.equal(read_checkpoint(tmp_path / "a.pth.tar")["model"]["a"], torch.ones(2))
+
+
+@pytest.mark.parametrize("form", ["as it is", "without the counters of batch normalisation", "of DataParallel"])
+def test_a_checkpoint_of_our_own_loads_in_the_same_forms(form, tmp_path) -> None:
+    source, module = small(), small()
+    torch.save({"model": FORMS[form](source.state_dict())}, tmp_path / "a.pth.tar")
+    load_weights(module, read_checkpoint(tmp_path / "a.pth.tar"), [])
+    assert all(torch.equal(value, source.state_dict()[name]) for name, value in module.state_dict().items())
+
+
+def test_programs_and_files_too_old_are_told_apart_from_damage(tmp_path: Path) -> None:
+    torch.jit.script(nn.Linear(1, 1)).save(str(tmp_path / "a.pt"))
+    with pytest.raises(InputError, match="TorchScript program"):
+        load_torch(tmp_path / "a.pt", "weights")
+    (tmp_path / "b.pt").write_bytes(pickle.dumps({"a": 1})[:-3])
+    with pytest.raises(InputError, match=r"b\.pt is damaged"):
+        load_torch(tmp_path / "b.pt", "weights")

@@ -1,0 +1,181 @@
+"""The published skip-thoughts folder (Kiros et al. 2015): word table and GRU weights of the text encoder."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from layers.gru import GRU
+from layers.text_encoder import TextEncoder
+from option.schema import Seq2Vec
+from util.errors import InputError
+from util.files import atomic, read_text
+from util.pickled_rows import read_rows
+from util.pickles import npy_header
+from util.progress import Bar
+
+logger = logging.getLogger("galr")
+
+URL = "http://www.cs.toronto.edu/~rkiros/models/"
+FILES = {"u": ("dictionary.txt", "utable.npy", "uni_skip.npz"), "b": ("dictionary.txt", "btable.npy", "bi_skip.npz")}
+
+
+def load_skipthoughts(encoder: TextEncoder, options: Seq2Vec, words: Sequence[str]) -> None:
+    """Fill the text encoder from the folder `dir_st`: `u` files for UniSkip and BayesianUniSkip, `b` files for BiSkip.
+
+    Of the table (2.3 GB) only the rows of `words` are read. Words that the dictionary lacks take the row of `UNK` and
+    are counted on standard output. Raises InputError that names missing, damaged or misshapen files.
+    """
+    folder, kind = Path(options.dir_st), "b" if options.type == "BiSkip" else "u"
+    dictionary_path, table_path, weights_path = (folder / name for name in FILES[kind])
+    check_present(folder, kind, options.type)
+    dictionary = read_dictionary(dictionary_path)
+    row = {word: i for i, word in enumerate(dictionary)}
+    if "UNK" not in row:
+        raise InputError(
+            f"skip-thoughts file {dictionary_path}: UNK is missing, so these are not the words of dictionary.txt as it "
+            f"is published; fetch it again from {URL}"
+        )
+    lacking = [word for word in words if word not in row]
+    if lacking:
+        logger.info(f"{len(lacking)} of {len(words)} words are not in the skip-thoughts dictionary and take UNK")
+    wanted = np.array([row.get(word, row["UNK"]) for word in words])
+    table = table_rows(table_path, wanted, (len(dictionary), options.embedding_dim))
+    arrays = _arrays(weights_path)
+    with torch.no_grad():
+        encoder.embedding.weight[1:] = torch.from_numpy(table)
+        encoder.embedding.weight[0] = 0
+        _fill(encoder.gru, arrays, "encoder_", folder)
+        if encoder.gru_backward is not None:
+            _fill(encoder.gru_backward, arrays, "encoder_r_", folder)
+
+
+def check_present(folder: Path, kind: str, encoder: str) -> None:
+    """Raises InputError where a file that this encoder needs is not there; it names all of the five that are not."""
+    absent = {k: [name for name in names if not (folder / name).is_file()] for k, names in FILES.items()}
+    if not absent[kind]:
+        return
+    other = [name for name in absent["b" if kind == "u" else "u"] if name not in absent[kind]]
+    raise InputError(
+        f"skip-thoughts folder (model.seq2vec.dir_st) {folder}: {', '.join(absent[kind])} "
+        f"{'is' if len(absent[kind]) == 1 else 'are'} not there, which {encoder} needs"
+        + (f" ({', '.join(other)} neither, which {'BiSkip' if kind == 'u' else 'UniSkip'} would need)" if other else "")
+        + f"; they are published at {URL}, or set model.seq2vec.pretrained to false"
+    )
+
+
+def read_dictionary(path: Path) -> list[str]:
+    """The word of each row of the tables; white space at line ends is no part of it."""
+    lines = read_text(path, "skip-thoughts file").split("\n")
+    return [line.strip() for line in (lines if lines[-1] else lines[:-1])]
+
+
+# ---------------------------------------------------------------- the word table
+
+
+def table_rows(path: Path, wanted: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """The wanted rows (their numbers, from 0) of a word table of this shape -> (len(wanted), shape[1]) float32.
+
+    The published form, a pickled array of rows, is read through once and the rows are kept for the next start; an array
+    of numbers is memory-mapped. Raises InputError for a damaged or misshapen file.
+    """
+    try:
+        with path.open("rb", buffering=1 << 20) as file:
+            found, kind = npy_header(file)
+            pickled = kind.hasobject
+            if found != (shape[:1] if pickled else shape) or not (pickled or kind.kind == "f"):
+                raise _misshapen(path, found, shape)
+            if not pickled:
+                rows = np.load(path, mmap_mode="r", allow_pickle=False)[wanted].astype(np.float32)
+            elif (rows := _kept(path, wanted, shape[1])) is None:
+                with Bar(total=shape[0], desc=f"reading {path.name}, once", unit="row") as bar:
+                    rows = read_rows(file, wanted, *shape, bar.update)
+                _keep(path, wanted, rows)
+    except InputError:
+        raise
+    except MemoryError:
+        raise
+    except Exception as error:  # NumPy and a damaged pickle raise errors of many kinds
+        raise _damaged(path, error) from None
+    if not np.isfinite(rows).all():
+        raise InputError(f"skip-thoughts file {path} holds more than finite numbers")
+    return rows
+
+
+def _misshapen(path: Path, found: tuple, shape: tuple[int, int]) -> InputError:
+    return InputError(
+        f"skip-thoughts file {path}: shape {found} instead of {shape}, the words of dictionary.txt and embedding_dim; "
+        f"fetch both again from {URL}"
+    )
+
+
+def _kept_at(path: Path, wanted: np.ndarray) -> list[Path]:
+    """Where rows of a table are kept: beside it, or else in PyTorch's cache; named after the rows and the file."""
+    status = path.stat()
+    mark = f"{path.name} {status.st_size} {status.st_mtime_ns}".encode() + wanted.astype(np.int64).tobytes()
+    name = f"{path.stem}_rows_{hashlib.sha256(mark).hexdigest()[:32]}.npy"
+    return [path.with_name(f".{name}"), Path(torch.hub.get_dir()) / "galr" / name]
+
+
+def _kept(path: Path, wanted: np.ndarray, width: int) -> np.ndarray | None:
+    """The rows that an earlier start has kept, if there are such."""
+    for place in _kept_at(path, wanted):
+        try:
+            rows = np.load(place, allow_pickle=False)
+        except Exception:  # none; or spoilt, of which NumPy raises errors of many kinds: the table is read again
+            continue
+        if rows.dtype == np.float32 and rows.shape == (len(wanted), width):
+            return rows
+    return None
+
+
+def _keep(path: Path, wanted: np.ndarray, rows: np.ndarray) -> None:
+    """Keep the rows for the next start, where there is a place for them."""
+    for place in _kept_at(path, wanted):
+        try:
+            with atomic(place) as temporary, temporary.open("wb") as file:
+                np.save(file, rows)
+        except (OSError, InputError):
+            continue
+        logger.info(f"the vocabulary's rows of {path.name} are kept in {place} for the next start")
+        return
+    logger.warning(f"the vocabulary's rows of {path.name} cannot be kept: every start reads the whole of it")
+
+
+# ---------------------------------------------------------------- the GRU
+
+
+def _fill(gru: GRU, arrays: dict[str, np.ndarray], prefix: str, folder: Path) -> None:
+    """skip-thoughts stores x W with reset and update gate side by side, and the candidate apart (`x`)."""
+    size, hidden = gru.input_weight.shape[2], gru.input_weight.shape[1]
+    shapes = {"W": (size, 2 * hidden), "Wx": (size, hidden), "U": (hidden, 2 * hidden), "Ux": (hidden, hidden),
+              "b": (2 * hidden,), "bx": (hidden,)}  # fmt: skip
+    a = {}
+    for key, shape in shapes.items():
+        array = arrays.get(prefix + key)
+        if array is None or array.shape != shape:
+            found = "is missing" if array is None else f"has shape {array.shape} instead of {shape}"
+            raise InputError(f"skip-thoughts weights in {folder}: {prefix + key} {found}")
+        if not np.issubdtype(array.dtype, np.floating) or not np.isfinite(array).all():
+            raise InputError(f"skip-thoughts weights in {folder}: {prefix + key} holds more than finite numbers")
+        a[key] = torch.from_numpy(array.astype(np.float32))
+    gru.input_weight.copy_(torch.cat((a["W"], a["Wx"]), dim=1).T.reshape(3, hidden, size))
+    gru.hidden_weight.copy_(torch.cat((a["U"], a["Ux"]), dim=1).T.reshape(3, hidden, hidden))
+    gru.input_bias.copy_(torch.cat((a["b"], a["bx"])).reshape(3, hidden))
+
+
+def _arrays(path: Path) -> dict[str, np.ndarray]:
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return {name: arrays[name] for name in arrays.files if name.startswith("encoder_")}
+    except Exception as error:  # NumPy raises errors of many kinds on damaged files
+        raise _damaged(path, error) from None
+
+
+def _damaged(path: Path, error: Exception) -> InputError:
+    return InputError(f"skip-thoughts file {path} is damaged ({error}); fetch it again from {URL}{path.name}")
