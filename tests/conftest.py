@@ -118,7 +118,7 @@ def make_demo_folder(folder: Path, images: int = 20) -> None:
     import vocab
     from util import build_local, make_demo
     from util.lists import read_captions, read_names
-    from util.local_features import stem
+    from util.names import stem
 
     data = folder / "data"
     make_demo.make_demo(data, images, 64, 0)

@@ -53,7 +53,8 @@ from util.convert_captions import lists, read_images
 from util.errors import InputError, RunError
 from util.lists import read_names, validation_names
 from util.local_features import load_local
-from util.regions.formats import FORMATS, read_detections, to_regions
+from util.regions.detections import to_regions
+from util.regions.formats import read_detections
 from util.skipthoughts import load_skipthoughts
 
 LONGEST = 20  # seconds for one input
@@ -186,34 +187,40 @@ def captions_as_json(folder: Path, rng: random.Random) -> None:
         validation_names(place / "val_filename.txt", read_names(place, "train"))
 
 
-DETECTIONS = {
-    "dota": {"a.txt": "imagesource:GoogleEarth\ngsd:0.1\n" + "1.5 1 9 1 9 9 1 9 large-vehicle 0\n" * 3},
-    "dota-result": {"Task1_plane.txt": "a 0.9 1 1 9 1 9 9 1 9\n" * 2, "Task2_ship.txt": "b 1 1 1 9 9\n"},
-    "yolo-obb": {"a.txt": "0 0.1 0.1 0.9 0.1 0.9 0.9 0.1 0.9 0.75\n" * 3, "b.txt": "14 0 0 1 0 1 1 0 1 1\n"},
-    "coco": {
-        "results.json": json.dumps([{"image_id": 1, "category_id": 1, "bbox": [1, 1, 5, 5.5], "score": 0.5}] * 2),
-        "images.json": json.dumps({
-            "images": [{"id": 1, "file_name": "a.png", "width": 9, "height": 9}, {"id": 2, "file_name": "b.png"}],
-            "categories": [{"id": 1, "name": "plane"}, {"id": 2, "name": "ship"}],
-        }),
-    },
-}  # fmt: skip
+DOTA = "1.5 1 9 1 9 9 1 9 large-vehicle -1\n1 1 9 1 9 9 1 9 ship\n" * 2
+COCO_RESULT = {"image_id": 1, "category_id": 1, "bbox": [1, 1, 5, 5.5], "score": 0.5}
+COCO_POLY = {"image_id": "a", "category_id": 1, "poly": [1, 1, 5, 1, 5, 5.5, 1, 5], "rbox": [3, 3, 4, 4, 0], "score": 1}
+COCO_NAMES = {
+    "images": [{"id": 1, "file_name": "a.png", "width": 9, "height": 9}, {"id": 2, "file_name": "b.png"}],
+    "categories": [{"id": 1, "name": "plane"}, {"id": 2, "name": "ship"}],
+}
+DETECTIONS = [
+    ("dota", {"a.txt": f"imagesource:GoogleEarth\ngsd:0.1\n{DOTA}gsd:1\n"}),
+    ("dota-result", {"Task1_plane.txt": "a 0.9 1 1 9 1 9 9 1 9\n" * 2, "Task2_ship.txt": "b 1 1 1 9 9\n"}),
+    ("dota-result", {"Task1_plane.txt": "a__2__1___0 0.9 1 1 9 1 9 9 1 9\n", "boat.txt": "b__0.5__3___10 1 1 1 9 9\n"}),
+    ("yolo-obb", {"a.txt": "0 0.1 0.1 0.9 0.1 0.9 0.9 0.1 0.9 0.75\n" * 3, "b.txt": "14 0 0 1 0 1 1 0 1 1\n"}),
+    ("yolo-obb", {"a.txt": "1 0 0 2.3 0 1 1 0 1 1 7\n" * 2, "classes.txt": "airplane\nboat\n"}),
+    ("coco", {"results.json": json.dumps([COCO_RESULT] * 2), "images.json": json.dumps(COCO_NAMES)}),
+    ("coco", {"results.json": json.dumps([COCO_POLY] * 2)}),
+    ("coco", {"results.json": json.dumps([COCO_POLY] * 2), "images.json": json.dumps(COCO_NAMES)}),
+    ("coco", {"results.json": json.dumps({**COCO_NAMES, "annotations": [COCO_RESULT]})}),
+]
 
 
 def detections(folder: Path, rng: random.Random) -> None:
-    form = rng.choice(FORMATS)
+    form, files = rng.choice(DETECTIONS)
     place = folder / "detections"
     shutil.rmtree(place, ignore_errors=True)
     place.mkdir()
-    spoilt = rng.choice(list(DETECTIONS[form]))
-    for name, text in DETECTIONS[form].items():
+    spoilt = rng.choice(list(files))
+    for name, text in files.items():
         raw = text.encode()
         if name == spoilt:
             by_tree = name.endswith("json") and rng.random() < 0.5
             raw = json.dumps(odd(json.loads(raw), rng)).encode() if by_tree else mutate(raw, rng)
         (place / name).write_bytes(raw)
     source = place / "results.json" if form == "coco" else place
-    beside = place / "images.json" if form == "coco" else None
+    beside = place / "images.json" if "images.json" in files else None
     found, _ = read_detections(source, rng.choice(("auto", form)), coco_images=beside)
     to_regions(found, ["a", "b"], lambda _: (9, 9), allow_missing=rng.random() < 0.5)
 

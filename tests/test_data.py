@@ -19,7 +19,8 @@ from option import load_options
 from option.schema import KFold
 from util import transforms
 from util.errors import InputError
-from util.local_features import load_local, stem
+from util.local_features import load_local
+from util.names import stem
 
 CASES = Path(__file__).parent / "cases"
 
@@ -393,6 +394,22 @@ def test_published_npy_and_hdf5_give_the_same_features(tmp_path) -> None:
     assert rep[:, 0, 0].tolist() == [0, 1]
 
 
+def test_keys_that_share_a_name_up_to_the_first_dot_are_told_apart_by_the_whole_stem(tmp_path) -> None:
+    path = CASES / "local/two_names_one_stem.npy"
+    tree = np.load(path, allow_pickle=True).item()  # our own copy
+    names = ["P0770__0.5__0___512.png", "P0770__0.5__0___0.png"]
+    local_rep, _ = load_local(path, names)
+    expected = [tree["local_rep"][f"{Path(name).stem}.txt"] for name in names]
+    assert not np.array_equal(*expected) and np.array_equal(local_rep, np.float32(expected))
+    with pytest.raises(
+        InputError, match=r"P0770__0.5__0___0.txt and P0770__0.5__0___512.txt both stand for P0770__0.tif"
+    ):
+        load_local(path, ["P0770__0.tif"])
+    write_local(tmp_path / "l.h5", ["a.tif"])
+    with pytest.raises(InputError, match=r"a stands for both a.1.tif and a.2.tif"):
+        load_local(tmp_path / "l.h5", ["a.1.tif", "a.2.tif"])
+
+
 def test_zeros_are_the_ablation() -> None:
     rep, adj = load_local("zeros", ["a", "b"])
     assert rep.shape == adj.shape == (2, 20, 20) and not rep.any() and not adj.any()
@@ -400,7 +417,7 @@ def test_zeros_are_the_ablation() -> None:
 
 def test_images_without_features_are_counted_and_named(tmp_path) -> None:
     write_local(tmp_path / "l.h5", ["a"])
-    with pytest.raises(InputError, match=r"6 of 7 images have none: b0, b1, b2, b3, b4, \.\.\."):
+    with pytest.raises(InputError, match=r"6 of 7 images have none: b0.tif, b1.tif, b2.tif, b3.tif, b4.tif, \.\.\."):
         load_local(tmp_path / "l.h5", ["a", *[f"b{i}.tif" for i in range(6)]])
 
 

@@ -23,7 +23,8 @@ from util.demo.scene import KINDS, SCENES_PER_SETTING, Scene, Thing, turned
 from util.demo.things import DRAW, Pen
 from util.errors import InputError
 from util.make_demo import annotation, main, make_demo
-from util.regions.formats import read_detections, to_regions
+from util.regions.detections import to_regions
+from util.regions.formats import read_detections
 from utils import exit_status
 
 DOTA = """plane ship storage-tank baseball-diamond tennis-court basketball-court ground-track-field harbor bridge

@@ -47,7 +47,7 @@ def test_images_are_kept_under_their_short_stem_where_that_is_their_own() -> Non
 
 
 @pytest.mark.parametrize(
-    ("names", "says"), [(["a.tif", "b/a.jpg"], "a.tif and b/a.jpg share the name a"), ([".tif"], "no name before")]
+    ("names", "says"), [(["a.tif", "b/a.jpg"], "a.tif and b/a.jpg share a name"), ([".tif"], "no name before")]
 )
 def test_images_that_no_key_tells_apart_are_an_error(names, says) -> None:
     with pytest.raises(InputError, match=says):

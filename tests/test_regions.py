@@ -12,7 +12,10 @@ from hypothesis import strategies as st
 
 from layers.drea import CLASSES, denoise
 from util.errors import InputError
-from util.regions.formats import FORMATS, Detections, Row, class_index, detect_format, read_detections, to_regions
+from util.regions.classes import class_index, parse_class_map
+from util.regions.detections import Detections, to_regions
+from util.regions.dota import Row, patch_of
+from util.regions.formats import FORMATS, detect_format, read_detections
 
 DOTA = "imagesource:GoogleEarth\ngsd:0.146\n20 10 60 10 60 30 20 30 plane 0\n70 40 90 50 80 70 60 60 large-vehicle 1\n"
 RESULT = {
@@ -118,13 +121,12 @@ def test_class_names_map_in_any_spelling(name, index):
 
 def test_unknown_classes_are_counted_and_dropped_with_one_line(tmp_path, capsys):
     line = "20 10 60 10 60 30 20 30 {} 0\n"
-    write(tmp_path, {"a.txt": DOTA + line.format("container-crane") * 2 + line.format("wind mill")})
+    write(tmp_path, {"a.txt": DOTA * 2 + line.format("container-crane") * 2 + line.format("wind mill")})
     (one,) = read(tmp_path, ["a"])
-    assert len(one.score) == 2
+    assert len(one.score) == 4
     message = capsys.readouterr().err
-    assert (
-        message.count("\n") == 1 and "3" in message and "container-crane (2)" in message and "wind mill (1)" in message
-    )
+    assert message.count("\n") == 1 and "dropped 3 " in message
+    assert "container-crane (2)" in message and "wind mill (1)" in message
 
 
 def test_a_class_file_gives_the_names_of_yolo_indices(tmp_path):
@@ -173,15 +175,16 @@ UNITS = ".1 .2 .3 .4 .5 .6 .7 .8"
 @pytest.mark.parametrize(
     ("form", "name", "line"),
     [
-        ("dota", "a.txt", f"{PLACE} plane"),
+        ("dota", "a.txt", PLACE),
+        ("dota", "a.txt", f"{PLACE} 0"),
         ("dota", "a.txt", f"{PLACE} plane easy"),
         ("dota", "a.txt", "1 2 3 4 5 6 7 plane 0"),
         ("dota", "a.txt", "1 2 3 4 5 6 7 nan plane 0"),
         ("dota", "a.txt", "1 2 3 4 5 6 7 1e999 plane 0"),
-        ("dota", "a.txt", "gsd:0.1"),  # a header line, but not on top
         ("dota-result", "Task1_plane.txt", f"a 1.5 {PLACE}"),
         ("dota-result", "Task1_plane.txt", f"a nan {PLACE}"),
         ("dota-result", "Task1_plane.txt", "a 0.5 1 2 3 4"),
+        ("dota-result", "Task2_plane.txt", f"a 0.5 {PLACE}"),
         ("dota-result", "Task1_plane.txt", "a 0.5 1 2 3 4 5 6 7 x"),
         ("dota-result", "Task2_plane.txt", "a 0.5 1 2 3"),
         ("dota-result", "plane.txt", "a 0.5 1 2 3 4 5"),
@@ -190,6 +193,8 @@ UNITS = ".1 .2 .3 .4 .5 .6 .7 .8"
         ("yolo-obb", "a.txt", f"-1 {UNITS} 0.5"),
         ("yolo-obb", "a.txt", f"0.0 {UNITS} 0.5"),
         ("yolo-obb", "a.txt", f"0 {UNITS} 2"),
+        ("yolo-obb", "a.txt", f"0 {UNITS} 0.5 1.5"),
+        ("yolo-obb", "a.txt", f"0 {UNITS} 0.5 1 1"),
         ("yolo-obb", "a.txt", "0 10 20 30 20 30 40 10 40 0.5"),
         ("yolo-obb", "a.txt", "one two"),
     ],
@@ -217,8 +222,18 @@ def test_a_malformed_line_is_an_error_with_file_and_line_number(tmp_path, form, 
         ([{**COCO[0], "score": 1.1}], COCO_IMAGES, "entry 1 score"),
         ([{"image_id": 7}], COCO_IMAGES, "entry 1 category_id"),
         (COCO, [], "dictionary"),
-        (COCO, {**COCO_IMAGES, "images": COCO_IMAGES["images"] * 2}, "twice"),
-        (COCO, {**COCO_IMAGES, "categories": COCO_IMAGES["categories"] * 2}, "twice"),
+        (
+            COCO,
+            {**COCO_IMAGES, "images": [*COCO_IMAGES["images"], {"id": 8, "file_name": "c.png"}]},
+            "id 8. is there twice",
+        ),
+        (
+            COCO,
+            {**COCO_IMAGES, "images": [*COCO_IMAGES["images"], {"id": 9, "file_name": "b.png"}]},
+            "id 9. is there twice",
+        ),
+        (COCO, {**COCO_IMAGES, "categories": [*COCO_IMAGES["categories"], {"id": 3, "name": "ship"}]}, "twice"),
+        ([{"image_id": 7, "category_id": 1, "score": 0.5}], COCO_IMAGES, "entry 1: neither bbox nor poly"),
     ],
 )
 def test_a_fault_in_coco_results_is_an_error_that_says_where(tmp_path, results, names, message):
@@ -237,15 +252,164 @@ def test_sources_of_the_wrong_kind_are_clear_errors(tmp_path):
         read_detections(tmp_path)
     with pytest.raises(InputError, match=r"no \.txt files"):
         read_detections(tmp_path / "empty")
-    with pytest.raises(InputError, match="--coco-images"):
-        read_detections(source)
+    with pytest.raises(InputError, match="numbers of COCO's images, give --coco-images"):
+        read(source, ["a", "b"])
+    with pytest.raises(InputError, match="--classes belongs to"):
+        read_detections(tmp_path, "dota", classes=images)
     with pytest.raises(InputError, match="one JSON file"):
         read_detections(tmp_path, "coco", coco_images=images)
     with pytest.raises(InputError, match="a folder"):
         read_detections(source, "dota")
-    write(tmp_path / "twice", {"a.txt": DOTA, "a.b.txt": DOTA})
+    write(tmp_path / "twice", {"a.txt": DOTA, "a.TXT": DOTA})
     with pytest.raises(InputError, match="second file for image a"):
         read_detections(tmp_path / "twice")
+
+
+# ---------------------------------------------------------------- files as people hold them (tests/cases/regions)
+
+CASES = Path(__file__).parent / "cases/regions"
+IMAGES = ["a.jpg", "b.jpg"]  # 100 x 100
+BOX = [0.35, 0.25, 0.5, 0.3]  # of 10 10 60 40, which most cases hold
+SMALL = [0.25, 0.25, 0.1, 0.1]  # of 20 20 30 30
+
+
+def read_case(name: str, **options):
+    """The regions of a case's image a.jpg: class names, scores and boxes."""
+    missing = options.pop("allow_missing", True)
+    class_map = parse_class_map(options.pop("class_map", []))
+    detections, _ = read_detections(CASES / name, **options)
+    one, _ = to_regions(detections, IMAGES, square, missing, class_map)
+    return [CLASSES[i] for i in one.class_id], one.score.tolist(), one.box.round(9).tolist()
+
+
+def test_dota_without_a_difficulty_or_with_minus_one_and_headers_anywhere() -> None:
+    assert read_case("dota_nine_columns")[0] == ["plane", "storage-tank"]
+    assert read_case("dota_difficult_minus_one") == (["plane"], [1], [BOX])
+    assert read_case("dota_late_header") == (["plane", "small-vehicle"], [1, 1], [BOX, SMALL])
+
+
+def test_dota_class_names_of_two_words_with_and_without_a_difficulty(tmp_path) -> None:
+    write(tmp_path, {"a.txt": f"{PLACE} storage tank\n{PLACE} Storage Tank 2\n"})
+    assert read(tmp_path, ["a"])[0].class_id.tolist() == [2, 2]
+
+
+def test_results_of_patches_are_put_back_into_their_image(capsys, tmp_path) -> None:
+    assert read_case("result_of_patches", allow_missing=False) == (["plane"], [0.91], [BOX])
+    assert "no region" not in capsys.readouterr().err
+    lines = ("a__0.5__10___20.png", "a__1024__10___20", "b.c__2__0___0", "x__1__0___0", "y")
+    write(tmp_path, {"Task2_ship.txt": "".join(f"{name} 0.5 0 0 10 15\n" for name in lines)})
+    detections, _ = read_detections(tmp_path)
+    first, second, third = to_regions(detections, ["a.jpg", "b.c.jpg", "z.jpg"], square)
+    assert np.allclose(first.box, [[0.3, 0.55, 0.2, 0.3], [0.15, 0.275, 0.1, 0.15]])
+    assert np.allclose(second.box, [[0.025, 0.0375, 0.05, 0.075]]) and len(third.box) == 0
+    said = capsys.readouterr().err
+    assert "no region in 1 of 3 images, which count as looked at: z.jpg" in said
+    assert "2 names are no images of the lists: x__1__0___0, y" in said
+
+
+def test_patches_that_are_images_of_the_lists_themselves_stay_what_they_are(tmp_path) -> None:
+    write(tmp_path, {"Task2_ship.txt": "a__1__50___0 0.5 0 0 10 10\n"})
+    one, other = to_regions(read_detections(tmp_path)[0], ["a__1__50___0.png", "a.png"], square)
+    assert np.allclose(one.box, [[0.05, 0.05, 0.1, 0.1]]) and len(other.box) == 0
+
+
+@pytest.mark.parametrize("name", ["a", "a__1__0__0", "a__0__0___0", "__1__0___0", "a__1__-5___0", "a__x__0___0"])
+def test_other_names_are_no_patches(name) -> None:
+    assert patch_of(name) is None
+
+
+def test_units_of_the_image_sides_are_refused_in_formats_of_pixels(tmp_path) -> None:
+    with pytest.raises(InputError, match="these look like units of the image sides, and the dota-result format"):
+        read_case("result_normalised")
+    write(tmp_path / "dota", {"a.txt": f"{UNITS} plane 0\n"})
+    source, images = coco(tmp_path / "coco", [{**COCO[0], "bbox": [0.1, 0.2, 0.5, 0.5]}])
+    for place, beside in ((tmp_path / "dota", None), (source, images)):
+        with pytest.raises(InputError, match="units of the image sides"):
+            read_detections(place, coco_images=beside)
+
+
+@pytest.mark.parametrize("line", ["a 0.90 100 100 200 100 200 200 100 200", "a 0.90 100 0 200 0 200 200 100 200"])
+def test_eight_coordinates_in_a_task2_file_are_named(tmp_path, line) -> None:
+    with pytest.raises(InputError, match="line 1: 8 coordinates in a Task2 file, which has 4"):
+        read_case("result_eight_points_in_task2")
+    write(tmp_path, {"Task2_plane.txt": f"{line}\n"})
+    with pytest.raises(InputError, match="8 coordinates in a Task2 file"):
+        read_detections(tmp_path)
+    write(tmp_path, {"Task2_plane.txt": "", "Task1_plane.txt": "a 0.5 1 2 30 40\n"})
+    with pytest.raises(InputError, match="4 coordinates in a Task1 file, which has 8"):
+        read_detections(tmp_path)
+
+
+def test_names_of_other_data_sets_are_known_and_can_be_mapped() -> None:
+    assert sorted(read_case("result_other_class_names")[0]) == ["plane", "small-vehicle", "storage-tank"]
+    mapped = read_case("result_other_class_names", class_map=["vehicle=large vehicle", "Air Plane=none"])
+    assert sorted(mapped[0]) == ["large-vehicle", "storage-tank"]
+
+
+@pytest.mark.parametrize("pair", ["vehicle", "=plane", "vehicle=crane", "vehicle=", "-=plane"])
+def test_a_class_map_of_something_else_is_refused(pair) -> None:
+    with pytest.raises(InputError, match="--class-map"):
+        parse_class_map([pair])
+
+
+def test_where_most_regions_would_be_dropped_for_their_class_it_is_an_error(tmp_path) -> None:
+    write(tmp_path, {"a.txt": DOTA + f"{PLACE} crane 0\n" * 2 + f"{PLACE} dam 0\n"})
+    with pytest.raises(InputError, match=r"3 of 5 regions are of classes .*: crane \(2\), dam \(1\); .*--class-map"):
+        read(tmp_path, ["a"])
+    detections, _ = read_detections(tmp_path)
+    (one,) = to_regions(detections, ["a"], square, class_map=parse_class_map(["crane=none"]))
+    assert one.class_id.tolist() == [0, 9]
+
+
+def test_tracked_yolo_has_a_number_at_the_end(tmp_path) -> None:
+    found = read_case("yolo_tracked")
+    assert found == (["plane", "large-vehicle"], [0.91, 0.55], [BOX, [0.8, 0.825, 0.2, 0.25]])
+    write(tmp_path, {"a.txt": f"0 {UNITS} 7\n"})
+    with pytest.raises(InputError, match="the confidence is 7; this looks like the number of a track"):
+        read_detections(tmp_path)
+
+
+def test_a_classes_file_among_the_labels_gives_the_order_of_names(tmp_path, capsys) -> None:
+    assert read_case("yolo_with_classes_txt") == (["plane"], [0.91], [BOX])
+    assert "classes.txt" in capsys.readouterr().out
+    write(tmp_path, {"a.txt": f"0 {UNITS} 0.5\n", "classes.txt": "ship\nplane\n"})
+    assert read(tmp_path, ["a"])[0].class_id.tolist() == [CLASSES.index("ship")]
+    write(tmp_path, {"a.txt": f"2 {UNITS} 0.5\n"})
+    with pytest.raises(InputError, match=r"a.txt, line 1: the class is '2'; an index from 0 to 1"):
+        read_detections(tmp_path)
+    write(tmp_path, {"a.txt": DOTA})  # the labels of another format
+    assert len(read(tmp_path, ["a"])[0].score) == 2
+
+
+def test_the_labels_of_an_image_called_classes_are_labels(tmp_path) -> None:
+    write(tmp_path, {"classes.txt": YOLO})
+    assert len(read(tmp_path, ["classes.jpg"])[0].score) == 2
+
+
+def test_one_corner_far_outside_is_clipped_and_counted(capsys) -> None:
+    assert read_case("yolo_one_corner_outside")[2] == [[0.55, 0.25, 0.9, 0.3], [0.25, 0.25, 0.1, 0.1]]
+    assert "clipped 1 regions that reach over the edge of their image" in capsys.readouterr().err
+
+
+def test_oriented_predictions_of_ultralytics_know_images_by_stem_and_classes_by_position(tmp_path, capsys) -> None:
+    assert read_case("coco_obb_predictions.json") == (["plane"], [0.9], [BOX])
+    assert "by their position in the order of DOTA-v1.0, counted from 1" in capsys.readouterr().out
+    poly = {"score": 0.5, "poly": [10, 10, 60, 10, 60, 40, 10, 40]}
+    write(tmp_path, {"names": "plane\nship\n", "p.json": json.dumps([{"image_id": 12, "category_id": 0, **poly}])})
+    (one,) = read(tmp_path / "p.json", ["12.tif"], classes=tmp_path / "names")
+    assert one.class_id.tolist() == [0] and np.allclose(one.box, [BOX])
+    write(tmp_path, {"p.json": json.dumps([{"image_id": "a", "category_id": 3, **poly}])})
+    with pytest.raises(InputError, match="entry 1: category_id 3 is not from 1 to 2"):
+        read_detections(tmp_path / "p.json", classes=tmp_path / "names")
+    write(tmp_path, {"i.json": json.dumps(COCO_IMAGES)})
+    assert len(read(tmp_path / "p.json", ["a", "b"], coco_images=tmp_path / "i.json")[0].score) == 1
+
+
+def test_coco_annotations_are_boxes_with_score_1_and_equal_doubles_are_tolerated(tmp_path) -> None:
+    assert read_case("coco_ground_truth.json", allow_missing=True) == (["plane"], [1], [BOX])
+    doubled = {key: value * 2 for key, value in COCO_IMAGES.items()}
+    source, images = coco(tmp_path, names=doubled)
+    assert len(read(source, ["a", "b"], coco_images=images)[0].score) == 2
 
 
 NUMBER = st.integers(-200, 200).map(str) | st.floats().map(str) | st.floats(0, 1).map(str)

@@ -26,9 +26,11 @@ from util.errors import InputError, Interrupted, RunError
 from util.files import atomic, check_writable_file, some
 from util.images import image_size, open_image, safe_paths
 from util.lists import read_names
-from util.local_features import stem
+from util.names import unique_keys
 from util.progress import Bar
-from util.regions.formats import FORMATS, read_detections, to_regions
+from util.regions.classes import parse_class_map
+from util.regions.detections import to_regions
+from util.regions.formats import FORMATS, read_detections
 from utils import Parser, run_command
 
 logger = logging.getLogger("galr")
@@ -51,10 +53,10 @@ def main() -> None:
     denoised, adjacency = drea(Bar(regions, "DREA", unit="image"), arguments.options)
     attributes |= {f"drea.{key}": value for key, value in asdict(arguments.options).items()}
     rep = np.stack([one.nodes for one in denoised])
-    stems = [stem(name) for name in names]
-    write_local(arguments.out, stems, rep, adjacency, attributes)
+    keys = unique_keys(names, str(arguments.data_path))
+    write_local(arguments.out, keys, rep, adjacency, attributes)
     if arguments.published:
-        write_published(arguments.published, stems, rep, adjacency)
+        write_published(arguments.published, keys, rep, adjacency)
     if pictures:
         from util.regions.preview import write_sheets
 
@@ -68,15 +70,10 @@ def main() -> None:
 def image_names(data_path: Path) -> list[str]:
     """The image names of the train list and then the test list, each once, in order of first appearance.
 
-    Raises InputError for a missing or blank list, and for two images of one stem (local features are kept by stem).
+    Raises InputError for a missing or blank list, and for images that no key tells apart (`util.names.unique_keys`).
     """
     names = list(dict.fromkeys(name for split in ("train", "test") for name in read_names(data_path, split)))
-    first: dict[str, str] = {}
-    for name in names:
-        if not stem(name):
-            raise InputError(f"image {name} of {data_path} has no name before its first dot; rename it")
-        if (other := first.setdefault(stem(name), name)) != name:
-            raise InputError(f"images {other} and {name} of {data_path} share a name up to the first dot; rename one")
+    unique_keys(names, str(data_path))
     return names
 
 
@@ -84,12 +81,11 @@ def detected_regions(arguments: argparse.Namespace, names: list[str]) -> tuple[l
     """The regions of each image from a detector's files, and where they come from (attributes)."""
     source = Path(arguments.regions)
     detections, form = read_detections(source, arguments.format, arguments.classes, arguments.coco_images)
-    name_of = {stem(name): name for name in names}
 
-    def size_of(key: str) -> tuple[int, int]:
-        return image_size(safe_paths(arguments.image_path, [name_of[key]])[0])
+    def size_of(name: str) -> tuple[int, int]:
+        return image_size(safe_paths(arguments.image_path, [name])[0])
 
-    regions = to_regions(detections, list(name_of), size_of, arguments.allow_missing)
+    regions = to_regions(detections, names, size_of, arguments.allow_missing, parse_class_map(arguments.class_map))
     return regions, {"source": str(source), "format": form}
 
 
@@ -187,7 +183,11 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--published", type=Path, help="also write the layout of the released files (.npy)")
     parser.add_argument("--preview", type=int, default=0, metavar="N", help="draw N images, on PNG sheets beside --out")
     parser.add_argument("--format", choices=("auto", *FORMATS), default="auto", help="default: told from the content")
-    parser.add_argument("--classes", type=Path, help="YOLO-OBB: class names in index order (default: DOTA-v1.0)")
+    parser.add_argument(
+        "--classes", type=Path, help="YOLO-OBB, COCO: class names in index order (default: a classes.txt, or DOTA-v1.0)"
+    )
+    parser.add_argument("--class-map", nargs="+", action="extend", default=[], metavar="NAME=CLASS",
+                        help="what other names of classes mean; NAME=none drops them")  # fmt: skip
     parser.add_argument("--coco-images", type=Path, help="COCO: the JSON file that names images and categories")
     parser.add_argument("--allow-missing", action="store_true", help="images without regions get zeros")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes (default: one per core)")
@@ -214,8 +214,11 @@ def _parse() -> argparse.Namespace:
         raise InputError(f"--published {arguments.published}: name it .npy, by which training knows the form")
     if arguments.published and arguments.published.resolve() == arguments.out.resolve():
         raise InputError("--published and --out name the same file")
-    if arguments.regions == PROPOSALS and (arguments.format != "auto" or arguments.classes or arguments.coco_images):
-        raise InputError("--format, --classes and --coco-images belong to a detector's files, not to proposals")
+    detectors = arguments.classes, arguments.coco_images, arguments.class_map
+    if arguments.regions == PROPOSALS and (arguments.format != "auto" or any(detectors)):
+        raise InputError(
+            "--format, --classes, --class-map and --coco-images belong to a detector's files, not to proposals"
+        )
     for path in filter(None, (arguments.out, arguments.published)):
         check_writable_file(path)
     return arguments

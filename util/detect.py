@@ -28,9 +28,9 @@ from layers.loading import load_state
 from util.errors import InputError, RunError
 from util.files import read_text, some, write_text
 from util.images import open_image
-from util.local_features import stem
+from util.names import stem
 from util.progress import Bar
-from util.regions.formats import read_classes
+from util.regions.classes import read_classes
 from util.signals import StopSignals
 from util.torch_files import load_torch, weights_of
 from utils import Parser, pick_device, run_command

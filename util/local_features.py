@@ -6,7 +6,7 @@ import contextlib
 import functools
 import multiprocessing
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +15,11 @@ import numpy as np
 
 from util.errors import InputError
 from util.files import existing_file, some
+from util.names import match
 from util.pickles import Array, load_pickled_npy
 
 SHAPE = (20, 20)
 ADVICE = "make it with: python -m util.build_local (docs/REGIONS.md), or set dataset.local_path"
-
-
-def stem(name: str) -> str:
-    """An image's name up to the first dot, without folders: the key of its local features."""
-    return Path(name).name.split(".")[0]
 
 
 def load_local(path: str | os.PathLike, names: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
@@ -35,10 +31,9 @@ def load_local(path: str | os.PathLike, names: Sequence[str]) -> tuple[np.ndarra
     if str(path) == "zeros":
         return np.zeros((len(names), *SHAPE), np.float32), np.zeros((len(names), *SHAPE), np.float32)
     path = existing_file(path, "local features", ADVICE)
-    keys = [stem(name) for name in names]
-    local_rep, local_adj = (_read_npy if path.suffix == ".npy" else _read_hdf5)(path, keys)
+    local_rep, local_adj = (_read_npy if path.suffix == ".npy" else _read_hdf5)(path, names)
     for what, array in (("local_rep", local_rep), ("local_adj", local_adj)):
-        bad = [key for key, finite in zip(keys, np.isfinite(array).all(axis=(1, 2)), strict=True) if not finite]
+        bad = [name for name, finite in zip(names, np.isfinite(array).all(axis=(1, 2)), strict=True) if not finite]
         if bad:
             raise InputError(f"local features {path}: {what} of {len(bad)} images is not finite: {some(bad)}")
     return local_rep, local_adj
@@ -67,14 +62,13 @@ def _read_all(path: Path) -> None:
             _own(path, file, key)[:]
 
 
-def _read_hdf5(path: Path, keys: list[str]) -> tuple[np.ndarray, np.ndarray]:
+def _read_hdf5(path: Path, names: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     status = path.stat()
     _try_hdf5(path.absolute(), (status.st_size, status.st_mtime_ns))
     try:
         with h5py.File(path) as file:
             known = {name: row for row, name in enumerate(_own(path, file, "name").asstr()[:])}
-            _check_present(path, keys, known)
-            rows = [known[key] for key in keys]
+            rows = [known[key] for key in _keys(path, names, known)]
             arrays = []
             for what in ("local_rep", "local_adj"):
                 stored = _own(path, file, what)
@@ -101,7 +95,7 @@ def _own(path: Path, file: h5py.File, key: str) -> h5py.Dataset:
     return stored
 
 
-def _read_npy(path: Path, keys: list[str]) -> tuple[np.ndarray, np.ndarray]:
+def _read_npy(path: Path, names: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     """The published dict {'local_rep': {stem + '.txt': 20 x 20 lists}, 'adj_matrix': {...}}."""
     tree = load_pickled_npy(path)
     arrays = []
@@ -109,12 +103,11 @@ def _read_npy(path: Path, keys: list[str]) -> tuple[np.ndarray, np.ndarray]:
         table = tree.get(what) if isinstance(tree, dict) else None
         if not isinstance(table, dict):
             raise InputError(f"local features {path}: no table {what!r}; not the published form")
-        known = {stem(name): value for name, value in table.items() if isinstance(name, str)}
-        _check_present(path, keys, known)
+        keys = _keys(path, names, [key for key in table if isinstance(key, str)])
         array = np.zeros((len(keys), *SHAPE), np.float32)
         for i, key in enumerate(keys):
             try:
-                array[i] = _numbers(known[key])
+                array[i] = _numbers(table[key])
             except (ValueError, TypeError, OverflowError) as error:
                 raise InputError(f"local features {path}: {what} of {key}: {error}") from None
         arrays.append(array)
@@ -141,9 +134,12 @@ def _numbers(table: Any) -> list | np.ndarray:
     return rows
 
 
-def _check_present(path: Path, keys: list[str], known: dict) -> None:
-    absent = [key for key in keys if key not in known]
+def _keys(path: Path, names: Sequence[str], known: Iterable[str]) -> list[str]:
+    """The file's key of each image. Raises InputError for images that have none."""
+    keys = match(names, known, f"local features {path}")
+    absent = [name for name, key in zip(names, keys, strict=True) if key is None]
     if absent:
         raise InputError(
             f"local features {path}: {len(absent)} of {len(keys)} images have none: {some(absent)}; {ADVICE}"
         )
+    return [key for key in keys if key is not None]

@@ -77,6 +77,6 @@ def unique_keys(names: Sequence[str], where: str) -> list[str]:
         if not stem(name):
             raise InputError(f"{where}: image {name} has no name before its first dot; rename it")
         if (other := first.setdefault(key, name)) != name:
-            raise InputError(f"{where}: images {other} and {name} share the name {key}; rename one")
+            raise InputError(f"{where}: images {other} and {name} share a name ({key}); rename one")
         keys.append(key)
     return keys

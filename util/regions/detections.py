@@ -1,0 +1,149 @@
+"""Detections as files give them -> Regions of each image of the lists."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from layers.drea import Regions
+from util.errors import InputError
+from util.files import some
+from util.names import match, whole_stem
+from util.regions.classes import DROPPED, ClassMap, class_index, plain
+from util.regions.dota import Patch, Row, patch_of
+
+logger = logging.getLogger("galr")
+
+
+@dataclass
+class Detections:
+    """All that a folder or file of detections says.
+
+    rows: image name, as the source writes it -> its detections; for the formats with one file per image, and COCO,
+        every image that the source names is here, if only with an empty list.
+    normalised: hulls are in units of the image sides, not in pixels.
+    names_all: an image that is not in `rows` was never looked at; without it (result text), nothing was found.
+    size: image name -> (width, height) in pixels, where the source knows it.
+    source: what messages call it.
+    """
+
+    rows: dict[str, list[Row]]
+    normalised: bool = False
+    names_all: bool = True
+    size: dict[str, tuple[float, float]] = field(default_factory=dict)
+    source: str = "the regions"
+
+
+def to_regions(
+    detections: Detections,
+    names: Sequence[str],
+    size_of: Callable[[str], tuple[float, float]],
+    allow_missing: bool = False,
+    class_map: ClassMap | None = None,
+) -> list[Regions]:
+    """The regions of each image of `names`, in units of the image sides, clipped to the image.
+
+    size_of(name) gives (width, height) in pixels, and is asked only where the detections are in pixels and the source
+    does not know. class_map: what class names mean, beside those that `class_index` knows. One line on standard error
+    each counts the regions that are dropped for their class or because they lie outside of their image, those that
+    reach over its edge, images without any, and names that are no image's.
+    Raises InputError if the source lacks images, unless `allow_missing`, and if most regions would be dropped for their
+    class.
+    """
+    found, strangers = by_image(detections, names)
+    _check_missing(found, names, strangers, allow_missing)
+    index = _class_indices(found, class_map or {})
+    outside = over_edge = 0
+    regions = []
+    for name in names:
+        rows = [row for row in found.rows.get(name, []) if index[row.class_name] is not None]
+        if not rows:
+            regions.append(Regions.empty())
+            continue
+        size = (1.0, 1.0) if found.normalised else found.size.get(name) or size_of(name)
+        hull = np.array([row.hull for row in rows], np.float64) / [*size, *size]
+        clipped = np.clip(hull, 0, 1)
+        low, high = clipped[:, :2], clipped[:, 2:]
+        inside = (high > low).all(axis=1)
+        outside += int((~inside).sum())
+        over_edge += int((inside & (clipped != hull).any(axis=1)).sum())
+        class_id, score = np.array([index[row.class_name] for row in rows]), np.array([row.score for row in rows])
+        box = np.concatenate([(low + high) / 2, high - low], axis=1)
+        regions.append(Regions(class_id[inside], score[inside], box[inside]))
+    if outside:
+        logger.warning(f"dropped {outside} regions that have no area inside their image")
+    if over_edge:
+        logger.warning(f"clipped {over_edge} regions that reach over the edge of their image")
+    return regions
+
+
+def by_image(detections: Detections, names: Sequence[str]) -> tuple[Detections, list[str]]:
+    """The detections by the names of the lists, those of patches (`patch_of`) put back into their image; and the
+    source's names that are no image's.
+
+    Names are found as `util.names.match` finds them. Raises InputError where two of them share an image.
+    """
+    found = Detections({}, detections.normalised, detections.names_all, {}, detections.source)
+    patches = {} if found.normalised else _patches(detections, names)
+    others = [key for key in detections.rows if key not in patches]
+    name_of = {key: name for name, key in zip(names, match(names, others, found.source), strict=True)}
+    for key, rows in detections.rows.items():
+        if key in patches:
+            patch, name = patches[key]
+            found.rows.setdefault(name, []).extend(patch.put_back(row) for row in rows)
+        elif name := name_of.get(key):
+            found.rows.setdefault(name, []).extend(rows)
+            if key in detections.size:
+                found.size[name] = detections.size[key]
+    return found, [key for key in others if key not in name_of]
+
+
+def _patches(detections: Detections, names: Sequence[str]) -> dict[str, tuple[Patch, str]]:
+    """The source's names that are patches of images of the lists, and no images of the lists themselves."""
+    themselves = {form for name in names for form in (name, whole_stem(name))}
+    patches = {key: patch_of(key) or patch_of(whole_stem(key)) for key in detections.rows if key not in themselves}
+    images = list(dict.fromkeys(patch.image for patch in patches.values() if patch))
+    name_of = dict(zip(images, match(images, names, detections.source), strict=True))
+    return {key: (patch, name) for key, patch in patches.items() if patch and (name := name_of[patch.image])}
+
+
+def _check_missing(found: Detections, names: Sequence[str], strangers: list[str], allow_missing: bool) -> None:
+    missing = [name for name in names if name not in found.rows]
+    if missing and not allow_missing and (found.names_all or len(missing) == len(names)):
+        others = f"; it names others: {some(strangers)}" if strangers else ""
+        if strangers and all(map(str.isdecimal, strangers)):
+            others += " (if these are the numbers of COCO's images, give --coco-images)"
+        raise InputError(
+            f"{found.source}: no regions for {len(missing)} of {len(names)} images: {some(missing)}{others}; "
+            "add them (an empty file where nothing was found), or give --allow-missing"
+        )
+    if missing:
+        logger.warning(
+            f"{found.source}: no region in {len(missing)} of {len(names)} images, which count as looked at: "
+            f"{some(missing)}"
+        )
+    if strangers:
+        logger.warning(f"{found.source}: {len(strangers)} names are no images of the lists: {some(strangers)}")
+
+
+def _class_indices(found: Detections, class_map: ClassMap) -> dict[str, int | None]:
+    """Class name -> index, or None for what is dropped. Raises InputError where that is most of the regions."""
+    count = Counter(row.class_name for rows in found.rows.values() for row in rows)
+    index = {name: class_map.get(plain(name), class_index(name)) for name in count}
+    unknown = Counter(
+        {name: number for name, number in count.items() if index[name] is None and plain(name) not in class_map}
+    )
+    named = ", ".join(f"{name} ({number})" for name, number in unknown.most_common(5))
+    named += ", ..." if len(unknown) > 5 else ""
+    if 2 * unknown.total() > count.total():
+        raise InputError(
+            f"{found.source}: {unknown.total()} of {count.total()} regions are of classes outside DOTA-v1.0: {named}; "
+            f"say what they are with --class-map NAME=CLASS ..., or NAME={DROPPED} for what is to be dropped"
+        )
+    if unknown:
+        logger.warning(f"dropped {unknown.total()} regions of classes outside DOTA-v1.0: {named}")
+    return index
