@@ -29,9 +29,10 @@ from search.store import Index, Mark, Record, open_index, read_mark
 from util.errors import InputError
 from util.files import atomic, check_writable_file, some
 from util.images import image_size
-from util.local_features import stem
 from util.progress import Bar
-from util.regions.formats import FORMATS, read_detections, to_regions
+from util.regions.classes import parse_class_map
+from util.regions.detections import to_regions
+from util.regions.formats import FORMATS, read_detections
 from util.signals import StopSignals
 from utils import Parser, pick_device, run_command
 
@@ -160,12 +161,10 @@ def given_regions(arguments: argparse.Namespace, root: Path, records: Sequence[R
     if arguments.regions == NO_REGIONS:
         return {}
     detections, _ = read_detections(Path(arguments.regions), arguments.format, arguments.classes, arguments.coco_images)
-    name_of: dict[str, str] = {}
-    for name in dict.fromkeys(record.path for record in records):
-        if (other := name_of.setdefault(stem(name), name)) != name:
-            raise InputError(f"images {other} and {name} share a name up to the first dot, by which regions are given")
-    regions = to_regions(detections, list(name_of), lambda key: image_size(root / name_of[key]), allow_missing=True)
-    return dict(zip(name_of.values(), regions, strict=True))
+    names = list(dict.fromkeys(record.path for record in records))
+    class_map = parse_class_map(arguments.class_map)
+    regions = to_regions(detections, names, lambda name: image_size(root / name), True, class_map)
+    return dict(zip(names, regions, strict=True))
 
 
 def _report(index: Index, change: Change, address: str) -> None:
@@ -222,6 +221,8 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--regions", help="a detector's files for the images, or the word none: no regions")
     parser.add_argument("--format", choices=("auto", *FORMATS), default="auto", help="of --regions (default: auto)")
     parser.add_argument("--classes", type=Path, help="of --regions in YOLO-OBB: class names in index order")
+    parser.add_argument("--class-map", nargs="+", action="extend", default=[], metavar="NAME=CLASS",
+                        help="of --regions: what other names of classes mean; NAME=none drops them")  # fmt: skip
     parser.add_argument("--coco-images", type=Path, help="of --regions in COCO: the JSON file that names the images")
     parser.add_argument("--scales", nargs="+", type=int, default=list(SCALES), metavar="PIXELS",
                         help="windows of scenes: what is longer than two of the largest (default 512)")  # fmt: skip
