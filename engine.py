@@ -17,6 +17,7 @@ from layers import build_model
 from layers.model import Model
 from option.schema import Optim, Options
 from util.checkpoints import load_weights
+from util.errors import memory_advice
 from utils import reuse_memory
 
 logger = logging.getLogger("galr")
@@ -115,7 +116,7 @@ def embed_images(model: Model, data: Data, options: Options, check: Callable[[],
     model.eval()
     device, size = data.token_ids.device, options.dataset.batch_size_val
     vectors = []
-    with autocast(options, device):
+    with autocast(options, device), memory_advice("lower dataset.batch_size_val (train.py: and go on with --resume)"):
         for batch in image_batches(data, min(size, IMAGE_BATCH) if device.type == "cpu" else size):
             check()
             vectors.append(model.encode_image(*batch))

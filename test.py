@@ -3,7 +3,7 @@
     python test.py --path_opt option/RSITMD/RSITMD_GaLR.yaml [--rerank]
 
 Leaves results.json, .md, .csv and .tex and figures in checkpoint/{experiment_name}/, and the similarity matrices of
-test and validation in postprocessing/file/.
+test and validation in the folder `logs.matrices`, postprocessing/file/.
 """
 
 from __future__ import annotations
@@ -33,8 +33,6 @@ from utils import Parser, pick_device, run_command, same_options
 
 logger = logging.getLogger("galr")
 
-MATRICES = Path("postprocessing/file")
-
 
 def main() -> None:
     parser = Parser(prog="test.py", description="Score the k folds of a run on the test split.")
@@ -47,22 +45,21 @@ def main() -> None:
     run = options.run_folder
     folds = range(options.k_fold.current_num, options.k_fold.nums)
     check_folds(run, folds, arguments)
-    check_writable(MATRICES, "matrices go to")
+    folder = Path(options.logs.matrices)
+    check_writable(folder, "logs.matrices")
     words = vocab.load(options.dataset.vocab_path).words
     test = load_data(read_split(options.dataset.data_path, "test"), options, words, device, training=False)
     logger.info(describe("test", test))
     scored = {fold: score_fold(run, fold, test, options, words, device) for fold in folds}
     results = results_of({fold: of_test for fold, (of_test, _) in scored.items()}, options, arguments.rerank)
     for fold, (of_test, of_val) in scored.items():  # nothing is written before every fold has been scored
-        of_test.save(f"{options.k_fold.experiment_name}_{fold}")
-        of_val.save(f"{options.k_fold.experiment_name}_{fold}_val")
+        of_test.save(folder / f"{options.k_fold.experiment_name}_{fold}.npy")
+        of_val.save(folder / f"{options.k_fold.experiment_name}_{fold}_val.npy")
     write_json(run / "results.json", results.model_dump())
     write_tables(results, run)
     logger.info(narrow(results))
-    pictures, _ = draw_run(run, matrices=MATRICES)
-    logger.info(
-        f"{run}/results.json, .md, .csv, .tex; {len(pictures)} figures in {run}/figures; matrices in {MATRICES}"
-    )
+    pictures, _ = draw_run(run, matrices=folder)
+    logger.info(f"{run}/results.json, .md, .csv, .tex; {len(pictures)} figures in {run}/figures; matrices in {folder}")
 
 
 def check_folds(run: Path, folds: range, arguments: argparse.Namespace) -> None:
@@ -92,9 +89,8 @@ class Matrix(NamedTuple):
     split: Split
     paths: list[str]
 
-    def save(self, name: str) -> None:
-        """Save the matrix, the row of each caption's image, and the names of both sides."""
-        path = MATRICES / f"{name}.npy"
+    def save(self, path: Path) -> None:
+        """Save the matrix as `path`; beside it the row of each caption's image, and the names of both sides."""
         matrices.save(path, self.sims, self.split.image_of_caption)
         matrices.save_gallery(path, matrices.Gallery(self.paths, self.split.captions))
 

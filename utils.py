@@ -24,6 +24,7 @@ from util.errors import (
     InputError,
     Interrupted,
     RunError,
+    card_too_old,
     compiler_failed,
     disk_full,
     gpu_failed,
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger("galr")
 
 ROOT = Path(__file__).resolve().parent
+NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
+OTHER_WHEEL = "install an older one (https://pytorch.org/get-started/previous-versions), or use --device cpu"
 
 
 class Parser(argparse.ArgumentParser):
@@ -102,7 +105,9 @@ def exit_status(main: Callable[[], None]) -> int:
             reason = " ".join(str(error).split())[:200]
             return _complain(f"optim.compile: PyTorch cannot compile here ({reason}); set it to false", 2)
         if out_of_memory(error):
-            return _complain(f"out of memory: {str(error).partition('. ')[0]}; lower the batch size", 3)
+            return _complain(f"out of memory: {str(error).partition('. ')[0]}; lower dataset.batch_size", 3)
+        if card_too_old(error):
+            return _complain(f"this PyTorch has no code for this GPU; {OTHER_WHEEL}", 2)
         if gpu_failed(error):
             reason = str(error).partition("\n")[0]
             return _complain(f"the GPU failed ({reason}); run again (train.py: with --resume)", 3)
@@ -133,17 +138,57 @@ def _complain(error: Exception | str, status: int) -> int:
 
 
 def pick_device(name: str) -> torch.device:
-    """`auto` takes a CUDA GPU where one is; says which device it is. Raises InputError for a GPU that is not there."""
+    """`auto` takes a CUDA GPU where one is; says which device it is, and why no GPU.
+
+    Raises InputError for a GPU that is not there, or is too old for this PyTorch.
+    """
     import torch
 
-    if name == "cuda" and not torch.cuda.is_available():
-        raise InputError("--device cuda: PyTorch finds no CUDA GPU here; use --device cpu, or install a driver")
-    device = torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
-    wanted = os.environ.get("CUDA_VISIBLE_DEVICES") if (name, device.type) == ("auto", "cpu") else None
-    logger.info(
-        f"device: {device_name(device)}" + (f"; no GPU is found (CUDA_VISIBLE_DEVICES={wanted})" if wanted else "")
-    )
+    found, why = (False, "") if name == "cpu" else find_gpu()
+    if name == "cuda" and not found:
+        raise InputError(
+            f"--device cuda: PyTorch finds no CUDA GPU here{f' ({why})' if why else ''}; use --device cpu, or install "
+            "a driver"
+        )
+    device = torch.device("cuda" if found else "cpu")
+    if found:
+        check_kernels(device)
+    logger.info(f"device: {device_name(device)}" + (f"; no GPU is found ({why})" if why else ""))
     return device
+
+
+def find_gpu() -> tuple[bool, str]:
+    """Whether PyTorch can use a CUDA GPU; where it cannot, the reason, as far as it can be told."""
+    import torch
+
+    with warnings.catch_warnings(record=True) as said:  # it says what is wrong with a driver by a warning, once
+        warnings.simplefilter("always")
+        if torch.cuda.is_available():
+            return True, ""
+    if said:
+        return False, " ".join(str(said[-1].message).partition("(Triggered")[0].split())[:400]
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return False, f"CUDA_VISIBLE_DEVICES={visible}"
+    if torch.version.cuda is None and NVIDIA_DRIVER.exists():
+        return False, "there is an NVIDIA driver, but this PyTorch is built without CUDA"
+    return False, ""
+
+
+def check_kernels(device: torch.device) -> None:
+    """Raises InputError where the GPU is too old for this PyTorch, which is seen at the first thing that it does."""
+    import torch
+
+    try:
+        torch.ones(1, device=device)
+    except RuntimeError as error:
+        if not card_too_old(error):
+            raise
+        major, minor = torch.cuda.get_device_capability(device)
+        raise InputError(
+            f"the GPU {torch.cuda.get_device_name(device)} (compute capability {major}.{minor}) is too old for this "
+            f"PyTorch {torch.__version__}, which has code for {', '.join(torch.cuda.get_arch_list())}; {OTHER_WHEEL}"
+        ) from None
 
 
 def device_name(device: torch.device) -> str:

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Trains GaLR on a data set and scores its test split: bash exec/train_and_test.sh RSITMD [--set KEY=VALUE ...]
 # The data go where option/NAME/NAME_GaLR.yaml says (README.md). GPU=1 uses the second GPU. Run again, it goes on.
-export CUDA_VISIBLE_DEVICES=${GPU:-${CUDA_VISIBLE_DEVICES:-0}}
+export CUDA_VISIBLE_DEVICES=${GPU:-${CUDA_VISIBLE_DEVICES-0}}  # set to nothing, it stays so: no GPU
 if [ $# -lt 1 ]; then
     echo "error: name a data set: bash exec/train_and_test.sh RSITMD [--set KEY=VALUE ...]" >&2
     exit 2

@@ -133,13 +133,17 @@ class Optim(Section):
 
 
 class Logs(Section):
-    """Validate every `eval_step` epochs, log every `print_freq` steps, save every `save_steps` (0: each epoch only)."""
+    """Validate every `eval_step` epochs, log every `print_freq` steps, save every `save_steps` (0: each epoch only).
+
+    `matrices`: the folder of the similarity matrices that test.py leaves.
+    """
 
     eval_step: Count = 1
     print_freq: Count = 10
     save_steps: Annotated[int, Field(ge=0)] = 0
     ckpt_save_path: Name = "checkpoint/"
     logger_name: Name = "logs/"
+    matrices: Name = "postprocessing/file/"
 
 
 class KFold(Section):

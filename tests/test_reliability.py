@@ -202,13 +202,21 @@ def test_finished_folds_are_skipped_and_left_alone(work, run, whole) -> None:
 def test_changed_options_are_refused_with_the_list_unless_forced(work, run, whole) -> None:
     shutil.copytree(whole, FOLD)
     before = listing(work)
-    changed = f"{TRAIN} --resume --set optim.epochs=3 optim.margin=0.3"
+    changed = f"{TRAIN} --resume --set optim.lr=0.001 optim.margin=0.3"
     refused = run(changed)
     assert refused.status == 2
-    assert "optim.epochs: 2 -> 3; optim.margin: 0.2 -> 0.3" in refused.message and "--force" in refused.message
+    assert "optim.lr: 0.0005 -> 0.001; optim.margin: 0.2 -> 0.3" in refused.message and "--force" in refused.message
     assert listing(work) == before
-    assert run(f"{changed} --force").status == 0
+    assert run(f"{changed} optim.epochs=3 --force").status == 0
     assert torch.load(LAST, weights_only=True)["epoch"] == 3
+
+
+def test_a_run_may_be_made_longer_and_is_then_as_if_it_had_been_meant_to_be(work, run, whole) -> None:
+    assert run(f"{TRAIN} --set optim.epochs=1").status == 0
+    assert run(f"{TRAIN} --resume").status == 0
+    assert same_weights(FOLD, whole)
+    refused = run(f"{TRAIN} --resume --set optim.epochs=1")
+    assert refused.status == 2 and "optim.epochs: 2 -> 1" in refused.message
 
 
 def test_other_local_features_are_an_option_that_changed(work, run, whole) -> None:

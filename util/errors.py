@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+from collections.abc import Iterator
 
 
 class InputError(Exception):
@@ -35,6 +37,22 @@ def out_of_memory(error: Exception) -> bool:
     """Whether PyTorch says that a tensor found no room, on a GPU or in main memory."""
     signs = "DefaultCPUAllocator", "CUDA error: out of memory", "ALLOC_FAILED"
     return type(error).__name__ == "OutOfMemoryError" or any(sign in str(error) for sign in signs)
+
+
+@contextlib.contextmanager
+def memory_advice(advice: str) -> Iterator[None]:
+    """Memory that is short within it is a RunError that gives this advice."""
+    try:
+        yield
+    except Exception as error:
+        if not out_of_memory(error):
+            raise
+        raise RunError(f"out of memory: {str(error).partition('. ')[0]}; {advice}") from None
+
+
+def card_too_old(error: Exception) -> bool:
+    """Whether the error is that PyTorch has no code for this GPU: no second run will mend that."""
+    return "no kernel image is available" in str(error)
 
 
 def gpu_failed(error: Exception) -> bool:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import functools
 import json
 import logging
 import os
@@ -32,22 +34,43 @@ def atomic(path: str | os.PathLike, keep: Path | None = None) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         yield temporary
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
+        flush(temporary, os.O_RDWR)
         if keep and path.exists():
             path.replace(keep)
         temporary.replace(path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        flush(path.parent, os.O_RDONLY)
     except OSError as error:
         if disk_full(error):
             error.filename = error.filename or str(path)
         raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def flush(path: Path, mode: int) -> None:
+    """Have the system write a file, or a folder's list of names, to its disk; warns, once, where it refuses to."""
+    try:
+        opened = os.open(path, mode)
+        try:
+            os.fsync(opened)
+        finally:
+            os.close(opened)
+    except OSError as error:
+        if error.errno not in REFUSED:
+            raise
+        warn_of_refusal(path.parent if path.is_file() else path, os.strerror(error.errno))
+
+
+# What network and other foreign file systems answer to an fsync that they do not know, above all to that of a folder.
+REFUSED = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EACCES, errno.EPERM, errno.EBADF, errno.EISDIR)
+
+
+@functools.cache
+def warn_of_refusal(folder: Path, reason: str) -> None:
+    logger.warning(
+        f"the file system of {folder} does not flush files on demand ({reason}): if the machine fails, what was "
+        "written last may be lost"
+    )
 
 
 @contextlib.contextmanager

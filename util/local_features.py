@@ -80,7 +80,14 @@ def _read_hdf5(path: Path, names: Sequence[str]) -> tuple[np.ndarray, np.ndarray
             return arrays[0], arrays[1]
     except InputError:
         raise
+    except BlockingIOError:
+        raise InputError(f"local features {path}: another program has it open to write; try when it is done") from None
     except Exception as error:  # h5py raises errors of many kinds on damaged files
+        if "unable to lock file" in str(error):
+            raise InputError(
+                f"local features {path}: its file system has no locks ({error}); set the environment variable "
+                "HDF5_USE_FILE_LOCKING=FALSE"
+            ) from None
         raise InputError(f"local features {path}: not the HDF5 form of docs/REGIONS.md, or damaged ({error})") from None
 
 

@@ -24,7 +24,7 @@ logger = logging.getLogger("galr")
 # Options that may change on --resume: they move no number of the run.
 FREE = {"dataset.workers", "dataset.cache", "dataset.image_path", "dataset.data_path", "dataset.vocab_path",
         "dataset.val_list", "dataset.batch_size_val", "logs.save_steps", "logs.ckpt_save_path", "logs.logger_name",
-        "k_fold.current_num", "model.seq2vec.dir_st"}  # fmt: skip
+        "logs.matrices", "k_fold.current_num", "model.seq2vec.dir_st"}  # fmt: skip
 
 
 @dataclass
@@ -149,15 +149,20 @@ def with_defaults(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def changed_options(old: dict, new: dict, prefix: str = "") -> list[str]:
-    """The options that differ and move a number of the run, as `key: old -> new`."""
+    """The options that differ and move a number of the run, as `key: old -> new`; a run may be made longer."""
     changed = []
     for key in sorted(old.keys() | new.keys()):
         name, a, b = prefix + key, old.get(key), new.get(key)
         if isinstance(a, dict) and isinstance(b, dict):
             changed += changed_options(a, b, name + ".")
-        elif a != b and name not in FREE:
+        elif a != b and name not in FREE and not _longer(name, a, b, new):
             changed.append(f"{name}: {a} -> {b}")
     return changed
+
+
+def _longer(name: str, old: Any, new: Any, block: dict[str, Any]) -> bool:
+    """Whether the change is more epochs, which moves no number of those that are done where the rate goes by steps."""
+    return name == "optim.epochs" and new > old and block.get("schedule", "step") == "step"
 
 
 def digest(*arrays: np.ndarray) -> str:

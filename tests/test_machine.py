@@ -1,0 +1,183 @@
+"""The machine below: GPUs, drivers, memory, file systems, locks. What is amiss is one line that is true."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT, listing
+
+import layers.galr
+import util.files
+import util.local_features
+import utils
+from util.errors import InputError
+
+pytestmark = pytest.mark.usefixtures("short_trunk")
+TRAIN = "train.py --path_opt tiny.yaml"
+
+
+@pytest.fixture
+def gpu(monkeypatch) -> None:
+    """A GPU that is there, and of which nothing can be had but its name."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "Tesla K80")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (3, 7))
+    monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: ["sm_75", "sm_90"])
+
+
+def no_kernels(*_, **__) -> None:
+    raise torch.AcceleratorError("CUDA error: no kernel image is available for execution on the device\nmore")
+
+
+def test_a_card_too_old_for_pytorch_is_no_reason_to_run_again(gpu, monkeypatch, work, run) -> None:
+    """A job that resubmits itself at status 3 would loop for ever."""
+    monkeypatch.setattr(torch, "ones", no_kernels)
+    for device in ("auto", "cuda"):
+        refused = run(f"{TRAIN} --device {device}")
+        assert refused.status == 2 and "again" not in refused.message
+        for word in ("Tesla K80", "3.7", "sm_75, sm_90", "--device cpu", "previous-versions"):
+            assert word in refused.message
+
+
+def test_kernels_that_are_missing_later_on_are_no_reason_either(capsys) -> None:
+    assert utils.exit_status(no_kernels) == 2
+    assert "this PyTorch has no code for this GPU" in capsys.readouterr().err
+
+
+TOO_OLD = "CUDA initialization: The NVIDIA driver on your system is too old (found version 11040). Please update"
+
+
+@pytest.fixture
+def old_driver(monkeypatch) -> None:
+    """PyTorch says by a warning alone that it cannot use the driver."""
+
+    def is_available() -> bool:
+        warnings.warn(f"{TOO_OLD} it. (Triggered internally at CUDAFunctions.cpp:109.)", stacklevel=2)
+        return False
+
+    monkeypatch.setattr(torch.cuda, "is_available", is_available)
+
+
+def test_a_driver_too_old_is_why_a_run_is_on_the_cpu(old_driver, capsys) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # as commands do
+        assert utils.pick_device("auto").type == "cpu"
+        assert f"no GPU is found ({TOO_OLD} it.)" in capsys.readouterr().out
+        with pytest.raises(InputError, match="driver on your system is too old"):
+            utils.pick_device("cuda")
+        utils.pick_device("cpu")
+    assert "GPU" not in capsys.readouterr().out
+
+
+def test_a_pytorch_without_cuda_beside_a_driver_says_so(monkeypatch, tmp_path, capsys) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.version, "cuda", None)
+    monkeypatch.setattr(utils, "NVIDIA_DRIVER", tmp_path / "version")
+    utils.pick_device("auto")
+    assert "GPU" not in capsys.readouterr().out
+    (tmp_path / "version").touch()
+    utils.pick_device("auto")
+    assert "built without CUDA" in capsys.readouterr().out
+
+
+def test_memory_that_is_short_in_evaluation_asks_for_smaller_batches_there(work, checkpoint, run, monkeypatch) -> None:
+    shutil.copy(checkpoint, "best.pth.tar")
+
+    def no_room(*_) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr(layers.galr.GaLR, "encode_image", no_room)
+    short = run("test_single.py --path_opt tiny.yaml --resume best.pth.tar")
+    assert short.status == 3 and "CUDA out of memory; lower dataset.batch_size_val" in short.message
+
+
+@pytest.mark.parametrize(
+    ("gpu", "visible", "seen"),
+    [(None, None, "0"), (None, "", ""), (None, "2", "2"), ("1", "", "1"), ("1", None, "1")],
+)
+def test_the_scripts_leave_gpus_that_are_hidden_hidden(gpu, visible, seen, tmp_path) -> None:
+    """`CUDA_VISIBLE_DEVICES=` means no GPU. The script ends at once for want of a data set's name."""
+    text = (ROOT / "exec/train_and_test.sh").read_text().replace("if [", "echo $CUDA_VISIBLE_DEVICES; if [", 1)
+    (tmp_path / "script.sh").write_text(text)
+    settings = {"GPU": gpu, "CUDA_VISIBLE_DEVICES": visible}
+    env = {name: value for name, value in {**os.environ, **settings}.items() if value is not None}
+    done = subprocess.run(["bash", tmp_path / "script.sh"], env=env, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout.strip()) == (2, seen)
+
+
+@pytest.mark.parametrize("refused", [errno.EINVAL, errno.ENOTSUP])
+@pytest.mark.parametrize("what", ["folders", "all"])
+def test_a_file_system_that_refuses_fsync_is_said_once_and_written_to(refused, what, tmp_path, monkeypatch, capsys):
+    real = os.fsync
+
+    def fsync(opened: int) -> None:
+        if what == "all" or Path(f"/proc/self/fd/{opened}").is_dir():
+            raise OSError(refused, os.strerror(refused))
+        real(opened)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    for name in ("a.txt", "b.txt"):
+        util.files.write_text(tmp_path / name, "text")
+        assert (tmp_path / name).read_text() == "text"
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"the file system of {tmp_path} does not flush" in line
+
+
+def test_a_disk_that_fails_at_fsync_is_an_error(tmp_path, monkeypatch) -> None:
+    def fsync(_: int) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with pytest.raises(OSError, match="Input/output"):
+        util.files.write_text(tmp_path / "a.txt", "text")
+    assert not list(tmp_path.iterdir())
+
+
+HOLD = """
+import h5py, sys
+file = h5py.File("data/local.h5", "r+")
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_local_features_that_another_program_holds_are_said_to_be_held(work, run) -> None:
+    with subprocess.Popen([sys.executable, "-c", HOLD], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
+        holder.stdout.readline()
+        refused = run(TRAIN)
+        holder.stdin.close()
+    assert refused.status == 2 and "local.h5: another program has it open to write" in refused.message
+    assert "damaged" not in refused.message
+
+
+def test_a_file_system_without_locks_is_told_apart_from_damage(work, monkeypatch) -> None:
+    def no_locks(*_) -> None:
+        raise OSError("Unable to synchronously open file (unable to lock file, errno = 37, 'No locks available')")
+
+    monkeypatch.setattr(util.local_features.h5py, "File", no_locks)
+    with pytest.raises(InputError, match=r"no locks .*HDF5_USE_FILE_LOCKING=FALSE"):
+        util.local_features.load_local("data/local.h5", ["demo_0001.png"])
+
+
+def test_a_read_only_checkout_is_worked_in_by_options_alone(work, checkpoint, run) -> None:
+    """Checkpoints, logs, matrices and figures go where the options say; nothing is written beside the code."""
+    options = "logs.ckpt_save_path=out/checkpoint logs.logger_name=out/logs logs.matrices=out/matrices"
+    fold = work / "out/checkpoint/tiny/0"
+    fold.mkdir(parents=True)
+    for name in ("GaLR_best.pth.tar", "split.json"):
+        shutil.copy(checkpoint.with_name(name), fold)
+    before = listing(work)
+    assert run(f"test.py --path_opt tiny.yaml --set {options}").status == 0
+    new = listing(work).keys() - before.keys()
+    assert new and all(name.startswith("out/") for name in new)
+    assert {"out/matrices/tiny_0.npy", "out/matrices/tiny_0_val_gallery.json"} < new
+    assert any(name.startswith("out/checkpoint/tiny/figures/") for name in new)
