@@ -21,7 +21,9 @@ from search.encoder import LONGEST, load_encoder
 from search.local import read_rules
 from search.localise import add_scene_options, check_scene_options, encode_scene
 from search.metrics import SeloScores, discrete_attention, region_mask, selo_scores
+from search.pictures import picture_size
 from search.rasters import open_scene, raster_rules
+from search.regions import check_regions_given, given_regions
 from util.errors import InputError
 from util.files import check_writable_file, read_json, write_json
 from utils import Parser, pick_device, run_command
@@ -54,12 +56,16 @@ def main() -> None:
     queries = read_annotations(arguments.annotations)
     paths = {name: find_scene(arguments.images, name) for name in queries}
     rules = read_rules(options.dataset.local_path)
+    check_regions_given(rules, arguments)
     encoder = load_encoder(options, arguments.resume, pick_device(arguments.device))
     how = raster_rules(arguments)
     check_regions(queries, paths)
+    names = {path.name: path for path in paths.values()}
+    regions = given_regions(arguments, list(names), lambda name: picture_size(names[name], how)) or {}
     rows, flat = [], []
     for name, of_scene in queries.items():
-        scene = encode_scene(encoder, rules, paths[name], how, arguments.scales, arguments.workers)
+        path = paths[name]
+        scene = encode_scene(encoder, rules, path, how, arguments.scales, arguments.workers, regions.get(path.name))
         level = np.ones((scene.height, scene.width), np.float32)
         for query, sentence in zip(of_scene, encoder.sentences([one.caption for one in of_scene]), strict=True):
             p = scene.map_of(sentence) / np.float32(255)

@@ -19,26 +19,20 @@ from typing import NamedTuple
 
 import numpy as np
 
-from layers.drea import Regions
 from option.schema import load_options
 from search.encoder import Encoder, load_encoder
-from search.local import DETECTOR, LocalRules, read_rules
-from search.pictures import BATCH, SCALES, Pictures, find_files, records_of
+from search.local import LocalRules, read_rules
+from search.pictures import BATCH, SCALES, Pictures, find_files, picture_size, records_of
 from search.rasters import RasterRules, add_raster_rules, check_scales, raster_rules
+from search.regions import add_region_options, check_regions_given, given_regions
 from search.store import Index, Mark, Record, open_index, read_mark
 from util.errors import InputError
 from util.files import atomic, check_writable_file, some
-from util.images import image_size
 from util.progress import Bar
-from util.regions.classes import parse_class_map
-from util.regions.detections import to_regions
-from util.regions.formats import FORMATS, read_detections
 from util.signals import StopSignals
 from utils import Parser, pick_device, run_command
 
 logger = logging.getLogger("galr")
-
-NO_REGIONS = "none"
 
 
 def main() -> None:
@@ -48,11 +42,7 @@ def main() -> None:
         return
     options = load_options(arguments.path_opt, arguments.set)
     rules = read_rules(options.dataset.local_path)
-    if rules.source == DETECTOR and not arguments.regions:
-        raise InputError(
-            f"the model was trained with a detector's regions ({options.dataset.local_path}); give those of the new "
-            "images with --regions DIR|FILE, or --regions none for the global part alone"
-        )
+    check_regions_given(rules, arguments)
     find_files(Path(arguments.images))  # before the model is loaded
     with open_index(arguments.index, create=True) as index:
         encoder = load_encoder(options, arguments.resume, pick_device(arguments.device))
@@ -135,7 +125,8 @@ def build(index: Index, mark: Mark, encoder: Encoder, rules: LocalRules, argumen
     """Make the rows that the index lacks, then take out those of files that are gone, changed or unreadable."""
     root, how = Path(arguments.images), raster_rules(arguments)
     change = plan(index, root, arguments.scales, how)
-    regions = given_regions(arguments, root, change.records)
+    names = list(dict.fromkeys(record.path for record in change.records))
+    regions = given_regions(arguments, names, lambda name: picture_size(root / name, how))
     pictures = Pictures(root, change.records, encoder.options.dataset.image_size, rules, how, regions)
     with StopSignals() as stop, Bar(total=len(change.records), desc="encoding", unit="picture") as bar:
         for records, samples in pictures.batches(BATCH, arguments.workers):
@@ -152,19 +143,6 @@ def build(index: Index, mark: Mark, encoder: Encoder, rules: LocalRules, argumen
     index.drop([record.key for record in change.records if record.path in change.faults])
     index.complete(mark)
     _report(index, change, arguments.index)
-
-
-def given_regions(arguments: argparse.Namespace, root: Path, records: Sequence[Record]) -> dict[str, Regions] | None:
-    """The regions of a detector's files for the files to index, by name; None where they come from the rules."""
-    if not arguments.regions:
-        return None
-    if arguments.regions == NO_REGIONS:
-        return {}
-    detections, _ = read_detections(Path(arguments.regions), arguments.format, arguments.classes, arguments.coco_images)
-    names = list(dict.fromkeys(record.path for record in records))
-    class_map = parse_class_map(arguments.class_map)
-    regions = to_regions(detections, names, lambda name: image_size(root / name), True, class_map)
-    return dict(zip(names, regions, strict=True))
 
 
 def _report(index: Index, change: Change, address: str) -> None:
@@ -218,12 +196,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--out", "--index", dest="index", required=True, metavar="INDEX",
                         help="a folder NAME.db, or the address of a Milvus server (http://HOST:PORT)")  # fmt: skip
     parser.add_argument("--add", action="store_true", help="bring an index up to date: new, changed and gone files")
-    parser.add_argument("--regions", help="a detector's files for the images, or the word none: no regions")
-    parser.add_argument("--format", choices=("auto", *FORMATS), default="auto", help="of --regions (default: auto)")
-    parser.add_argument("--classes", type=Path, help="of --regions in YOLO-OBB: class names in index order")
-    parser.add_argument("--class-map", nargs="+", action="extend", default=[], metavar="NAME=CLASS",
-                        help="of --regions: what other names of classes mean; NAME=none drops them")  # fmt: skip
-    parser.add_argument("--coco-images", type=Path, help="of --regions in COCO: the JSON file that names the images")
+    add_region_options(parser)
     parser.add_argument("--scales", nargs="+", type=int, default=list(SCALES), metavar="PIXELS",
                         help="windows of scenes: what is longer than two of the largest (default 512)")  # fmt: skip
     add_raster_rules(parser)

@@ -105,17 +105,3 @@ def _group(attributes: dict[str, Any], prefix: str, kind: type) -> dict[str, Any
 def _plain(value: Any) -> Any:
     """An attribute as Python's own numbers, text and lists."""
     return value.tolist() if isinstance(value, (np.ndarray, np.generic)) else value
-
-
-def crop_regions(regions: Regions, size: tuple[int, int], window: tuple[int, int, int, int]) -> Regions:
-    """The regions of a scene of `size` (width, height) whose centre lies in a window, in units of the window's sides.
-
-    window: first row, end row, first column, end column. Boxes are cut at its border.
-    """
-    top, bottom, left, right = window
-    sides, corner = np.array([right - left, bottom - top]), np.array([left, top])
-    centre, extent = regions.box[:, :2] * size, regions.box[:, 2:] * size
-    inside = ((centre >= corner) & (centre < corner + sides)).all(axis=1)
-    low = ((centre - extent / 2 - corner) / sides).clip(0, 1)[inside]
-    high = ((centre + extent / 2 - corner) / sides).clip(0, 1)[inside]
-    return Regions(regions.class_id[inside], regions.score[inside], np.hstack([(low + high) / 2, high - low]))

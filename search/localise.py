@@ -26,12 +26,14 @@ from matplotlib import colormaps
 from PIL import Image
 from scipy.ndimage import find_objects
 
+from layers.drea import Regions
 from option.schema import load_options
 from search.encoder import Encoder, check_sentence, load_encoder
-from search.local import DETECTOR, LocalRules, read_rules
-from search.pictures import BATCH, Pictures
+from search.local import LocalRules, read_rules
+from search.pictures import BATCH, Pictures, picture_size
 from search.query import note_unknown_words
 from search.rasters import RasterRules, add_raster_rules, check_scales, open_scene, raster_rules
+from search.regions import add_region_options, check_regions_given, given_regions
 from search.store import Record
 from search.windows import SCALES, selo_map, selo_windows
 from util.errors import InputError
@@ -62,11 +64,14 @@ def main() -> None:
     arguments = _parse()
     options = load_options(arguments.path_opt, arguments.set)
     rules = read_rules(options.dataset.local_path)
+    check_regions_given(rules, arguments)
     encoder = load_encoder(options, arguments.resume, pick_device(arguments.device))
     note_unknown_words(encoder, arguments.text)
     sentence = encoder.sentences([arguments.text])[0]
     how = raster_rules(arguments)
-    scene = encode_scene(encoder, rules, arguments.scene, how, arguments.scales, arguments.workers)
+    regions = given_regions(arguments, [arguments.scene.name], lambda _: picture_size(arguments.scene, how))
+    of_scene = regions.get(arguments.scene.name) if regions else None
+    scene = encode_scene(encoder, rules, arguments.scene, how, arguments.scales, arguments.workers, of_scene)
     write_map(arguments.out, arguments.scene, scene.map_of(sentence), how, arguments.threshold)
     logger.info(f"written: {arguments.out}, from {len(scene.windows)} windows")
 
@@ -78,15 +83,18 @@ def encode_scene(
     how: RasterRules,
     scales: Sequence[int] = SCALES,
     workers: int = 0,
+    regions: Regions | None = None,
 ) -> SceneVectors:
-    """Encode every window of a scene, in batches. Raises InputError for a file that cannot be read."""
-    if rules.source == DETECTOR:
-        logger.info("note: a detector's regions are not known for this scene: its global part alone is compared")
+    """Encode every window of a scene, in batches; regions: a detector's, of the whole scene.
+
+    Raises InputError for a file that cannot be read.
+    """
     with open_scene(path, how) as scene:
         height, width = scene.height, scene.width
     windows = selo_windows(height, width, scales)
     records = [Record(path.name, 0, 0, *window, max(2, len(windows))) for window in windows.tolist()]
-    pictures = Pictures(path.parent, records, encoder.options.dataset.image_size, rules, how)
+    of_scene = {path.name: regions} if regions else None
+    pictures = Pictures(path.parent, records, encoder.options.dataset.image_size, rules, how, of_scene)
     vectors = []
     with Bar(total=len(records), desc=f"encoding {path.name}", unit="window") as bar:
         for _, samples in pictures.batches(BATCH, workers):
@@ -175,6 +183,7 @@ def add_scene_options(parser: Parser) -> None:
     parser.add_argument("--scales", nargs="+", type=int, default=list(SCALES), metavar="PIXELS",
                         help="sides of the windows (default 256 512 768, as published)")  # fmt: skip
     add_raster_rules(parser)
+    add_region_options(parser)
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="loader processes (default: one per core)")
     parser.add_device()
 

@@ -14,8 +14,9 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from layers.drea import Regions
-from search.local import LocalRules, crop_regions
+from search.local import LocalRules
 from search.rasters import SUFFIXES, RasterRules, Scene, open_scene
+from search.regions import crop_regions
 from search.store import NOWHERE, PATH_BYTES, Record
 from search.windows import selo_windows
 from util.errors import InputError, RunError
@@ -82,6 +83,14 @@ def _fault_of_name(path: Path, relative: str, inside: Path) -> str:
     except (OSError, RuntimeError):
         return f"image {path}: a link that leads nowhere"
     return ""
+
+
+def picture_size(path: Path, rules: RasterRules) -> tuple[int, int]:
+    """Width and height in pixels. Raises InputError."""
+    if path.suffix.lower() in SUFFIXES:
+        with open_scene(path, rules) as scene:
+            return scene.width, scene.height
+    return image_size(path)
 
 
 def records_of(

@@ -25,7 +25,8 @@ from data import encode_captions, load_data, read_split
 from engine import embed_images, load_model
 from option import load_options
 from search.answers import Answer, fold_duplicates, to_csv, to_geojson
-from search.local import LocalRules, crop_regions, read_rules
+from search.local import LocalRules, read_rules
+from search.regions import crop_regions
 from search.store import Hit, Index, Record, open_index, read_mark
 from tests.conftest import Outcome
 from util.checkpoints import read_checkpoint

@@ -19,6 +19,7 @@ import rasterio
 from PIL import Image
 from rasterio.transform import from_origin
 
+from layers.drea import Regions
 from option import load_options
 from search.encoder import load_encoder
 from search.evaluate import find_scene, read_annotations
@@ -53,7 +54,7 @@ def test_the_map_is_that_of_the_windows_similarities_in_the_scenes_coordinates(
     run: Callable[[str], Outcome], scene: Path, checkpoint: Path
 ) -> None:
     command = f"-m search.localise --path_opt tiny.yaml --resume {checkpoint} --scene scene.tif --text '{SENTENCE}' "
-    command += "--scales 64 128 --workers 0 --device cpu "
+    command += "--regions none --scales 64 128 --workers 0 --device cpu "
     for form in ("png", "tif", "geojson"):
         ended = run(f"{command} --out map.{form} --threshold 0.4")
         assert ended.status == 0, ended.err
@@ -62,6 +63,11 @@ def test_the_map_is_that_of_the_windows_similarities_in_the_scenes_coordinates(
     rules = read_rules("data/local.h5")
     found = encode_scene(encoder, rules, scene, RasterRules(), [64, 128])
     assert found.vectors.shape == (len(found.windows), 32)
+    seen = Regions(np.array([3]), np.array([0.9]), np.array([[0.75, 0.2, 0.1, 0.1]]))
+    other = encode_scene(encoder, rules, scene, RasterRules(), [64, 128], regions=seen)
+    changed = np.abs(other.vectors - found.vectors).max(axis=1) > 0
+    top, bottom, left, right = found.windows.T
+    np.testing.assert_array_equal(changed, (top <= 60) & (bottom > 60) & (left <= 270) & (right > 270))
     with rasterio.open(scene) as file:
         pixels = np.moveaxis(file.read(), 0, -1)
     top, bottom, left, right = found.windows[7]
@@ -108,7 +114,7 @@ def test_evaluation_scores_each_query_beside_a_flat_map(
     (work / "scenes").mkdir()
     scene.rename(work / "scenes/scene.tif")
     command = f"-m search.evaluate --path_opt tiny.yaml --resume {checkpoint} --annotations anno.json --images scenes "
-    ended = run(command + "--scales 64 128 --workers 0 --device cpu --json scores.json")
+    ended = run(command + "--scales 64 128 --workers 0 --device cpu --regions none --json scores.json")
     assert ended.status == 0, ended.err
     scores = json.loads((work / "scores.json").read_text())
     assert len(scores["queries"]) == 2 and scores["mean"]["rsu"] == pytest.approx(scores["queries"][0]["rsu"])
@@ -117,8 +123,10 @@ def test_evaluation_scores_each_query_beside_a_flat_map(
 
     queries[1] = queries[1] | {"points": [[[900, 900], [950, 900], [950, 950]]]}
     (work / "anno.json").write_text(json.dumps(queries))
-    refused = run(command)
+    refused = run(command + "--regions none")
     assert refused.status == 2 and "no pixel" in refused.message
+    refused = run(command)
+    assert refused.status == 2 and "--regions" in refused.message
 
 
 @pytest.mark.parametrize(

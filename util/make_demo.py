@@ -5,8 +5,8 @@
 writes `{train,test}_caps.txt`, `{train,test}_filename.txt`, `images/*.png`, `boxes/*.txt` (DOTA annotation text, pixel
 coordinates, oriented boxes), `detections/Task1_*.txt` (what a detector would make of them, DOTA result files) and
 `demo.json`, the arguments that made them. The same arguments give the same bytes. `--scene` adds a large scene with
-known things in known places, `scene/scene.jpg`, and sentences with the regions that they mean, `scene/anno.json`, in
-the form of AIR-SLT (docs/SEARCH.md).
+known things in known places, `scene/scene.jpg`, their boxes, and sentences with the regions that they mean,
+`scene/anno.json`, in the form of AIR-SLT (docs/SEARCH.md).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from PIL import Image
 from util.demo.captions import CAPTIONS_PER_IMAGE, write_captions
 from util.demo.detector import detect_scene
 from util.demo.drawing import draw_scene
-from util.demo.large import SIDE, annotate_large, draw_large, plan_large
+from util.demo.large import SIDE, TILE, annotate_large, draw_large, plan_large
 from util.demo.planning import plan_scenes
 from util.demo.scene import Scene
 from util.errors import InputError
@@ -50,10 +50,12 @@ def make_demo(out: Path, images: int, size: int, seed: int) -> None:
 
 
 def make_scene(out: Path, seed: int) -> None:
-    """Write the large scene and its annotations."""
+    """Write the large scene, its boxes and its queries."""
     plots = plan_large(seed)
     with atomic(out / "scene.jpg") as temporary:
         Image.fromarray(draw_large(plots, seed)).save(temporary, format="JPEG", quality=90)
+    boxes = [annotation(plot.scene, TILE, (plot.column, plot.row)) for plot in plots]
+    write_text(out / "boxes" / "scene.txt", "".join(boxes))
     write_json(out / "anno.json", annotate_large(plots, seed))
 
 
@@ -81,11 +83,14 @@ def check_folder(out: Path, arguments: dict[str, int]) -> None:
         raise InputError(f"--out {out} holds other files; name a new or empty folder")
 
 
-def annotation(scene: Scene, size: int) -> str:
-    """DOTA text: `x1 y1 x2 y2 x3 y3 x4 y4 class difficulty`, one object a line, clockwise, in pixels."""
+def annotation(scene: Scene, size: int, corner: tuple[int, int] = (0, 0)) -> str:
+    """DOTA text: `x1 y1 x2 y2 x3 y3 x4 y4 class difficulty`, one object a line, clockwise, in pixels.
+
+    corner: x, y of the scene's own corner in a larger picture, in units of its side.
+    """
     lines = []
     for thing in scene.things:
-        lines.append(f"{_in_pixels(thing.corners(), size)} {thing.kind} 0\n")
+        lines.append(f"{_in_pixels(thing.corners() + np.array(corner), size)} {thing.kind} 0\n")
     return "".join(lines)
 
 

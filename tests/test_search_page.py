@@ -1,0 +1,198 @@
+"""search.page in a real browser: sentences, pictures, scenes; nothing from elsewhere, nothing out of the index."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("gradio", reason="pip install -r requirements-search.txt")
+pytest.importorskip("pymilvus", reason="pip install -r requirements-search.txt")
+pytest.importorskip("selenium", reason="pip install -r requirements-search.txt")
+
+import torch
+from PIL import Image
+from selenium import webdriver
+from selenium.common.exceptions import WebDriverException
+from selenium.webdriver.common.by import By
+from selenium.webdriver.support.ui import WebDriverWait
+
+from search import index as index_command
+from search.page import Site, build_page, serve
+from search.query import encoder_of
+from search.store import open_index, read_mark
+from tests.conftest import shortened
+from utils import exit_status
+
+BROWSER, DRIVER = Path("/usr/bin/chromium"), Path("/usr/bin/chromedriver")
+SENTENCE = "there are two red vehicles in the road"
+MARKUP = "<img src=x onerror=document.title='executed'>.png"
+needs_browser = pytest.mark.skipif(
+    not (BROWSER.exists() and DRIVER.exists()), reason="no chromium: apt-get install chromium chromium-driver"
+)
+
+
+@pytest.fixture(scope="module")
+def address(demo: Path, checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a page over an index of 21 pictures and one scene of 24 windows."""
+    work = tmp_path_factory.mktemp("page") / "work"
+    shutil.copytree(demo, work)
+    images = work / "data/images"
+    shutil.copy(images / "demo_0000.png", images / MARKUP)
+    noise = np.random.default_rng(0).integers(0, 255, (400, 400, 3)).astype(np.uint8)
+    Image.fromarray(noise).save(images / "scene.jpg")
+    with shortened(), pytest.MonkeyPatch.context() as patch, contextlib.ExitStack() as stack:
+        patch.chdir(work)
+        command = f"--path_opt tiny.yaml --resume {checkpoint} --images {images} --out i.db --regions none"
+        patch.setattr(sys, "argv", ["index", *command.split(), *"--scales 128 --workers 0 --device cpu".split()])
+        assert exit_status(index_command.main) == 0
+        opened = stack.enter_context(open_index("i.db"))
+        encoder = encoder_of(read_mark(opened), None, torch.device("cpu"))
+        page = build_page(Site(opened, encoder, work))
+        port = 7000 + os.getpid() % 2000
+        yield serve(page, "127.0.0.1", port, upload_mb=1)
+        page.close(verbose=False)
+
+
+@pytest.fixture
+def browser(tmp_path: Path) -> Iterator[webdriver.Chrome]:
+    """Debian's chromium without a screen, which notes every request."""
+    options = webdriver.ChromeOptions()
+    options.binary_location = str(BROWSER)
+    for flag in (
+        "headless=new", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run", "disable-background-networking",
+        "disable-component-update", "disable-sync", "disable-dev-shm-usage", "window-size=1280,1400",
+        f"user-data-dir={tmp_path / 'profile'}",
+    ):  # fmt: skip
+        options.add_argument(f"--{flag}")
+    options.set_capability("goog:loggingPrefs", {"performance": "ALL"})
+    driver = webdriver.Chrome(options, webdriver.ChromeService(str(DRIVER)))
+    yield driver
+    driver.quit()
+
+
+def until(browser: webdriver.Chrome, what: Callable[[], object], seconds: float = 30) -> object:
+    """Wait until something is so; the page may replace an element in the middle of it."""
+    wait = WebDriverWait(browser, seconds, ignored_exceptions=(WebDriverException,))
+    return wait.until(lambda _: what())
+
+
+@needs_browser
+def test_a_person_searches_and_finds_a_place(address: str, browser: webdriver.Chrome, demo: Path) -> None:
+    def one(selector: str):
+        return browser.find_element(By.CSS_SELECTOR, selector)
+
+    def thumbnails() -> list:
+        return browser.find_elements(By.CSS_SELECTOR, "#gallery img")
+
+    def status(name: str = "status") -> str:
+        return one(f"#{name} textarea, #{name} input").get_attribute("value")
+
+    browser.get(address)
+    until(browser, lambda: one("#sentence textarea, #sentence input").is_displayed())
+    one("#sentence textarea, #sentence input").send_keys(SENTENCE)
+    one("#search").click()
+    until(browser, lambda: status().startswith("20 for: there are two"))
+    until(
+        browser, lambda: len(thumbnails()) == 20 and all(image.get_property("naturalWidth") for image in thumbnails())
+    )
+
+    one("#more").click()
+    until(browser, lambda: status().startswith("40 for:") and len(thumbnails()) == 40)
+    if folder := os.environ.get("GALR_SCREENSHOTS"):
+        browser.save_screenshot(f"{folder}/search.png")
+
+    browser.execute_script("arguments[0].click()", thumbnails()[0].find_element(By.XPATH, "./ancestor::button"))
+    until(browser, lambda: "what looks like" in status())
+
+    one("#upload input[type=file]").send_keys(str(demo / "data/images/demo_0007.png"))
+    until(browser, lambda: "what looks like the picture" in status())
+    assert "1 · 1.0000 · demo_0007.png" in one("#gallery").text
+
+    for tab in browser.find_elements(By.CSS_SELECTOR, "button[role=tab]"):
+        if tab.text == "Scene":
+            tab.click()
+    until(browser, lambda: one("#scene input").is_displayed())
+    one("#scene input").click()
+    until(browser, lambda: browser.find_elements(By.CSS_SELECTOR, "[role=option]"))[0].click()
+    one("#scene_sentence textarea, #scene_sentence input").send_keys(SENTENCE)
+    one("#locate").click()
+    until(browser, lambda: one("#map img").get_property("naturalWidth") == 400, 60)
+    before = one("#map img").get_attribute("src")
+    browser.execute_script(
+        "const s = arguments[0]; s.value = 1; s.dispatchEvent(new Event('input', {bubbles: true}));"
+        "s.dispatchEvent(new Event('pointerup', {bubbles: true}))",
+        one("#strength input[type=range]"),
+    )
+    until(browser, lambda: one("#map img").get_attribute("src") != before)
+    if folder:
+        browser.save_screenshot(f"{folder}/scene.png")
+
+    assert browser.title == "GaLR search"  # the name of a picture is markup that would change it
+    entries = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
+    asked = {one["params"]["request"]["url"] for one in entries if one["method"] == "Network.requestWillBeSent"}
+    assert len(asked) > 5
+    assert {url for url in asked if not url.startswith((address, "data:", "blob:", "chrome:"))} == set()
+
+
+def fetch(url: str, data: bytes | None = None, kind: str = "application/json") -> tuple[int, bytes]:
+    request = urllib.request.Request(url, data, {"Content-Type": kind} if data else {})
+    try:
+        with urllib.request.urlopen(request, timeout=20) as answer:
+            return answer.status, answer.read()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read()
+
+
+def test_no_path_leaves_the_index_and_uploads_are_bounded(address: str) -> None:
+    for path in ("/etc/passwd", "tiny.yaml", "data/images/demo_0000.png", "../../etc/passwd", "/proc/self/environ"):
+        for route in ("gradio_api/file=", "file=", "gradio_api/stream/"):
+            code, content = fetch(f"{address}{route}{path}")
+            assert code in (403, 404, 405), (route, path, code)
+            assert b"root:" not in content and b"PATH=" not in content
+    part = (
+        b'--x\r\nContent-Disposition: form-data; name="files"; filename="a.png"\r\n\r\n'
+        + b"0" * 2_000_000
+        + b"\r\n--x--\r\n"
+    )
+    assert fetch(f"{address}gradio_api/upload", part, "multipart/form-data; boundary=x")[0] == 413
+
+
+def call(address: str, function: int, data: list) -> str:
+    """What the page's function of this number answers to raw data, as a hostile client would send them."""
+    session = f"s{time.time_ns()}"
+    body = json.dumps({"data": data, "fn_index": function, "session_hash": session}).encode()
+    code, content = fetch(f"{address}gradio_api/queue/join", body)
+    if code != 200:
+        return f"{code} {content[:200]!r}"
+    with urllib.request.urlopen(f"{address}gradio_api/queue/data?session_hash={session}", timeout=20) as stream:
+        for line in stream:
+            if b"process_completed" in line:
+                return line.decode()
+    return ""
+
+
+def test_hostile_data_of_the_page_are_refused(address: str) -> None:
+    config = json.loads(fetch(f"{address}config")[1])
+    ids = {one["api_name"]: one["id"] for one in config["dependencies"]}
+    stolen = {"path": "/etc/passwd", "meta": {"_type": "gradio.FileData"}}
+    assert '"success":true' in call(address, ids["by_sentence"], [SENTENCE, "", False]).replace(" ", "")
+    for answer in (
+        call(address, ids["by_picture"], [stolen, "", False]),
+        call(address, ids["by_map"], ["../../tiny.yaml", None, SENTENCE, 0.5]),
+        call(address, ids["by_map"], [None, stolen, SENTENCE, 0.5]),
+        call(address, ids["by_sentence"], ["x" * 100_000, "", False]),
+        call(address, ids["by_sentence"], ["<script>1</script>", "", False]),
+    ):
+        assert "root:" not in answer and "Traceback" not in answer
+        assert "error" in answer or '"success":false' in answer.replace(" ", ""), answer
