@@ -88,8 +88,12 @@ def check_mark(index: Index, mark: Mark, add: bool) -> None:
 
 
 class Change(NamedTuple):
-    """What an index lacks: rows to make, and the faults met in planning them; and the keys of rows to take out."""
+    """What an index lacks: rows to make, and the faults met in planning them; and the keys of rows to take out.
 
+    files: all that the folder holds.
+    """
+
+    files: list[str]
     records: list[Record]
     faults: dict[str, str]
     stale: dict[str, list[str]]
@@ -101,7 +105,7 @@ def plan(index: Index, root: Path, scales: Sequence[int], rules: RasterRules) ->
     rows: dict[str, list[Record]] = {}
     for record in index.records():
         rows.setdefault(record.path, []).append(record)
-    change = Change([], {fault: fault for fault in faults_of_names}, {})
+    change = Change(list(files), [], {fault: fault for fault in faults_of_names}, {})
     for name in rows.keys() - files.keys():
         change.stale[name] = [row.key for row in rows[name]]
     for name, status in Bar(files.items(), "reading heads", unit="file"):
@@ -125,7 +129,7 @@ def build(index: Index, mark: Mark, encoder: Encoder, rules: LocalRules, argumen
     """Make the rows that the index lacks, then take out those of files that are gone, changed or unreadable."""
     root, how = Path(arguments.images), raster_rules(arguments)
     change = plan(index, root, arguments.scales, how)
-    names = list(dict.fromkeys(record.path for record in change.records))
+    names = [name for name in change.files if name not in change.faults]
     regions = given_regions(arguments, names, lambda name: picture_size(root / name, how))
     pictures = Pictures(root, change.records, encoder.options.dataset.image_size, rules, how, regions)
     with StopSignals() as stop, Bar(total=len(change.records), desc="encoding", unit="picture") as bar:
