@@ -99,7 +99,7 @@ def test_add_takes_what_is_new_or_changed_and_drops_what_is_gone(index: Callable
     ended = index("--add")
     assert ended.status == 0
     assert "2 files new or changed, 1 gone" in ended.out
-    assert "1 files were not read" in ended.message and "demo_0001.png" in ended.message
+    assert "1 files were not read" in ended.err and "demo_0001.png cannot be decoded" in ended.err
     after = rows()
     assert after.keys() == before.keys() - {"demo_0000.png", "demo_0001.png"} | {"demo_0003.png"}
     assert after["demo_0002.png"] != before["demo_0002.png"] and after["demo_0005.png"] == before["demo_0005.png"]
