@@ -10,12 +10,11 @@ v_g    = l2norm(solo * sigmoid(mask))
 from __future__ import annotations
 
 import torch
-import torchvision
 from torch import Tensor, nn
 from torch.nn import functional
 
 from layers.model import l2norm
-from layers.strided_conv import StridedConv2d
+from layers.trunk import feature_maps, resnet18
 
 
 class MVSA(nn.Module):
@@ -62,28 +61,25 @@ def _patches(x: Tensor, stride: int, side: int) -> Tensor:
 
 
 class GlobalBranch(nn.Module):
-    """Images -> v_g. At image size S the attention map is S / 16 wide; published weights fit S = 256."""
+    """Images -> v_g. At image size S the attention map is S / 16 wide; published weights fit S = 256.
 
-    def __init__(self, image_size: int, embed_dim: int) -> None:
+    normalise: to unit length, as GaLR does and AMFMN does not.
+    """
+
+    def __init__(self, image_size: int, embed_dim: int, normalise: bool = True) -> None:
         super().__init__()
-        self.resnet = torchvision.models.resnet18()  # its fc is not used, but published files carry it
-        for block in (self.resnet.layer2[0], self.resnet.layer3[0], self.resnet.layer4[0]):
-            channels = block.conv1.in_channels
-            block.conv1 = StridedConv2d(channels, 2 * channels, kernel_size=3, stride=2, padding=1, bias=False)
-            nn.init.kaiming_normal_(block.conv1.weight, mode="fan_out", nonlinearity="relu")  # as torchvision's
+        self.normalise = normalise
+        self.resnet = resnet18()  # its fc is not used, but published files carry it
         self.solo = nn.Linear(512, embed_dim)
         self.mvsa = MVSA(image_size // 16, embed_dim)
 
     def trunk(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """images (B, 3, S, S) -> f1..f4, of 64, 128, 256, 512 channels and S/4, S/8, S/16, S/32 pixels a side."""
-        net = self.resnet
-        f1 = net.layer1(net.maxpool(net.relu(net.bn1(net.conv1(images)))))
-        f2 = net.layer2(f1)
-        f3 = net.layer3(f2)
-        return f1, f2, f3, net.layer4(f3)
+        """images (B, 3, S, S) -> f1..f4."""
+        return feature_maps(self.resnet, images)
 
     def forward(self, images: Tensor) -> Tensor:
-        """images (B, 3, S, S), normalised -> v_g (B, D), of unit length."""
+        """images (B, 3, S, S), normalised -> v_g (B, D)."""
         f1, f2, f3, f4 = self.trunk(images)
         solo = self.solo(f4.mean(dim=(2, 3)))
-        return l2norm(solo.float() * torch.sigmoid(self.mvsa(f1, f2, f3, f4).float()))
+        v_g = solo.float() * torch.sigmoid(self.mvsa(f1, f2, f3, f4).float())
+        return l2norm(v_g) if self.normalise else v_g

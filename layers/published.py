@@ -44,6 +44,18 @@ NAMES = {
     **{f"fusion.g2g_SA.{old}": f"midf.global_sa.{new}" for old, new in SA.items()},
     **{f"fusion.g2l_SGA.{old}": f"midf.local_sga.{new}" for old, new in SGA.items()},
     **{f"fusion.l2g_SGA.{old}": f"midf.global_sga.{new}" for old, new in SGA.items()},
+    # AMFMN's, beside those that it shares with GaLR
+    "cross_attention_s.cross_attention.0.": "attention.gate.",
+    "cross_attention_s.cross_attention_fc1.0.": "attention.joint_gate.",
+    "cross_attention_s.cross_attention_fc2.0.": "attention.joint_value.",
+    "cross_attention_s.fc_visual.0.": "attention.visual.",
+    "cross_attention_s.fc_text.0.": "attention.text.",
+    "vgmf_gate.gate.": "unused_gate.",
+    # VSE++'s
+    "img_enc.cnn.module.": "resnet.",
+    "img_enc.fc.": "image_out.",
+    "txt_enc.embed.": "embedding.",
+    "txt_enc.rnn.": "gru.",
 }
 CELL = "text_feature.seq2vec.rnn.gru_cell."
 STACKED = {
@@ -80,7 +92,7 @@ def to_published(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def is_published(state: dict[str, Tensor]) -> bool:
     """Whether a state dict carries the released code's names."""
-    return any(name.startswith("extract_feature.") for name in state)
+    return any(name.startswith(("extract_feature.", "img_enc.")) for name in state)
 
 
 def load_published(model: nn.Module, state: dict[str, Tensor]) -> None:

@@ -1,0 +1,172 @@
+"""AMFMN: the asymmetric multimodal feature matching network (Yuan et al., IEEE TGRS 2022, arXiv 2204.09868; released code).
+
+Its visual vector v is GaLR's global branch, not normalised, its text vector t GaLR's; what differs is the similarity. The
+image attends to each caption: F_ij is a vector of the pair, and
+
+    S_ij = v_i . F_ij / max(|v_i| |F_ij|, 1e-8)
+
+    soft_att         F = sigmoid(W v + b) * t
+    fusion_att       F = sigmoid(W1 [v; t] + b1) * (W2 [v; t] + b2)
+    similarity_att   F = sigmoid((W_v v + b_v) * t') * t'        t' = W_t t + b_t
+
+The F of all pairs (N, M, D) are never laid out: `soft_att` is two matrix products, the others go a block of pairs at a
+time, which the backward pass computes anew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from layers.global_branch import GlobalBranch
+from layers.model import Model
+from layers.text_encoder import TextEncoder
+
+if TYPE_CHECKING:
+    from option.models import AMFMNOptions
+
+BLOCK = {"cpu": 2**20, "cuda": 2**25}  # numbers of F at a time: what a cache holds; what keeps a GPU busy
+
+
+class SoftAttention(nn.Module):
+    """F_ij = g_i * t_j, so that v_i . F_ij = (v_i * g_i) . t_j and |F_ij|^2 = (g_i * g_i) . (t_j * t_j)."""
+
+    def __init__(self, embed_dim: int) -> None:
+        super().__init__()
+        self.gate = nn.Linear(embed_dim, embed_dim)
+
+    def forward(self, v: Tensor, t: Tensor) -> Tensor:
+        """v (N, D), t (M, D) -> similarities (N, M)."""
+        gate = torch.sigmoid(self.gate(v))
+        # a text vector can be zero: there the root is kept from an infinite slope
+        length = ((gate * gate) @ (t * t).T).clamp(min=1e-30).sqrt()
+        return _quotient((v * gate) @ t.T, _norm(v)[:, None], length)
+
+
+class FusionAttention(nn.Module):
+    """A layer of the concatenation [v; t] is the sum of one of v and one of t: each is computed once, not per pair."""
+
+    def __init__(self, embed_dim: int) -> None:
+        super().__init__()
+        self.joint_gate = nn.Linear(2 * embed_dim, embed_dim)
+        self.joint_value = nn.Linear(2 * embed_dim, embed_dim)
+
+    def forward(self, v: Tensor, t: Tensor) -> Tensor:
+        """v (N, D), t (M, D) -> similarities (N, M)."""
+        (gate_v, gate_t), (value_v, value_t) = (
+            (v @ of_v.T + layer.bias, t @ of_t.T)
+            for layer in (self.joint_gate, self.joint_value)
+            for of_v, of_t in [layer.weight.chunk(2, dim=1)]
+        )
+        return _Pairwise.apply(self._block, 3, v, gate_v, value_v, gate_t, value_t)
+
+    @staticmethod
+    def _block(v: Tensor, gate_v: Tensor, value_v: Tensor, gate_t: Tensor, value_t: Tensor) -> Tensor:
+        return _similarity(v, (gate_v[:, None] + gate_t).sigmoid_() * (value_v[:, None] + value_t))
+
+
+class SimilarityAttention(nn.Module):
+    """The gate sees the elementwise product of the two vectors."""
+
+    def __init__(self, embed_dim: int) -> None:
+        super().__init__()
+        self.visual = nn.Linear(embed_dim, embed_dim)
+        self.text = nn.Linear(embed_dim, embed_dim)
+
+    def forward(self, v: Tensor, t: Tensor) -> Tensor:
+        """v (N, D), t (M, D) -> similarities (N, M)."""
+        return _Pairwise.apply(self._block, 2, v, self.visual(v), self.text(t))
+
+    @staticmethod
+    def _block(v: Tensor, of_v: Tensor, of_t: Tensor) -> Tensor:
+        return _similarity(v, (of_v[:, None] * of_t).sigmoid_() * of_t)
+
+
+def _similarity(v: Tensor, f: Tensor) -> Tensor:
+    """v (n, D), f (n, m, D) -> S (n, m)."""
+    return _quotient(torch.bmm(f, v[:, :, None])[:, :, 0], _norm(v)[:, None], _norm(f))
+
+
+def _quotient(product: Tensor, length_v: Tensor, length_f: Tensor) -> Tensor:
+    return product / (length_v * length_f).clamp(min=1e-8)
+
+
+def _norm(x: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(x, dim=-1)
+
+
+class _Pairwise(torch.autograd.Function):
+    """block(rows of images, rows of captions) -> (n, m), for all of them: (N, M).
+
+    images: tensors (N, D); captions: tensors (M, D). Forward and backward hold the F of one block of pairs at a time.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, block: Callable[..., Tensor], images: int, *tensors: Tensor) -> Tensor:
+        """`images`: how many of the tensors are the images'."""
+        ctx.save_for_backward(*tensors)
+        ctx.block, ctx.images = block, images
+        similarity = tensors[0].new_empty(len(tensors[0]), len(tensors[-1]))
+        for place, rows in _blocks(tensors, images):
+            similarity[place] = block(*(x[i] for x, i in zip(tensors, rows, strict=True)))
+        return similarity
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        tensors = ctx.saved_tensors
+        gradients = [torch.zeros_like(x) for x in tensors]
+        for place, rows in _blocks(tensors, ctx.images):
+            with torch.enable_grad():
+                parts = [x[i].detach().requires_grad_() for x, i in zip(tensors, rows, strict=True)]
+                again = ctx.block(*parts)
+            of_parts = torch.autograd.grad(again, parts, grad[place])
+            for gradient, i, part in zip(gradients, rows, of_parts, strict=True):
+                gradient[i] += part
+        return None, None, *gradients
+
+
+def _blocks(tensors: Sequence[Tensor], images: int) -> Iterator[tuple[tuple[slice, slice], list[slice]]]:
+    """The place of each block in the matrix, and the rows that it takes of each tensor."""
+    (rows, width), columns = tensors[0].shape, len(tensors[-1])
+    pairs = max(BLOCK[tensors[0].device.type] // width, 1)
+    m = max(min(columns, pairs), 1)
+    n = pairs // m
+    for i in range(0, rows, n):
+        for j in range(0, columns, m):
+            place = slice(i, i + n), slice(j, j + m)
+            yield place, [place[0]] * images + [place[1]] * (len(tensors) - images)
+
+
+ATTENTION = {"soft_att": SoftAttention, "fusion_att": FusionAttention, "similarity_att": SimilarityAttention}
+
+
+class AMFMN(Model):
+    """Images and captions -> vectors, compared by the attention of the image to the caption."""
+
+    def __init__(self, options: AMFMNOptions, image_size: int, words: int) -> None:
+        super().__init__()
+        embed_dim = options.embed.embed_dim
+        self.global_branch = GlobalBranch(image_size, embed_dim, normalise=False)
+        self.text_encoder = TextEncoder(options.seq2vec, words, embed_dim)
+        self.attention = ATTENTION[options.cross_attention.att_type](embed_dim)
+        self.unused_gate = nn.Linear(2 * embed_dim, embed_dim)  # nothing reads it, but published files carry it
+
+    def encode_image(self, images: Tensor, local_rep: Tensor | None = None, local_adj: Tensor | None = None) -> Tensor:
+        """(B, 3, S, S) -> v (B, D), not normalised. Local features are not read."""
+        return self.global_branch(images)
+
+    def encode_text(self, token_ids: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """(B, T) int64 with 0 = padding, (B,) number of words -> t (B, D), not normalised."""
+        return self.text_encoder(token_ids, lengths)
+
+    def similarity(self, image_vectors: Tensor, text_vectors: Tensor) -> Tensor:
+        """v (N, D), t (M, D) -> S (N, M), in float32 whatever autocast says."""
+        with torch.autocast(image_vectors.device.type, enabled=False):
+            return self.attention(image_vectors.float(), text_vectors.float())
+
+    def compile_trunk(self) -> None:
+        """Have PyTorch compile the part that takes nearly all of the time."""
+        self.global_branch.trunk = torch.compile(self.global_branch.trunk)

@@ -1,0 +1,78 @@
+"""VSE++ (Faghri et al., BMVC 2018): one vector for the image, one for the caption, compared by their product.
+
+    v = l2norm(Linear(l2norm(mean of f4 over positions)))
+    t = l2norm(state of a GRU at the last word)
+
+f4 is ResNet-18's last feature map. It is trained with the hardest negatives alone (`optim.max_violation`).
+
+Behind the rows that papers on remote sensing print for VSE++ stands a variant of it: `image_norm: False` (v is not
+normalised after the linear layer) and `text_pooling: mean` (t is the mean of the states at all positions, those of
+padding too).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.utils.rnn import pack_padded_sequence
+
+from layers.model import Model, l2norm
+from layers.trunk import feature_maps, resnet18
+
+if TYPE_CHECKING:
+    from option.models import VSEPPOptions
+
+
+class VSEPP(Model):
+    """Images and captions -> vectors of one space."""
+
+    def __init__(self, options: VSEPPOptions, image_size: int, words: int) -> None:
+        super().__init__()
+        embed_dim = options.embed.embed_dim
+        self.image_norm, self.text_pooling, self.positions = options.image_norm, options.text_pooling, options.positions
+        self.resnet = resnet18()
+        self.resnet.fc = nn.Identity()  # not used, and not in published files either
+        self.image_out = nn.Linear(512, embed_dim)
+        self.embedding = nn.Embedding(words + 1, options.word_dim)  # row 0, padding, is a row like the others
+        self.gru = nn.GRU(options.word_dim, embed_dim, batch_first=True)
+        # as the authors start
+        nn.init.xavier_uniform_(self.image_out.weight)
+        nn.init.zeros_(self.image_out.bias)
+        nn.init.uniform_(self.embedding.weight, -0.1, 0.1)
+
+    def trunk(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """images (B, 3, S, S) -> f1..f4."""
+        return feature_maps(self.resnet, images)
+
+    def encode_image(self, images: Tensor, local_rep: Tensor | None = None, local_adj: Tensor | None = None) -> Tensor:
+        """(B, 3, S, S) -> v (B, D), of unit length unless `image_norm` is off. Local features are not read."""
+        pooled = self.trunk(images)[3].mean(dim=(2, 3))
+        v = self.image_out(l2norm(pooled.float())).float()
+        return l2norm(v) if self.image_norm else v
+
+    def encode_text(self, token_ids: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """(B, T) int64 with 0 = padding, (B,) number of words -> t (B, D), of unit length."""
+        if self.text_pooling == "mean":
+            return l2norm(self._mean_state(token_ids))
+        if lengths is None:
+            lengths = (token_ids != 0).sum(1)
+        lengths = lengths.clamp(min=1).cpu()  # a caption without words is one padding word
+        words = pack_padded_sequence(self.embedding(token_ids), lengths, batch_first=True, enforce_sorted=False)
+        return l2norm(self.gru(words)[1][0].float())
+
+    def _mean_state(self, token_ids: Tensor) -> Tensor:
+        """Captions are padded to `positions` words (longer ones to the longest), lest t depend on what a batch holds."""
+        token_ids = functional.pad(token_ids, (0, max(self.positions - token_ids.shape[1], 0)))
+        return self.gru(self.embedding(token_ids))[0].float().mean(dim=1)
+
+    def similarity(self, image_vectors: Tensor, text_vectors: Tensor) -> Tensor:
+        """v (N, D), t (M, D) -> their products (N, M), in float32 whatever autocast says."""
+        with torch.autocast(image_vectors.device.type, enabled=False):
+            return image_vectors.float() @ text_vectors.float().T
+
+    def compile_trunk(self) -> None:
+        """Have PyTorch compile the part that takes nearly all of the time."""
+        self.trunk = torch.compile(self.trunk)
