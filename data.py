@@ -191,7 +191,7 @@ def load_data(split: Split, options: Options, words: Sequence[str], device: torc
     Raises InputError that counts and names what is missing or damaged.
     """
     paths = util.images.safe_paths(options.dataset.image_path, split.images)
-    local_rep, local_adj = load_local(options.dataset.local_path, split.images)
+    local_rep, local_adj = load_local(options.local_path, split.images)
     token_ids, lengths = encode_captions(split.captions, words)
     size = resize_size(options.dataset.image_size) if training else options.dataset.image_size
     return Data(

@@ -170,9 +170,9 @@ def load_model(checkpoint: dict[str, Any], options: Options, words: Sequence[str
 
     Raises InputError where it does not fit.
     """
-    warn_of_other_options(checkpoint, options)
     model = build_model(options, words)
     load_weights(model, checkpoint, words)
+    warn_of_other_options(checkpoint, options)
     return prepare(model, options, device)
 
 
@@ -181,8 +181,12 @@ def warn_of_other_options(checkpoint: dict[str, Any], options: Options) -> None:
     with contextlib.suppress(KeyError, TypeError, AttributeError):  # of a stranger's file, whatever it holds
         _warn_of_change("model.fusion.gate", checkpoint["options"]["model"]["fusion"].get("gate", "released"),
                         options.model.fusion.gate, {"paper", "released"})  # fmt: skip
+    for key in ("image_norm", "text_pooling"):
+        with contextlib.suppress(KeyError, TypeError, AttributeError):
+            trained, now = checkpoint["options"]["model"][key], getattr(options.model, key)
+            _warn_of_change(f"model.{key}", str(trained), str(now), {"True", "False", "last", "mean"})
     with contextlib.suppress(KeyError, TypeError, AttributeError):
-        trained, now = checkpoint["options"]["dataset"]["local_path"], options.dataset.local_path
+        trained, now = checkpoint["options"]["dataset"]["local_path"], options.local_path
         if isinstance(trained, str) and (trained == "zeros") != (now == "zeros"):
             _warn_of_change("dataset.local_path", trained, now, {trained})
 

@@ -25,7 +25,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torchvision import transforms
 
-from option.schema import Fusion, Options
+from option.models import Fusion
+from option.schema import Options
 from util.transforms import LARGEST_ANGLE, MEAN, STD, resize_size
 
 # ---------------------------------------------------------------- model

@@ -18,8 +18,12 @@ if TYPE_CHECKING:
     from layers.model import Model
     from option.schema import Options
 
-MODELS = {"GaLR": ("layers.galr", "GaLR")}  # model.name: module, class
-__all__ = ["MODELS", "GaLR", "build_model"]
+MODELS = {  # model.name: module, class
+    "GaLR": ("layers.galr", "GaLR"),
+    "AMFMN": ("layers.amfmn", "AMFMN"),
+    "VSE++": ("layers.vsepp", "VSEPP"),
+}
+__all__ = ["AMFMN", "MODELS", "VSEPP", "GaLR", "build_model"]
 
 
 def build_model(options: Options, vocab_words: Sequence[str]) -> Model:

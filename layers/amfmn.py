@@ -1,7 +1,7 @@
-"""AMFMN: the asymmetric multimodal feature matching network (Yuan et al., IEEE TGRS 2022, arXiv 2204.09868; released code).
+"""AMFMN, the asymmetric multimodal feature matching network (Yuan et al., IEEE TGRS 2022, arXiv 2204.09868).
 
-Its visual vector v is GaLR's global branch, not normalised, its text vector t GaLR's; what differs is the similarity. The
-image attends to each caption: F_ij is a vector of the pair, and
+Its visual vector v is GaLR's global branch, not normalised, its text vector t is GaLR's. What differs is the
+similarity: the image attends to each caption, F_ij is a vector of the pair, and
 
     S_ij = v_i . F_ij / max(|v_i| |F_ij|, 1e-8)
 
@@ -167,6 +167,7 @@ class AMFMN(Model):
         with torch.autocast(image_vectors.device.type, enabled=False):
             return self.attention(image_vectors.float(), text_vectors.float())
 
-    def compile_trunk(self) -> None:
-        """Have PyTorch compile the part that takes nearly all of the time."""
-        self.global_branch.trunk = torch.compile(self.global_branch.trunk)
+    @property
+    def resnet(self) -> nn.Module:
+        """The trunk."""
+        return self.global_branch.resnet

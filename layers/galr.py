@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from layers.global_branch import GlobalBranch
 from layers.local_branch import LocalBranch
@@ -18,7 +18,7 @@ from layers.model import Model
 from layers.text_encoder import TextEncoder
 
 if TYPE_CHECKING:
-    from option.schema import GaLROptions
+    from option.models import GaLROptions
 
 
 class GaLR(Model):
@@ -42,6 +42,7 @@ class GaLR(Model):
         """(B, T) int64 with 0 = padding, (B,) number of words -> (B, D), not normalised."""
         return self.text_encoder(token_ids, lengths)
 
-    def compile_trunk(self) -> None:
-        """Have PyTorch compile the part that takes nearly all of the time."""
-        self.global_branch.trunk = torch.compile(self.global_branch.trunk)
+    @property
+    def resnet(self) -> nn.Module:
+        """The trunk."""
+        return self.global_branch.resnet

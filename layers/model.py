@@ -8,7 +8,12 @@ from torch import Tensor, nn
 
 class Model(nn.Module):
     """Images and captions -> vectors -> similarities. A model defines its two encoders, and a similarity of its own
-    where that is not the cosine."""
+    where that is not the cosine.
+
+    resnet: its trunk, which may start from weights of its own (`model.pretrained`) and is run by a method `trunk`.
+    """
+
+    resnet: nn.Module
 
     def encode_image(self, images: Tensor, local_rep: Tensor, local_adj: Tensor) -> Tensor:
         """(B, 3, S, S), (B, 20, 20), (B, 20, 20) -> (B, D), not normalised."""
@@ -24,7 +29,9 @@ class Model(nn.Module):
 
     def compile_trunk(self) -> None:
         """Have PyTorch compile the part that takes nearly all of the time (`optim.compile`)."""
-        raise NotImplementedError
+        for module in self.modules():
+            if hasattr(module, "trunk"):
+                module.trunk = torch.compile(module.trunk)
 
     def forward(
         self, images: Tensor, local_rep: Tensor, local_adj: Tensor, token_ids: Tensor, lengths: Tensor | None = None

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from layers.gru import GRU, pack
 
 if TYPE_CHECKING:
-    from option.schema import Seq2Vec
+    from option.models import Seq2Vec
 
 
 class TextEncoder(nn.Module):

@@ -64,7 +64,7 @@ class VSEPP(Model):
         return l2norm(self.gru(words)[1][0].float())
 
     def _mean_state(self, token_ids: Tensor) -> Tensor:
-        """Captions are padded to `positions` words (longer ones to the longest), lest t depend on what a batch holds."""
+        """Captions are padded to `positions` words, so that t does not depend on what else is in the batch."""
         token_ids = functional.pad(token_ids, (0, max(self.positions - token_ids.shape[1], 0)))
         return self.gru(self.embedding(token_ids))[0].float().mean(dim=1)
 
@@ -72,7 +72,3 @@ class VSEPP(Model):
         """v (N, D), t (M, D) -> their products (N, M), in float32 whatever autocast says."""
         with torch.autocast(image_vectors.device.type, enabled=False):
             return image_vectors.float() @ text_vectors.float().T
-
-    def compile_trunk(self) -> None:
-        """Have PyTorch compile the part that takes nearly all of the time."""
-        self.trunk = torch.compile(self.trunk)

@@ -13,93 +13,25 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
+from option.models import MODELS, GaLROptions, ModelOptions, model_name
+from option.section import Count, Name, Positive, Section
 from util.errors import InputError
 from util.files import read_text, write_text
 
 logger = logging.getLogger("galr")
 
-# Published keys that nothing reads (design section 2): accepted, and named once as unused.
-UNUSED = ("model.cross_attention", "model.fusion.correct_local_", "model.fusion.supplement_global_",
-          "model.global_local_weight", "global_local_weight", "cross_attention", "fusion.correct_local_",
-          "fusion.supplement_global_", "dataset.data_split")  # fmt: skip
-
-Fraction = Annotated[float, Field(ge=0, lt=1)]
-Count = Annotated[int, Field(ge=1)]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Name = Annotated[str, Field(min_length=1, max_length=4000, pattern=r"^[^\x00]+$")]
-
-
-class Section(BaseModel):
-    """A block of options: unknown keys are errors, values do not change."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
-
-
-class Multiscale(Section):
-    multiscale_input_channel: Literal[3] = 3
-    multiscale_output_channel: Literal[1] = 1
-
-
-class Seq2Vec(Section):
-    """Text encoder. `pretrained: false` starts from random weights of the free widths below."""
-
-    arch: Literal["skipthoughts"] = "skipthoughts"
-    type: Literal["BayesianUniSkip", "UniSkip", "BiSkip"] = "BayesianUniSkip"
-    dir_st: Name = "seq2vec"
-    dropout: Fraction = 0.25
-    fixed_emb: bool = False
-    pretrained: bool = True
-    embedding_dim: Count = 620
-    hidden_dim: Count = 2400
-
-    @model_validator(mode="after")
-    def _two_directions(self) -> Seq2Vec:
-        if self.type == "BiSkip" and self.hidden_dim % 2:
-            raise ValueError(f"model.seq2vec.hidden_dim ({self.hidden_dim}) must be even: BiSkip halves it")
-        return self
-
-
-class Fusion(Section):
-    """MIDF. `gate`: the paper's two weights, or the released code's single one (design section 5)."""
-
-    gate: Literal["paper", "released"] = "released"
-    dynamic_fusion_dim: Count = 512
-    dynamic_fusion_drop: Fraction = 0.2
-    mca_DROPOUT_R: Fraction = 0.1
-    mca_HIDDEN_SIZE: Count = 512
-    mca_FF_SIZE: Count = 1024
-    mca_MULTI_HEAD: Count = 8
-    mca_HIDDEN_SIZE_HEAD: Count = 64
-
-
-class Embed(Section):
-    embed_dim: Count = 512
-
-
-class GaLROptions(Section):
-    """`pretrained`: imagenet, none, or the path of a ResNet-18 state dict."""
-
-    name: Literal["GaLR"] = "GaLR"
-    pretrained: Name = "imagenet"
-    multiscale: Multiscale = Multiscale()
-    seq2vec: Seq2Vec = Seq2Vec()
-    fusion: Fusion = Fusion()
-    embed: Embed = Embed()
-
-    @model_validator(mode="after")
-    def _widths_fit(self) -> GaLROptions:
-        if self.fusion.mca_HIDDEN_SIZE != self.embed.embed_dim:
-            raise ValueError(f"model.fusion.mca_HIDDEN_SIZE ({self.fusion.mca_HIDDEN_SIZE}) must equal "
-                             f"model.embed.embed_dim ({self.embed.embed_dim})")  # fmt: skip
-        if self.fusion.mca_MULTI_HEAD * self.fusion.mca_HIDDEN_SIZE_HEAD != self.fusion.mca_HIDDEN_SIZE:
-            raise ValueError("model.fusion.mca_MULTI_HEAD times mca_HIDDEN_SIZE_HEAD must equal mca_HIDDEN_SIZE")
-        return self
+# Published keys that nothing reads: accepted, and named once as unused. Those of `model` stand in GaLR's files.
+UNUSED = ("dataset.data_split",)
+UNUSED_OF_GALR = ("model.cross_attention", "model.fusion.correct_local_", "model.fusion.supplement_global_",
+                  "model.global_local_weight", "global_local_weight", "cross_attention", "fusion.correct_local_",
+                  "fusion.supplement_global_")  # fmt: skip
 
 
 class Dataset(Section):
-    """`local_path`: HDF5, published .npy, or `zeros` (no local features: the ablation).
+    """`local_path`: HDF5, published .npy, or `zeros` (no local features: the ablation); a model without a local branch
+    needs none.
 
     `val_list`: a file that names the validation images, which are taken out of the train list; absent: random folds.
     """
@@ -108,7 +40,7 @@ class Dataset(Section):
     data_path: Name
     image_path: Name
     vocab_path: Name
-    local_path: Name
+    local_path: Name = "zeros"
     batch_size: Annotated[int, Field(ge=2)] = 100
     batch_size_val: Count = 70
     workers: Annotated[int, Field(ge=0, le=64)] = 3
@@ -172,7 +104,7 @@ class KFold(Section):
 class Options(Section):
     """All options of a run, by attribute: `options.optim.lr`."""
 
-    model: GaLROptions = GaLROptions()
+    model: ModelOptions = GaLROptions()
     dataset: Dataset
     optim: Optim = Optim()
     logs: Logs = Logs()
@@ -185,6 +117,17 @@ class Options(Section):
             raise ValueError("k_fold.mode disjoint splits at random, and dataset.val_list names the validation images: "
                              "set one of them")  # fmt: skip
         return self
+
+    @model_validator(mode="after")
+    def _local_features(self) -> Options:
+        if self.model.reads_local and "local_path" not in self.dataset.model_fields_set:
+            raise ValueError("dataset.local_path is missing")
+        return self
+
+    @property
+    def local_path(self) -> str:
+        """Where the model's local features come from: `zeros` where it reads none."""
+        return self.dataset.local_path if self.model.reads_local else "zeros"
 
     @property
     def run_folder(self) -> Path:
@@ -206,12 +149,13 @@ def load_options(path: str | os.PathLike, overrides: Sequence[str] = ()) -> Opti
     for override in overrides:
         _override(tree, override)
     tree = _without_none(tree)
-    if unused := _drop_unused(tree):
+    name = model_name(tree.get("model", {}))
+    if unused := _drop_unused(tree, UNUSED + (UNUSED_OF_GALR if name == "GaLR" else ())):
         logger.info(f"note: {path}: nothing reads {', '.join(unused)}")
     try:
         return Options(**tree)
     except ValidationError as error:
-        raise InputError(_explain(error, path)) from None
+        raise InputError(_explain(error, name, path)) from None
 
 
 def _read_yaml(path: str | os.PathLike) -> dict[str, Any]:
@@ -281,28 +225,33 @@ def _without_none(tree: dict) -> dict:
     return kept
 
 
-def _drop_unused(tree: dict, prefix: str = "") -> list[str]:
+def _drop_unused(tree: dict, unused: tuple[str, ...], prefix: str = "") -> list[str]:
     dropped = []
     for key in list(tree):
         name = prefix + key
-        if name.startswith(UNUSED):
+        if name.startswith(unused):
             dropped.append(name)
             del tree[key]
         elif isinstance(tree[key], dict):
-            dropped += _drop_unused(tree[key], name + ".")
+            dropped += _drop_unused(tree[key], unused, name + ".")
     return dropped
 
 
-def _explain(error: ValidationError, path: str | os.PathLike) -> str:
+def _explain(error: ValidationError, model: str, path: str | os.PathLike) -> str:
     """One line for all faults of a file: unknown keys with the nearest known one, then values."""
-    return f"option file {path}: " + "; ".join(_fault(fault) for fault in error.errors())
+    return f"option file {path}: " + "; ".join(_fault(fault, model) for fault in error.errors())
 
 
-def _fault(fault: dict) -> str:
-    name = ".".join(str(part) for part in fault["loc"] if not str(part).startswith(("literal", "constrained-str")))
+def _fault(fault: dict, model: str) -> str:
+    """`model`: its name, which stands in the place of a fault within its block."""
+    place = [str(part) for part in fault["loc"]]
+    if place[:2] == ["model", model]:
+        del place[1]
+    name = ".".join(part for part in place if not part.startswith(("literal", "constrained-str")))
     if fault["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(name, list(_known_keys(Options)), n=1, cutoff=0)
-        return f"unknown key {name}" + (f" (nearest known key: {near[0]})" if near else "")
+        return _unknown(name, model)
+    if fault["type"] == "model_name":
+        return f"model.name = {_short(repr(fault['input'].get('name')))}: {fault['msg']}"
     if fault["type"] == "missing":
         return f"{name} is missing"
     message = fault["msg"].removeprefix("Value error, ")
@@ -312,6 +261,16 @@ def _fault(fault: dict) -> str:
         return f"{name} = {_short(repr(fault['input']))}: {message}"
     except ValueError:  # a whole number of thousands of digits
         return f"{name}: {message}"
+
+
+def _unknown(key: str, model: str) -> str:
+    """What to say of a key that is none: whose it is, or the nearest one that is known."""
+    known = [*_known_keys(Options), *(_known_keys(MODELS[model], "model.") if model in MODELS else ())]
+    owners = [name for name, section in MODELS.items() if key in _known_keys(section, "model.")]
+    if owners:
+        return f"unknown key {key}: it belongs to {' and '.join(owners)}, not to {model}"
+    near = difflib.get_close_matches(key, known, n=1, cutoff=0)
+    return f"unknown key {key}" + (f" (nearest known key: {near[0]})" if near else "")
 
 
 def _short(text: str, most: int = 200) -> str:

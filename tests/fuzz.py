@@ -45,7 +45,7 @@ import vocab
 from data import read_split
 from layers.text_encoder import TextEncoder
 from option import load_options
-from option.schema import Seq2Vec
+from option.models import Seq2Vec
 from postprocessing.matrices import load
 from postprocessing.rerank import rerank_recall
 from util.checkpoints import newest_checkpoint, read_checkpoint

@@ -1,4 +1,4 @@
-"""The seeded model and batch of golden/model_a.npz (see ../shared/golden/README.md), rebuilt from the seed."""
+"""The seeded models and batches of golden/*.npz (see ../shared/golden/README.md), rebuilt from the seed."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ def seeded(name: str, shape: list[int], rng: np.random.RandomState) -> np.ndarra
         x = 0.1 * x
     elif (".bn" in name and name.endswith("weight")) or "downsample.1.weight" in name or name.endswith("a_2"):
         x = 1 + 0.1 * x
-    elif name.endswith(("bias", "b_2")):
+    elif name.endswith(("bias", "b_2")) or "bias_" in name:
         x = 0.05 * x
     elif x.ndim >= 2:
         x = x / np.sqrt(np.prod(shape[1:]))
     return x.astype("float32")
 
 
-def numbers() -> dict[str, np.ndarray]:
-    with np.load(GOLDEN / "model_a.npz") as arrays:
+def numbers(name: str = "model_a") -> dict[str, np.ndarray]:
+    with np.load(GOLDEN / f"{name}.npz") as arrays:
         return {name: arrays[name] for name in arrays.files}
 
 
@@ -57,8 +57,12 @@ def inputs(golden: dict) -> tuple[torch.Tensor, ...]:
 
 
 def model(golden: dict, gate: str = "released") -> torch.nn.Module:
-    """The golden model in evaluation mode."""
-    options = load_options("option/RSITMD/RSITMD_GaLR.yaml", [f"model.fusion.gate={gate}"])
-    built = build_model(options, [f"w{i}" for i in range(40)])
-    load_published(built, weights(golden))
-    return built.eval()
+    """The golden GaLR in evaluation mode."""
+    return built(weights(golden), "option/RSITMD/RSITMD_GaLR.yaml", [f"model.fusion.gate={gate}"])
+
+
+def built(state: dict[str, torch.Tensor], path: str, overrides: list[str]) -> torch.nn.Module:
+    """The model that an option file describes, with published weights, in evaluation mode."""
+    model = build_model(load_options(path, overrides), [f"w{i}" for i in range(40)])
+    load_published(model, state)
+    return model.eval()

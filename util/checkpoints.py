@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from layers import MODELS
 from layers.loading import load_state
 from layers.published import is_published, load_published
 from util.errors import InputError, RunError, worker_died
@@ -98,6 +99,9 @@ def load_weights(model: nn.Module, checkpoint: dict[str, Any], words: Sequence[s
             f"the vocabulary does not match the checkpoint: {len(words)} words against {len(made_with)} that it was "
             "trained with; set dataset.vocab_path to the file that the run used"
         )
+    made_of = checkpoint.get("arch")
+    if made_of in MODELS and MODELS[made_of][1] != type(model).__name__:
+        raise InputError(f"the checkpoint is of the model {made_of}, and the option file names another in model.name")
     load = load_published if is_published(checkpoint["model"]) else load_state
     try:
         load(model, checkpoint["model"])

@@ -12,7 +12,7 @@ import torch
 
 from layers.gru import GRU
 from layers.text_encoder import TextEncoder
-from option.schema import Seq2Vec
+from option.models import Seq2Vec
 from util.errors import InputError
 from util.files import atomic, read_text
 from util.pickled_rows import read_rows

@@ -13,7 +13,7 @@ from torch import nn
 
 from layers.loading import load_state
 from layers.model import Model
-from option.schema import GaLROptions
+from option.models import ModelOptions
 from util.errors import InputError
 from util.skipthoughts import load_skipthoughts
 from util.torch_files import load_torch, weights_of
@@ -21,13 +21,13 @@ from util.torch_files import load_torch, weights_of
 RESNET_URL = torchvision.models.ResNet18_Weights.IMAGENET1K_V1.url
 
 
-def load_starting_weights(model: Model, options: GaLROptions, words: Sequence[str]) -> None:
+def load_starting_weights(model: Model, options: ModelOptions, words: Sequence[str]) -> None:
     """Give a new model the weights that its options ask for; without any, its random ones stay.
 
     words: the vocabulary in index order from 1. Raises InputError where a file is missing, damaged or misshapen.
     """
-    load_resnet(model.global_branch.resnet, options.pretrained)
-    if options.seq2vec.pretrained:
+    load_resnet(model.resnet, options.pretrained)
+    if hasattr(options, "seq2vec") and options.seq2vec.pretrained:
         load_skipthoughts(model.text_encoder, options.seq2vec, words)
 
 

@@ -1,0 +1,223 @@
+"""AMFMN and VSE++: equal to their published code, no array of all pairs, through every command."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import golden_model
+import numpy as np
+import pytest
+import torch
+import yaml
+from conftest import OPTIONS
+
+import layers.amfmn
+import test
+import train
+from layers import build_model
+from layers.amfmn import FusionAttention, SimilarityAttention, SoftAttention
+from layers.loss import TripletLoss
+from layers.published import to_published
+from option import load_options
+
+GOLDEN = {  # name: option file, overrides, the loss whose gradient it gives
+    "amfmn_soft_a": ("AMFMN", ["model.cross_attention.att_type=soft_att"], "loss_sum"),
+    "amfmn_fusion_a": ("AMFMN", ["model.cross_attention.att_type=fusion_att"], "loss_sum"),
+    "amfmn_similarity_a": ("AMFMN", ["model.cross_attention.att_type=similarity_att"], "loss_sum"),
+    "vsepp_a": ("VSEPP", [], "loss_max"),
+}
+
+
+@pytest.fixture(scope="module", params=GOLDEN)
+def published(request: pytest.FixtureRequest) -> tuple[dict, dict, torch.nn.Module, str]:
+    """The golden numbers, the published weights, the model with them, the loss whose gradient is given."""
+    file, overrides, loss_of_gradient = GOLDEN[request.param]
+    golden = golden_model.numbers(request.param)
+    state = golden_model.weights(golden)
+    return golden, state, golden_model.built(state, f"option/RSITMD/RSITMD_{file}.yaml", overrides), loss_of_gradient
+
+
+def test_a_published_checkpoint_comes_back_bit_for_bit(published) -> None:
+    _, state, model, _ = published
+    back = to_published(model.state_dict())
+    assert back.keys() == state.keys()
+    assert all(torch.equal(back[key], state[key]) for key in state)
+
+
+def test_vectors_similarities_losses_and_gradients_are_those_of_the_published_code(published) -> None:
+    golden, _, model, loss_of_gradient = published
+    images, _, _, token_ids, lengths = golden_model.inputs(golden)
+    v, t = model.encode_image(images), model.encode_text(token_ids, lengths)
+    sims = model.similarity(v, t)
+    for ours, key in ((v, "visual"), (t, "text"), (sims, "sims"), (model.encode_text(token_ids), "text")):
+        assert np.abs(ours.detach().numpy() - golden[key]).max() <= 1e-5, key
+    losses = {"loss_sum": TripletLoss(0.2, False)(sims), "loss_max": TripletLoss(0.2, True)(sims)}
+    for key, loss in losses.items():
+        assert abs(loss.item() - golden[key]) <= 1e-5, key
+    losses[loss_of_gradient].backward()
+    ours = to_published({key: p.grad for key, p in model.named_parameters() if p.grad is not None})
+    norms = {key: norm for key, norm in json.loads(str(golden["grad_norms"])).items() if norm is not None}
+    assert ours.keys() == norms.keys()
+    for key, gradient in ours.items():
+        assert abs(gradient.norm().item() - norms[key]) <= 1e-3 * norms[key], key
+
+
+# ---------------------------------------------------------------- the similarity of AMFMN, pair by pair
+
+D = 6
+
+
+def plain_vector(attention: torch.nn.Module, v: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+    """F of one pair, as the published formulas give it."""
+    if isinstance(attention, SoftAttention):
+        return torch.sigmoid(attention.gate(v)) * t
+    if isinstance(attention, FusionAttention):
+        both = torch.cat((v, t))
+        return torch.sigmoid(attention.joint_gate(both)) * attention.joint_value(both)
+    of_t = attention.text(t)
+    return torch.sigmoid(attention.visual(v) * of_t) * of_t
+
+
+def plain_similarity(attention: torch.nn.Module, v: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+    """The cosine of each image and the F of each of its pairs, one after the other."""
+    cosine = torch.nn.functional.cosine_similarity
+    return torch.stack([torch.stack([cosine(x, plain_vector(attention, x, y), dim=0) for y in t]) for x in v])
+
+
+@pytest.mark.parametrize("block", [1, 2 * D, 7 * D, 1000])
+@pytest.mark.parametrize("form", [SoftAttention, FusionAttention, SimilarityAttention])
+def test_blocks_of_pairs_give_the_similarities_and_gradients_of_pair_after_pair(form, block, monkeypatch) -> None:
+    monkeypatch.setitem(layers.amfmn.BLOCK, "cpu", block)
+    torch.manual_seed(0)
+    attention = form(D).double()
+    v, t = torch.randn(5, D, dtype=torch.double), torch.randn(3, D, dtype=torch.double)
+    inputs = [x.requires_grad_() for x in (v, t, *attention.parameters())]
+    direction = torch.randn(5, 3, dtype=torch.double)
+    ours, plain = attention(v, t), plain_similarity(attention, v, t)
+    torch.testing.assert_close(ours, plain, rtol=0, atol=1e-12)
+    gradients = (torch.autograd.grad((x * direction).sum(), inputs) for x in (ours, plain))
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
+    with torch.no_grad():
+        torch.testing.assert_close(attention(v, t), plain, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("form", [SoftAttention, FusionAttention, SimilarityAttention])
+def test_a_text_vector_of_zeros_has_finite_similarities_and_gradients(form) -> None:
+    """The text vector is behind a ReLU, so it can be zero as a whole."""
+    torch.manual_seed(0)
+    attention = form(D)
+    v, t = torch.randn(2, D).requires_grad_(), torch.zeros(2, D).requires_grad_()
+    sims = attention(v, t)
+    sims.sum().backward()
+    assert sims.isfinite().all() and v.grad.isfinite().all() and t.grad.isfinite().all()
+    assert form(D)(v[:0], t).shape == (0, 2) and form(D)(v, t[:0]).shape == (2, 0)
+
+
+@pytest.mark.parametrize("form", [SoftAttention, FusionAttention, SimilarityAttention])
+def test_no_array_of_all_pairs_is_ever_laid_out(form, monkeypatch) -> None:
+    """Every array that autograd or an operation makes is far smaller than N M D numbers, in training too."""
+    n, m, d = 40, 30, 16
+    monkeypatch.setitem(layers.amfmn.BLOCK, "cpu", 8 * d)
+    largest = 0
+
+    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+            nonlocal largest
+            result = operation(*args, **(kwargs or {}))
+            for x in result if isinstance(result, tuple | list) else (result,):
+                largest = max(largest, x.numel() if isinstance(x, torch.Tensor) else 0)
+            return result
+
+    v, t, attention = torch.randn(n, d).requires_grad_(), torch.randn(m, d).requires_grad_(), form(d)
+    with Watch():
+        attention(v, t).sum().backward()
+    assert n * m <= largest <= n * m + n * d < n * m * d / 8
+
+
+# ---------------------------------------------------------------- VSE++ and its variant
+
+
+def vsepp(**keys: str) -> torch.nn.Module:
+    small = {"word_dim": "4", "embed.embed_dim": "8"}
+    overrides = [f"model.{key}={value}" for key, value in (small | keys).items()]
+    torch.manual_seed(0)
+    return build_model(load_options("option/RSITMD/RSITMD_VSEPP.yaml", overrides), ["a", "b", "c"]).eval()
+
+
+def test_the_variant_of_vsepp_normalises_no_image_and_averages_all_positions(short_trunk) -> None:
+    images, ids = torch.randn(2, 3, 64, 64), torch.tensor([[1, 2, 0], [3, 1, 2]])
+    plain, variant = vsepp(), vsepp(image_norm="False", text_pooling="mean", positions="5")
+    with torch.no_grad():
+        of_plain, of_variant = plain.encode_image(images), variant.encode_image(images)
+        torch.testing.assert_close(of_plain, torch.nn.functional.normalize(of_variant))
+        assert (of_variant.norm(dim=1) - 1).abs().min() > 1e-3
+        padded = torch.nn.functional.pad(ids, (0, 2))
+        expected = torch.nn.functional.normalize(variant.gru(variant.embedding(padded))[0].mean(1))
+        torch.testing.assert_close(variant.encode_text(ids), expected)
+        torch.testing.assert_close(variant.encode_text(ids[:1, :2]), expected[:1])  # whatever else is in the batch
+
+
+# ---------------------------------------------------------------- every command
+
+SMALL = {"pretrained": "none", "embed": {"embed_dim": 8}}
+TEXT = {"pretrained": False, "embedding_dim": 8, "hidden_dim": 16}
+MODELS = {
+    att_type: SMALL | {"name": "AMFMN", "cross_attention": {"att_type": att_type}, "seq2vec": TEXT}
+    for att_type in layers.amfmn.ATTENTION
+} | {
+    "vsepp": SMALL | {"name": "VSE++", "word_dim": 8},
+    "vsepp_variant": SMALL | {"name": "VSE++", "word_dim": 8, "image_norm": False, "text_pooling": "mean"},
+}
+
+
+def stopped_at_step(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the next run of train.py get SIGTERM after so many steps."""
+    real, steps = train.train_step, 0
+
+    def counted(*arguments):
+        nonlocal steps
+        steps += 1
+        loss = real(*arguments)
+        if steps == number:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return loss
+
+    monkeypatch.setattr(train, "train_step", counted)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_trains_resumes_exactly_tests_and_reranks(name, work, run: Callable, short_trunk, monkeypatch) -> None:
+    for module, function in ((train, "retrieval_sheet"), (test, "draw_run")):
+        monkeypatch.setattr(module, function, lambda *_, **__: ([], []))
+    options = yaml.safe_load(OPTIONS)
+    options["model"] = MODELS[name]
+    del options["dataset"]["local_path"]  # no local features are needed
+    Path("model.yaml").write_text(yaml.safe_dump(options))
+    settings = "--path_opt model.yaml --device cpu --set optim.epochs=1 k_fold.experiment_name="
+    assert run(f"train.py {settings}whole").status == 0
+    with monkeypatch.context() as patch:
+        stopped_at_step(2, patch)
+        assert run(f"train.py {settings}parts").status == 143
+    assert run(f"train.py {settings}parts --resume").status == 0
+    whole, parts = (
+        torch.load(f"checkpoint/{x}/0/last.pth.tar", weights_only=True)["model"] for x in ("whole", "parts")
+    )
+    assert all(torch.equal(whole[key], parts[key]) for key in whole)
+    assert run(f"test.py {settings}whole --rerank").status == 0
+    results = json.loads(Path("checkpoint/whole/results.json").read_text())
+    assert results["mean"]["mr"] > 0 and results["rerank"]["mean"]["mr"] > 0
+    best = "checkpoint/whole/0/GaLR_best.pth.tar"
+    assert run(f"test_single.py {settings}whole --resume {best} --sims sims.npy").status == 0
+    assert np.array_equal(np.load("sims.npy"), np.load("postprocessing/file/whole_0.npy"))
+
+
+def test_a_checkpoint_of_another_model_is_named(work, run, checkpoint) -> None:
+    options = yaml.safe_load(OPTIONS) | {"model": MODELS["soft_att"]}
+    Path("model.yaml").write_text(yaml.safe_dump(options))
+    refused = run(f"test_single.py --path_opt model.yaml --resume {checkpoint}")
+    assert refused.status == 2 and "is of the model GaLR" in refused.message
