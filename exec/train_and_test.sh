@@ -1,16 +1,21 @@
 #!/usr/bin/env bash
-# Trains GaLR on a data set and scores its test split: bash exec/train_and_test.sh RSITMD [--set KEY=VALUE ...]
-# The data go where option/NAME/NAME_GaLR.yaml says (README.md). GPU=1 uses the second GPU. Run again, it goes on.
+# Trains a model on a data set and scores its test split: bash exec/train_and_test.sh RSITMD [MODEL] [--set KEY=VALUE ...]
+# MODEL: GaLR (as without it), AMFMN or VSEPP. The data go where option/NAME/NAME_MODEL.yaml says (README.md).
+# GPU=1 uses the second GPU. Run again, it goes on.
 export CUDA_VISIBLE_DEVICES=${GPU:-${CUDA_VISIBLE_DEVICES-0}}  # set to nothing, it stays so: no GPU
 if [ $# -lt 1 ]; then
-    echo "error: name a data set: bash exec/train_and_test.sh RSITMD [--set KEY=VALUE ...]" >&2
+    echo "error: name a data set: bash exec/train_and_test.sh RSITMD [MODEL] [--set KEY=VALUE ...]" >&2
     exit 2
 fi
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
-NAME=$1
+NAME=$1 MODEL=GaLR
 shift
+if [ $# -gt 0 ] && [[ $1 != -* ]]; then
+    MODEL=$1
+    shift
+fi
 DATA=$(echo "$NAME" | tr '[:upper:]' '[:lower:]')
-OPTIONS=option/$NAME/${NAME}_GaLR.yaml
+OPTIONS=option/$NAME/${NAME}_$MODEL.yaml
 
 [ -f "vocab/${DATA}_vocab.json" ] || python vocab.py --data_path "data/${DATA}_precomp" --data_name "${DATA}_precomp"
 python train.py --path_opt "$OPTIONS" --resume "$@"

@@ -19,6 +19,7 @@ import bench.eval
 import bench.loop
 import bench.rerank
 import bench.scaling
+import bench.similarity
 import bench.train
 import vocab
 from bench import figures, measured
@@ -46,7 +47,7 @@ def here(make, *arguments, times=1):
 
 @pytest.fixture
 def in_this_process(monkeypatch):
-    for module in (bench.train, bench.eval, bench.data, bench.rerank):
+    for module in (bench.train, bench.eval, bench.data, bench.rerank, bench.similarity):
         monkeypatch.setattr(module, "measured", here)
     monkeypatch.delenv("GALR_TEST_DATA", raising=False)
 
@@ -171,3 +172,12 @@ def test_the_loop_is_timed_its_operations_counted_and_the_protocol_follows(monke
     assert results["batches"][0]["of_peak"] == pytest.approx(48 * results["gflop_per_sample"] / 1000)
     assert results["protocol_hours"] == pytest.approx(60 * (17160 / 48 + 2) / 3600)
     assert "48.0 samples/s" in bench.loop.table(results)
+
+
+def test_similarity_bench_compares_all_three_forms(in_this_process, monkeypatch):
+    cases = bench.similarity.cases(CPU, 1, (150, 20, 8))
+    assert cases.keys() == {f"similarity.{form}" for form in ("soft_att", "fusion_att", "similarity_att")}
+    assert all(case.keys() == FIGURES and case["ratio"] == pytest.approx(150 / 128) for case in cases.values())
+    monkeypatch.setattr(bench.similarity, "plain", lambda *_: torch.ones(128, 20))
+    with pytest.raises(RunError, match="from the baseline's"):
+        bench.similarity.cases(CPU, 1, (150, 20, 8))

@@ -70,6 +70,30 @@ k_fold:
     nums: 3
     current_num: 0
 """
+# AMFMN's: no local features, and its attention is read.
+PUBLISHED_AMFMN = """
+model:
+    multiscale: {multiscale_input_channel: 3, multiscale_output_channel: 1}
+    cross_attention:
+        att_type: "fusion_att"
+    seq2vec: {arch: skipthoughts, dir_st: /data, type: BayesianUniSkip, dropout: 0.25, fixed_emb: False}
+    embed:
+        embed_dim: 512
+    name: AMFMN
+dataset:
+    datatype: rsitmd
+    data_split:
+    data_path: 'data/rsitmd_precomp/'
+    image_path: '/data/rsitmd_images/'
+    vocab_path: 'vocab/rsitmd_splits_vocab.json'
+    batch_size: 100
+    batch_size_val: 70
+    workers: 3
+optim: {epochs: 70, lr: 0.0002, lr_decay_param: 0.7, lr_update_epoch: 20, grad_clip: 0, max_violation: 0, margin: 0.2,
+        resume: False}
+logs: {eval_step: 1, print_freq: 10, ckpt_save_path: "checkpoint/", logger_name: 'logs/'}
+k_fold: {experiment_name: 'rsitmd_aba_mv', nums: 5, current_num: 0}
+"""
 SHIPPED = ["DEMO", "RSITMD", "RSICD", "UCM", "SYDNEY"]
 
 
@@ -178,3 +202,52 @@ def test_bi_skip_needs_an_even_width(published) -> None:
 
 def test_a_capital_none_for_pretrained_is_not_the_default(published) -> None:
     assert load_options(published, ["model.pretrained=None"]).model.pretrained == "none"
+
+
+# ---------------------------------------------------------------- other models
+
+
+@pytest.fixture
+def published_amfmn(tmp_path: Path) -> Path:
+    path = tmp_path / "amfmn.yaml"
+    path.write_text(PUBLISHED_AMFMN)
+    return path
+
+
+def test_amfmns_published_file_loads_unchanged_and_its_attention_is_read(published_amfmn) -> None:
+    options = load_options(published_amfmn)
+    assert (options.model.name, options.model.cross_attention.att_type) == ("AMFMN", "fusion_att")
+    assert options.local_path == "zeros" and (options.optim.epochs, options.k_fold.nums) == (70, 5)
+    assert load_options(published_amfmn, ["dataset.local_path=no.h5"]).local_path == "zeros"
+
+
+def test_a_key_of_another_models_block_is_an_error_that_names_its_owner(published, published_amfmn, tmp_path) -> None:
+    with pytest.raises(InputError, match=r"unknown key model.fusion: it belongs to GaLR, not to AMFMN"):
+        load_options(published_amfmn, ["model.fusion.gate=paper"])
+    with pytest.raises(InputError, match=r"unknown key model.word_dim: it belongs to VSE\+\+, not to GaLR"):
+        load_options(published, ["model.word_dim=3"])
+    with pytest.raises(InputError, match=r"unknown key model.seq2vek \(nearest known key: model.seq2vec\)"):
+        load_options(published_amfmn, ["model.seq2vek=3"])
+
+
+@pytest.mark.parametrize("name", ["SCAN", "galr", "[GaLR]", "3"])
+def test_a_model_that_is_not_there_is_an_error_that_lists_those_that_are(published, name) -> None:
+    with pytest.raises(InputError, match=r"published\.yaml: model\.name = .*there are GaLR, AMFMN, VSE\+\+$"):
+        load_options(published, [f"model.name={name}"])
+
+
+def test_only_a_model_that_reads_local_features_must_say_where_they_are(published) -> None:
+    with pytest.raises(InputError, match=r"dataset\.local_path is missing"):
+        load_options(published, ["dataset.local_path=None"])
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_shipped_files_of_the_other_models(name) -> None:
+    amfmn, vsepp = (load_options(f"option/{name}/{name}_{model}.yaml") for model in ("AMFMN", "VSEPP"))
+    assert (amfmn.model.name, amfmn.model.cross_attention.att_type) == ("AMFMN", "soft_att")
+    assert (vsepp.model.name, vsepp.optim.max_violation, amfmn.optim.max_violation) == ("VSE++", True, False)
+    for options in (amfmn, vsepp):
+        assert options.dataset.data_path.startswith("data/") and options.dataset.datatype == name.lower()
+        if name != "DEMO":
+            rate = 1e-4 if name == "RSICD" else 2e-4
+            assert (options.optim.epochs, options.optim.lr, options.k_fold.nums) == (70, rate, 5)
