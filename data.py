@@ -17,14 +17,16 @@ import torch
 from torch import Tensor
 
 import util.images
-import vocab
+from layers.loss import Pairs
 from layers.transfer import send
 from option.schema import Dataset, KFold, Options
+from tokens import encode_captions
 from util.errors import InputError
 from util.files import read_json, some
 from util.lists import read_names, read_pairs, validation_names, warn_of_shared_images
 from util.local_features import load_local
 from util.pixels import Pixels, open_pixels
+from util.sampling import SameCaptions, epoch_rows
 from util.transforms import augment, draw_augmentation, normalise, resize_size
 
 logger = logging.getLogger("galr")
@@ -145,10 +147,11 @@ def make_folds(options: Options, only: int | None) -> list[Fold]:
     for number in range(k_fold.current_num, k_fold.nums) if only is None else [only]:
         train, val = listed or fold_rows(len(split.images), k_fold, number)
         pairs = int(np.isin(split.image_of_caption, train).sum())
-        if options.dataset.image_size == 32 and pairs % options.dataset.batch_size == 1:  # f4 is one pixel a channel
+        samples, kind = (len(train), "images") if options.dataset.captions_per_image else (pairs, "pairs")
+        if options.dataset.image_size == 32 and samples % options.dataset.batch_size == 1:  # f4 is one pixel a channel
             raise InputError(
-                f"fold {number} of {pairs} pairs ends in a batch of one, of which batch normalisation cannot learn at "
-                "dataset.image_size 32; change dataset.batch_size"
+                f"fold {number} of {samples} {kind} ends in a batch of one, of which batch normalisation cannot learn "
+                "at dataset.image_size 32; change dataset.batch_size"
             )
         folds.append(Fold(number, options.run_folder / str(number), subset(split, train), subset(split, val)))
     return folds
@@ -171,7 +174,7 @@ class Data(NamedTuple):
     """A split of N images and M captions, ready for batches.
 
     pixels: what gives the images by rows; local_rep, local_adj: (N, 20, 20); token_ids: (M, T), 0 = padding, on the
-    device of the batches; lengths: (M,) in words, image_of_caption: (M,), both on the CPU.
+    device of the batches; lengths: (M,) in words, image_of_caption: (M,), both on the CPU; same: equal captions.
     """
 
     split: Split
@@ -182,6 +185,7 @@ class Data(NamedTuple):
     token_ids: Tensor
     lengths: Tensor
     image_of_caption: Tensor
+    same: SameCaptions
 
 
 def load_data(split: Split, options: Options, words: Sequence[str], device: torch.device, training: bool) -> Data:
@@ -192,7 +196,7 @@ def load_data(split: Split, options: Options, words: Sequence[str], device: torc
     """
     paths = util.images.safe_paths(options.dataset.image_path, split.images)
     local_rep, local_adj = load_local(options.local_path, split.images)
-    token_ids, lengths = encode_captions(split.captions, words)
+    token_ids, lengths = encode_captions(split.captions, options, words)
     size = resize_size(options.dataset.image_size) if training else options.dataset.image_size
     return Data(
         split,
@@ -203,34 +207,28 @@ def load_data(split: Split, options: Options, words: Sequence[str], device: torc
         token_ids.to(device),
         lengths,
         torch.from_numpy(split.image_of_caption),
+        SameCaptions(token_ids.numpy(), split.image_of_caption),
     )
-
-
-def encode_captions(captions: Sequence[str], words: Sequence[str]) -> tuple[Tensor, Tensor]:
-    """Captions -> token_ids (M, T) with 0 = padding, lengths (M,)."""
-    index = vocab.Vocabulary(tuple(words)).index
-    known: dict[str, list[int]] = {}  # the data sets repeat many captions
-    for caption in captions:
-        if caption not in known:
-            known[caption] = vocab.encode(caption, index)
-    lengths = torch.tensor([len(known[caption]) for caption in captions])
-    token_ids = torch.zeros(len(captions), int(lengths.max()), dtype=torch.int64)
-    for i, caption in enumerate(captions):
-        token_ids[i, : lengths[i]] = torch.tensor(known[caption])
-    return token_ids, lengths
 
 
 # ---------------------------------------------------------------- batches
 
 
 class Batch(NamedTuple):
-    """Of training: images (B, 3, S, S), local features (B, 20, 20), token_ids (B, T); lengths (B,) on the CPU."""
+    """Of training, B images with M captions: images (B, 3, S, S), local features (B, 20, 20), token_ids (M, T); lengths
+    (M,) on the CPU; and which of them belong together. Without `dataset.captions_per_image`, M = B pairs."""
 
     images: Tensor
     local_rep: Tensor
     local_adj: Tensor
     token_ids: Tensor
     lengths: Tensor
+    pairs: Pairs
+
+    @property
+    def inputs(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """What the model takes."""
+        return self[:5]
 
 
 ORDER, AUGMENT, DROPOUT, WEIGHTS = 1, 2, 3, 4  # what a random stream is for
@@ -241,28 +239,37 @@ def random_stream(purpose: int, *place: int) -> np.random.Generator:
     return np.random.default_rng((purpose, *place))
 
 
-def batch_count(data: Data, batch_size: int) -> int:
+def batch_count(data: Data, options: Dataset) -> int:
     """Batches in an epoch; the last may be smaller."""
-    return -(-len(data.lengths) // batch_size)
+    samples = len(data.paths) if options.captions_per_image else len(data.lengths)
+    return -(-samples // options.batch_size)
+
+
+def pair_count(data: Data, options: Dataset) -> int:
+    """Pairs of a caption and its image in an epoch."""
+    counts = np.bincount(data.image_of_caption.numpy())
+    return int(counts.clip(max=options.captions_per_image or None).sum())
 
 
 def train_batches(data: Data, options: Options, fold: int, epoch: int, first: int = 0) -> Iterator[Batch]:
-    """The batches of an epoch from batch `first` on: pairs shuffled, the last partial batch kept."""
-    size, image_size = options.dataset.batch_size, options.dataset.image_size
-    order = random_stream(ORDER, options.seed, fold, epoch).permutation(len(data.lengths))
-    caption_rows = [order[i : i + size] for i in range(first * size, len(order), size)]
-    image_rows = [data.image_of_caption[captions].numpy() for captions in caption_rows]
-    device = data.token_ids.device
-    batches = zip(caption_rows, image_rows, data.pixels.batches(image_rows, device), strict=True)
-    for step, (captions, rows, (pixels, places)) in enumerate(batches, first):
-        drawn = draw_augmentation(random_stream(AUGMENT, options.seed, fold, epoch, step), len(rows), image_size)
+    """The batches of an epoch from batch `first` on."""
+    image_size, kind = options.dataset.image_size, options.dataset.augment
+    owner, same, device = data.image_of_caption.numpy(), data.same, data.token_ids.device
+    rows = epoch_rows(owner, same.code, options.dataset, random_stream(ORDER, options.seed, fold, epoch))[first:]
+    batches = zip(rows, data.pixels.batches([of_batch.images for of_batch in rows], device), strict=True)
+    for step, ((images, captions, *pairs), (pixels, places)) in enumerate(batches, first):
+        drawn = draw_augmentation(
+            random_stream(AUGMENT, options.seed, fold, epoch, step), len(images), image_size, kind
+        )
+        positive = same.positive(images, captions)
         captions = torch.from_numpy(captions)
         lengths = data.lengths[captions]
         yield Batch(
             augment(pixels, places, drawn, image_size),
-            *_local_features(data, rows, device),
+            *_local_features(data, images, device),
             data.token_ids[send(captions, device), : int(lengths.max())],
             lengths,
+            Pairs(*(send(torch.from_numpy(array), device) for array in (*pairs, positive))),
         )
 
 

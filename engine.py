@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -11,13 +12,15 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from data import Batch, Data, caption_batches, image_batches
 from layers import build_model
+from layers.loss import InfoNCE, TripletLoss
 from layers.model import Model
 from option.schema import Optim, Options
 from util.checkpoints import load_weights
-from util.errors import memory_advice
+from util.errors import InputError, memory_advice, not_installed
 from utils import reuse_memory
 
 logger = logging.getLogger("galr")
@@ -25,6 +28,15 @@ logger = logging.getLogger("galr")
 IMAGE_BATCH = 32  # on a CPU, at most: larger ones take memory and are no faster
 CAPTION_BATCH = 256  # captions are small: a large batch reads the hidden weights less often
 SIMILARITY_BLOCK = 1 << 25  # similarities on the device at once
+
+
+def make_model(options: Options, words: Sequence[str]) -> Model:
+    """The model that the options describe, with random weights. Raises InputError where a part of it cannot be had."""
+    try:
+        with not_installed("the model of these options"):
+            return build_model(options, words)
+    except (ValueError, OSError) as error:  # OSError: a transformer that is not there
+        raise InputError(str(error).splitlines()[0]) from None
 
 
 def prepare(model: Model, options: Options, device: torch.device) -> Model:
@@ -37,7 +49,8 @@ def prepare(model: Model, options: Options, device: torch.device) -> Model:
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False  # float32 is float32
     model = model.to(device, memory_format=torch.channels_last)
     if options.optim.compile:
-        model.compile_trunk()
+        for trunk in model.trunks():
+            trunk.compile()
     return model
 
 
@@ -49,14 +62,55 @@ def autocast(options: Options, device: torch.device) -> torch.autocast:
 # ---------------------------------------------------------------- training
 
 
-def make_optimizer(model: nn.Module) -> torch.optim.Adam:
-    """Adam, its update fused into one pass. The rate is set at the start of every epoch."""
-    return torch.optim.Adam([p for p in model.parameters() if p.requires_grad], fused=True)
+def make_loss(options: Optim, device: torch.device) -> nn.Module:
+    """The loss that the options ask for; a temperature that is learned is a parameter of it."""
+    if options.loss == "infonce":
+        return InfoNCE(options.temperature, options.learn_temperature).to(device)
+    return TripletLoss(options.margin, options.max_violation)
 
 
-def learning_rate(options: Optim, epoch: int) -> float:
-    """The rate of an epoch (from 0): times `lr_decay_param` at the start of every one that ends an update period."""
-    return options.lr * options.lr_decay_param ** ((epoch + 1) // options.lr_update_epoch)
+def make_optimizer(model: Model, options: Optim, loss_of: nn.Module | None = None) -> torch.optim.AdamW:
+    """Of the model and of what the loss learns: Adam, with decoupled decay where there is one, its update fused.
+
+    `train_step` sets the rates: each group of parameters has a `factor`, what its rate is of `lr`. Vectors and numbers
+    (biases, normalisation, the temperature) do not decay.
+    """
+    rates = {parameter: options.trunk_lr for trunk in model.trunks() for parameter in trunk.parameters()}
+    rates |= {parameter: options.text_lr for text in model.transformers() for parameter in text.parameters()}
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for parameter in (*model.parameters(), *(loss_of.parameters() if loss_of else ())):
+        if parameter.requires_grad:
+            factor = (rates.get(parameter) or options.lr) / options.lr
+            decay = options.weight_decay if parameter.ndim > 1 else 0.0
+            groups.setdefault((factor, decay), []).append(parameter)
+    return torch.optim.AdamW(
+        [{"params": those, "factor": factor, "weight_decay": decay} for (factor, decay), those in groups.items()],
+        betas=options.betas,
+        fused=True,
+    )
+
+
+def make_average(model: Model, keep: float) -> AveragedModel | None:
+    """A running average of the model's weights that keeps so much of itself at each step, less at first; None for 0."""
+
+    def update(average: list[Tensor], weights: list[Tensor], steps: Tensor) -> None:
+        torch._foreach_lerp_(average, weights, 1 - min(keep, (1 + steps.item()) / (10 + steps.item())))
+
+    return AveragedModel(model, multi_avg_fn=update) if keep else None
+
+
+def learning_rate(options: Optim, epoch: int, done: float = 0.0) -> float:
+    """The rate of a step: epoch (from 0), and the part of it that is done with the step, in (0, 1].
+
+    `step`: times `lr_decay_param` at the start of every epoch that ends an update period; `cosine`: from `lr` down to 0
+    along half a wave, after the warm-up. In the first `warmup` epochs it rises in proportion to what is done.
+    """
+    if options.schedule == "step":
+        rate = options.lr * options.lr_decay_param ** ((epoch + 1) // options.lr_update_epoch)
+    else:
+        part = max(epoch + done - options.warmup, 0) / (options.epochs - options.warmup)
+        rate = options.lr * (1 + math.cos(math.pi * min(part, 1))) / 2
+    return rate * min((epoch + done) / options.warmup, 1) if options.warmup else rate
 
 
 def train_step(
@@ -64,13 +118,14 @@ def train_step(
 ) -> Tensor:
     """Forward, backward and update -> the loss, which stays on the device: nothing here waits for it."""
     for group in optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = rate * group.get("factor", 1)  # runs of before there were factors have none
     with autocast(options, batch.images.device):
-        loss = loss_of(model(*batch))
+        loss = loss_of(model(*batch.inputs), batch.pairs)
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
     if options.optim.grad_clip > 0:
-        torch.nn.utils.clip_grad_norm_(model.parameters(), options.optim.grad_clip)
+        learning = (parameter for group in optimizer.param_groups for parameter in group["params"])
+        torch.nn.utils.clip_grad_norm_(learning, options.optim.grad_clip)
     optimizer.step()
     return loss.detach()
 
@@ -170,7 +225,7 @@ def load_model(checkpoint: dict[str, Any], options: Options, words: Sequence[str
 
     Raises InputError where it does not fit.
     """
-    model = build_model(options, words)
+    model = make_model(options, words)
     load_weights(model, checkpoint, words)
     warn_of_other_options(checkpoint, options)
     return prepare(model, options, device)

@@ -16,7 +16,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-import vocab
 from data import Data, Split, load_data, read_split, validation_split
 from engine import encode_split, load_model
 from option.schema import Options, load_options
@@ -26,6 +25,7 @@ from postprocessing.recall import Standings, chance, standings
 from postprocessing.rerank import PUBLISHED, Reranker
 from postprocessing.results import FoldScore, Reranked, Results, score_of, summarise
 from postprocessing.tables import narrow, write_tables
+from tokens import load_words
 from util.checkpoints import BEST, read_checkpoint
 from util.errors import InputError
 from util.files import check_writable, write_json
@@ -47,7 +47,7 @@ def main() -> None:
     check_folds(run, folds, arguments)
     folder = Path(options.logs.matrices)
     check_writable(folder, "logs.matrices")
-    words = vocab.load(options.dataset.vocab_path).words
+    words = load_words(options)
     test = load_data(read_split(options.dataset.data_path, "test"), options, words, device, training=False)
     logger.info(describe("test", test))
     scored = {fold: score_fold(run, fold, test, options, words, device) for fold in folds}

@@ -8,7 +8,6 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-import vocab
 from data import load_data, read_split, validation_split
 from engine import encode_split, load_model
 from option.schema import load_options
@@ -18,6 +17,7 @@ from postprocessing.sheet import retrieval_sheet
 from postprocessing.style import save_figure
 from postprocessing.tables import narrow_fold
 from test import Matrix, describe, fold_score
+from tokens import load_words
 from util.checkpoints import read_checkpoint
 from util.errors import InputError
 from util.files import check_writable_file
@@ -43,7 +43,7 @@ def main() -> None:
             check_writable_file(Path(value))
     options = load_options(arguments.path_opt, arguments.set)
     device = pick_device(arguments.device)
-    words = vocab.load(options.dataset.vocab_path).words
+    words = load_words(options)
     model = load_model(read_checkpoint(arguments.resume), options, words, device)
     if arguments.split == "test":
         split = read_split(options.dataset.data_path, "test")

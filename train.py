@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 import torch
 
-import vocab
 from data import (
     DROPOUT,
     WEIGHTS,
@@ -27,22 +26,33 @@ from data import (
     batch_count,
     load_data,
     make_folds,
+    pair_count,
     random_stream,
     train_batches,
 )
-from engine import bf16_gain, encode_split, learning_rate, make_optimizer, prepare, train_step
-from layers import build_model
-from layers.loss import TripletLoss
+from engine import (
+    bf16_gain,
+    encode_split,
+    learning_rate,
+    make_average,
+    make_loss,
+    make_model,
+    make_optimizer,
+    prepare,
+    train_step,
+)
 from layers.model import Model
 from option.schema import Options, load_options
 from postprocessing.recall import chance, standings
 from postprocessing.sheet import retrieval_sheet
+from tokens import load_words
 from util.checkpoints import BEST, LAST, load_weights, read_checkpoint, save_checkpoint
-from util.errors import Interrupted, RunError, worker_died
+from util.errors import InputError, Interrupted, RunError, worker_died
 from util.files import check_writable
 from util.progress import Bar, Meter
 from util.record import only_writer, recorded
 from util.resume import (
+    Learner,
     Progress,
     check_inputs,
     content_for_resume,
@@ -71,7 +81,7 @@ def main() -> None:
     device = pick_device(arguments.device)
     if options.optim.precision == "bf16" and (gain := bf16_gain(device)) < 1:
         logger.info("note: bf16 has %.2f times the speed of float32 here: start runs with optim.precision=fp32", gain)
-    words = vocab.load(options.dataset.vocab_path).words
+    words = load_words(options)
     folds = make_folds(options, arguments.fold)
     for key in ("ckpt_save_path", "logger_name"):
         check_writable(Path(getattr(options.logs, key)) / options.k_fold.experiment_name, f"logs.{key}")
@@ -112,37 +122,42 @@ def train_fold(
     model = prepare(start_model(fold, state, options, words), options, device)
     train = load_data(fold.train, options, words, device, training=True)
     val = load_data(fold.val, options, words, device, training=False)
-    inputs, optimizer, progress, rows = fingerprint(train, val), make_optimizer(model), Progress(), []
+    loss_of, average = make_loss(options.optim, device), make_average(model, options.optim.ema)
+    learner = Learner(make_optimizer(model, options.optim, loss_of), loss_of, average)
+    inputs, progress, rows = fingerprint(train, val), Progress(), []
     if state:
         check_inputs(state, inputs, fold.folder, force)
-        progress, rows = restore(state, optimizer, fold.folder, device), state["rows"]
-    loss_of = TripletLoss(options.optim.margin, options.optim.max_violation)
-    batches = batch_count(train, options.dataset.batch_size)
+        progress, rows = restore(state, learner, fold.folder, device), state["rows"]
+    scored = average.module if average else model
+    batches = batch_count(train, options.dataset)
+    pairs = pair_count(train, options.dataset)
     logger.info("fold %d: %d pairs to train on, %d images to validate on, into %s",
-                fold.number, len(train.lengths), len(val.paths), fold.folder)  # fmt: skip
+                fold.number, pairs, len(val.paths), fold.folder)  # fmt: skip
 
     with StopSignals() as signals, recorded(fold.folder, fold.names, options, rows, device) as log:
 
         def save(name: str) -> None:
             losses = window_losses(progress)
-            content = content_for_scoring(model, progress, options, words)
+            content = content_for_scoring(scored if name == BEST else model, progress, options, words)
             check_finite(content["model"], progress)
             if name == LAST:
-                content |= content_for_resume(optimizer, progress, losses, log.rows, inputs)
+                content |= content_for_resume(learner, progress, losses, log.rows, inputs)
             save_checkpoint(content, fold.folder / name, keep_previous=name == LAST)
 
         with saved_when_stopped(save, signals, fold.folder):
             while progress.epoch < options.optim.epochs:
                 # train
-                rate, meter = learning_rate(options.optim, progress.epoch), Meter()
+                meter = Meter()
                 model.train()
-                with pair_bar(fold, progress, len(train.lengths), options) as bar:
+                with pair_bar(fold, progress, pairs, batches) as bar:
                     for batch in train_batches(train, options, fold.number, progress.epoch, progress.batch):
                         seed_dropout(options.seed, fold.number, progress)
-                        loss = train_step(model, batch, loss_of, optimizer, rate, options)
-                        progress.count(loss)
+                        rate = learning_rate(options.optim, progress.epoch, (progress.batch + 1) / batches)
+                        progress.count(train_step(model, batch, loss_of, learner.optimizer, rate, options))
+                        if average:
+                            average.update_parameters(model)
                         for counter in (bar, meter):
-                            counter.update(len(batch.lengths))
+                            counter.update(len(batch.pairs.image))
                         if progress.batch % options.logs.print_freq == 0 or progress.batch == batches:
                             log.train_row(train_row(progress, batches, rate, meter.read()))
                             progress.window.clear()
@@ -152,7 +167,7 @@ def train_fold(
 
                 # evaluate
                 if (progress.epoch + 1) % options.logs.eval_step == 0 or progress.epoch + 1 == options.optim.epochs:
-                    sims = encode_split(model, val, options, signals.check)
+                    sims = encode_split(scored, val, options, signals.check)
                     row = validation_row(sims, val, progress)
                     log.val_row(row, retrieval_sheet(sims, val.paths, val.split.captions, val.split.image_of_caption))
                     if 6 * row["mr"] > progress.best_rsum:
@@ -170,7 +185,7 @@ def start_model(fold: Fold, state: dict | None, options: Options, words: Sequenc
     Raises InputError where weights are missing or do not fit.
     """
     torch.manual_seed(int(random_stream(WEIGHTS, options.seed, fold.number).integers(2**63)))
-    model, resume = build_model(options, words), options.optim.resume
+    model, resume = make_model(options, words), options.optim.resume
     if state:
         load_weights(model, state, words)
     elif resume:
@@ -178,6 +193,10 @@ def start_model(fold: Fold, state: dict | None, options: Options, words: Sequenc
         load_weights(model, read_checkpoint(resume), words)
     else:
         load_starting_weights(model, options.model, words)
+    try:
+        model.freeze(options.optim.freeze)
+    except ValueError as error:
+        raise InputError(f"optim.freeze: {error}") from None
     return model
 
 
@@ -197,10 +216,10 @@ def seed_dropout(seed: int, fold: int, progress: Progress) -> None:
     torch.manual_seed(int(random_stream(DROPOUT, seed, fold, progress.epoch, progress.batch).integers(2**63)))
 
 
-def pair_bar(fold: Fold, progress: Progress, pairs: int, options: Options) -> Bar:
-    """The progress bar of an epoch, from where it stands."""
-    done = min(progress.batch * options.dataset.batch_size, pairs)
-    return Bar(total=pairs, initial=done, unit="pair", desc=f"fold {fold.number} epoch {progress.epoch}")
+def pair_bar(fold: Fold, progress: Progress, pairs: int, batches: int) -> Bar:
+    """The progress bar of an epoch, from about where it stands."""
+    done, name = pairs * progress.batch // batches, f"fold {fold.number} epoch {progress.epoch}"
+    return Bar(total=pairs, initial=done, unit="pair", desc=name)
 
 
 def train_row(progress: Progress, batches: int, rate: float, speed: float) -> dict[str, Any]:

@@ -89,7 +89,7 @@ def our_wait(overrides: tuple[str, ...], steps: int, device: torch.device) -> Ca
     """The share of bf16 training steps, fed from the cache in memory, that passes in waiting for the next batch."""
     options = settings(overrides, "bf16")
     model = engine.prepare(new_model(options), options, device)
-    data, optimizer = train_data(options, device), engine.make_optimizer(model)
+    data, optimizer = train_data(options, device), engine.make_optimizer(model, options.optim)
     waited = 0.0
 
     def watched(*arguments: Any) -> Iterator[Any]:

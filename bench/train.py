@@ -19,7 +19,7 @@ import engine
 from bench import Case, figures, measured
 from bench.baseline import Baseline, train_step, triplet_loss
 from data import Data, Split, train_batches
-from engine import learning_rate, make_optimizer, prepare
+from engine import learning_rate, make_loss, make_optimizer, prepare
 from layers import build_model
 from layers.loss import TripletLoss
 from layers.published import to_published
@@ -27,6 +27,7 @@ from option import load_options
 from option.schema import Options
 from util.errors import RunError
 from util.pixels import MemoryPixels
+from util.sampling import SameCaptions
 from util.transforms import normalise, resize_size
 from utils import ROOT
 
@@ -69,6 +70,7 @@ def made_up(options: Options, images: int, side: int, device: torch.device, leng
         torch.from_numpy(token_ids).to(device),
         torch.from_numpy(lengths),
         torch.from_numpy(owner),
+        SameCaptions(token_ids, owner),
     )
 
 
@@ -123,7 +125,7 @@ def train_epoch(
 ) -> Iterator[Tensor]:
     """The losses of an epoch's steps, taken as in train.py."""
     model.train()
-    loss_of = TripletLoss(options.optim.margin, options.optim.max_violation)
+    loss_of = make_loss(options.optim, data.token_ids.device)
     for batch in train_batches(data, options, 0, epoch):
         yield engine.train_step(model, batch, loss_of, optimizer, learning_rate(options.optim, epoch), options)
 
@@ -131,7 +133,7 @@ def train_epoch(
 def steps_of(options: Options, device: torch.device) -> Iterator[Tensor]:
     """The training loop of a new model, epoch after epoch."""
     model = prepare(new_model(options), options, device)
-    data, optimizer = train_data(options, device), make_optimizer(model)
+    data, optimizer = train_data(options, device), make_optimizer(model, options.optim)
     return chain.from_iterable(train_epoch(model, data, options, optimizer, epoch) for epoch in count())
 
 
@@ -150,7 +152,7 @@ def our_step(overrides: tuple[str, ...], precision: str, device: torch.device) -
 def plain_batches(options: Options, device: torch.device) -> Iterator[list[Tensor]]:
     """The first batches that ours gets too, again and again, in the plain memory format."""
     batches = islice(train_batches(train_data(options, device), options, 0, 0), 4)
-    return cycle([[images.contiguous(), *others] for images, *others in batches])
+    return cycle([[images.contiguous(), *others] for images, *others, _ in batches])
 
 
 def baseline_step(overrides: tuple[str, ...], device: torch.device) -> Callable[[], None]:
@@ -183,7 +185,7 @@ def our_gradients(overrides: tuple[str, ...], device: torch.device) -> Callable[
     batch = next(train_batches(data, options, 0, 0))
 
     def work() -> dict[str, float]:
-        TripletLoss(options.optim.margin)(model(*batch)).backward()
+        TripletLoss(options.optim.margin)(model(*batch.inputs)).backward()
         gradients = {name: p.new_zeros(p.shape) if p.grad is None else p.grad for name, p in model.named_parameters()}
         return norms(to_published(gradients))
 

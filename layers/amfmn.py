@@ -23,7 +23,8 @@ from torch import Tensor, nn
 
 from layers.global_branch import GlobalBranch
 from layers.model import Model
-from layers.text_encoder import TextEncoder
+from layers.text_encoder import make_text_encoder
+from layers.trunk import make_trunk
 
 if TYPE_CHECKING:
     from option.models import AMFMNOptions
@@ -149,8 +150,9 @@ class AMFMN(Model):
     def __init__(self, options: AMFMNOptions, image_size: int, words: int) -> None:
         super().__init__()
         embed_dim = options.embed.embed_dim
-        self.global_branch = GlobalBranch(image_size, embed_dim, normalise=False)
-        self.text_encoder = TextEncoder(options.seq2vec, words, embed_dim)
+        trunk = make_trunk(options.trunk, image_size, options.trunk_norm)
+        self.global_branch = GlobalBranch(trunk, image_size, embed_dim, normalise=False)
+        self.text_encoder = make_text_encoder(options.seq2vec, words, embed_dim)
         self.attention = ATTENTION[options.cross_attention.att_type](embed_dim)
         self.unused_gate = nn.Linear(2 * embed_dim, embed_dim)  # nothing reads it, but published files carry it
 
@@ -166,8 +168,3 @@ class AMFMN(Model):
         """v (N, D), t (M, D) -> S (N, M), in float32 whatever autocast says."""
         with torch.autocast(image_vectors.device.type, enabled=False):
             return self.attention(image_vectors.float(), text_vectors.float())
-
-    @property
-    def resnet(self) -> nn.Module:
-        """The trunk."""
-        return self.global_branch.resnet

@@ -9,13 +9,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from layers.global_branch import GlobalBranch
 from layers.local_branch import LocalBranch
 from layers.midf import MIDF
 from layers.model import Model
-from layers.text_encoder import TextEncoder
+from layers.text_encoder import make_text_encoder
+from layers.trunk import make_trunk
 
 if TYPE_CHECKING:
     from option.models import GaLROptions
@@ -27,10 +28,11 @@ class GaLR(Model):
     def __init__(self, options: GaLROptions, image_size: int, words: int) -> None:
         super().__init__()
         embed_dim = options.embed.embed_dim
-        self.global_branch = GlobalBranch(image_size, embed_dim)
+        trunk = make_trunk(options.trunk, image_size, options.trunk_norm)
+        self.global_branch = GlobalBranch(trunk, image_size, embed_dim)
         self.local_branch = LocalBranch(embed_dim)
         self.midf = MIDF(options.fusion)
-        self.text_encoder = TextEncoder(options.seq2vec, words, embed_dim)
+        self.text_encoder = make_text_encoder(options.seq2vec, words, embed_dim)
 
     def encode_image(self, images: Tensor, local_rep: Tensor, local_adj: Tensor) -> Tensor:
         """(B, 3, S, S), (B, 20, 20), (B, 20, 20) -> (B, D), not normalised."""
@@ -41,8 +43,3 @@ class GaLR(Model):
     def encode_text(self, token_ids: Tensor, lengths: Tensor | None = None) -> Tensor:
         """(B, T) int64 with 0 = padding, (B,) number of words -> (B, D), not normalised."""
         return self.text_encoder(token_ids, lengths)
-
-    @property
-    def resnet(self) -> nn.Module:
-        """The trunk."""
-        return self.global_branch.resnet

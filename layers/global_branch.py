@@ -1,4 +1,4 @@
-"""Global branch: ResNet-18 and multi-scale visual self-attention, MVSA (paper section III-A; released code).
+"""Global branch: a trunk and multi-scale visual self-attention, MVSA (paper section III-A; released code).
 
 f1..f4 = layer1..layer4 of ResNet-18           low = [f1; up(f2)]        high = [f3; up(f4)]
 solo   = Linear(mean of f4 over positions)
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from layers.model import l2norm
-from layers.trunk import feature_maps, resnet18
+from layers.trunk import Trunk
 
 
 class MVSA(nn.Module):
@@ -24,23 +24,25 @@ class MVSA(nn.Module):
     map itself with its taps summed. So neither `low` nor `high` is ever laid out, which costs more than the products.
     """
 
-    def __init__(self, size: int, embed_dim: int) -> None:
+    def __init__(self, channels: tuple[int, ...], size: int, embed_dim: int) -> None:
+        """channels: of f1..f4; size: s, the side of f3."""
         super().__init__()
-        self.low_conv = nn.Conv2d(192, 3, kernel_size=3, stride=4)
-        self.high_conv = nn.Conv2d(768, 3, kernel_size=1)
+        self.low_channels, self.high_channels = channels[:2], channels[2:]
+        self.low_conv = nn.Conv2d(sum(self.low_channels), 3, kernel_size=3, stride=4)
+        self.high_conv = nn.Conv2d(sum(self.high_channels), 3, kernel_size=1)
         self.value = nn.Conv2d(6, 1, kernel_size=1)
         self.gate = nn.Conv2d(6, 1, kernel_size=1)
         self.mask = nn.Linear(size * size, embed_dim)
 
     def forward(self, f1: Tensor, f2: Tensor, f3: Tensor, f4: Tensor) -> Tensor:
-        """f1 (B, 64, 4s, 4s), f2 (B, 128, 2s, 2s), f3 (B, 256, s, s), f4 (B, 512, s/2, s/2) -> (B, D)."""
+        """f1 (B, C1, 4s, 4s), f2 (B, C2, 2s, 2s), f3 (B, C3, s, s), f4 (B, C4, s/2, s/2) -> (B, D)."""
         b = self._high(f3, f4)
         c = torch.cat((self._low(f1, f2), b), dim=1) + b.mean(dim=1, keepdim=True)
         return self.mask((self.value(c) * torch.sigmoid(self.gate(c))).flatten(1))
 
     def _low(self, f1: Tensor, f2: Tensor) -> Tensor:
         """low_conv([f1; up(f2)]): with stride 4, taps 0, 1, 2 meet pixels 0, 0, 1 of every other one of f2."""
-        of_f1, of_f2 = self.low_conv.weight.permute(0, 2, 3, 1).split((64, 128), dim=3)
+        of_f1, of_f2 = self.low_conv.weight.permute(0, 2, 3, 1).split(self.low_channels, dim=3)
         of_f2 = torch.stack((of_f2[:, :2].sum(1), of_f2[:, 2]), dim=1)
         of_f2 = torch.stack((of_f2[:, :, :2].sum(2), of_f2[:, :, 2]), dim=2)
         a = functional.linear(_patches(f1, 4, 3), of_f1.flatten(1), self.low_conv.bias)
@@ -49,7 +51,7 @@ class MVSA(nn.Module):
 
     def _high(self, f3: Tensor, f4: Tensor) -> Tensor:
         """high_conv([f3; up(f4)])"""
-        of_f3, of_f4 = self.high_conv.weight.split((256, 512), dim=1)
+        of_f3, of_f4 = self.high_conv.weight.split(self.high_channels, dim=1)
         deep = functional.interpolate(functional.conv2d(f4, of_f4), scale_factor=2)
         return functional.conv2d(f3, of_f3, self.high_conv.bias) + deep
 
@@ -61,25 +63,20 @@ def _patches(x: Tensor, stride: int, side: int) -> Tensor:
 
 
 class GlobalBranch(nn.Module):
-    """Images -> v_g. At image size S the attention map is S / 16 wide; published weights fit S = 256.
+    """Images -> v_g. At image size S the attention map is S / 16 wide; published weights fit S = 256 and `resnet18`.
 
-    normalise: to unit length, as GaLR does and AMFMN does not.
+    normalise: v_g to unit length, as GaLR does and AMFMN does not.
     """
 
-    def __init__(self, image_size: int, embed_dim: int, normalise: bool = True) -> None:
+    def __init__(self, trunk: Trunk, image_size: int, embed_dim: int, normalise: bool = True) -> None:
         super().__init__()
         self.normalise = normalise
-        self.resnet = resnet18()  # its fc is not used, but published files carry it
-        self.solo = nn.Linear(512, embed_dim)
-        self.mvsa = MVSA(image_size // 16, embed_dim)
-
-    def trunk(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """images (B, 3, S, S) -> f1..f4."""
-        return feature_maps(self.resnet, images)
+        self.trunk = trunk
+        self.solo = nn.Linear(self.trunk.width, embed_dim)
+        self.mvsa = MVSA(self.trunk.channels, image_size // 16, embed_dim)
 
     def forward(self, images: Tensor) -> Tensor:
         """images (B, 3, S, S), normalised -> v_g (B, D)."""
-        f1, f2, f3, f4 = self.trunk(images)
-        solo = self.solo(f4.mean(dim=(2, 3)))
-        v_g = solo.float() * torch.sigmoid(self.mvsa(f1, f2, f3, f4).float())
+        *maps, pooled = self.trunk(images)
+        v_g = self.solo(pooled).float() * torch.sigmoid(self.mvsa(*maps).float())
         return l2norm(v_g) if self.normalise else v_g

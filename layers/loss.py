@@ -1,25 +1,44 @@
-"""Bidirectional triplet loss (paper section III-D; released code).
-
-    L = sum over i != j of  max(0, margin + s_ij - s_ii) + max(0, margin + s_ij - s_jj)
-
-with `max_violation` only the largest term of each row (first part) and of each column (second part).
-"""
+"""What training minimises: the published triplet loss, or symmetric cross-entropy, of similarities s_ij."""
 
 from __future__ import annotations
 
+import math
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
+
+LARGEST_SCALE = 100  # of similarities in the cross-entropy (CLIP's)
+
+
+class Pairs(NamedTuple):
+    """What belongs together in a batch of B images and M captions.
+
+    image, caption: (P,) row and column of each pair of the data set in the batch; positive: (B, M) whether the image
+    has a caption of these very words, in the batch or not.
+    """
+
+    image: Tensor
+    caption: Tensor
+    positive: Tensor
 
 
 class TripletLoss(nn.Module):
-    """Pairs stand on the diagonal of the similarity matrix; a caption of the same image elsewhere is a negative too."""
+    """Bidirectional triplet loss (paper section III-D; released code).
+
+        L = sum over i != j of  max(0, margin + s_ij - s_ii) + max(0, margin + s_ij - s_jj)
+
+    with `max_violation` only the largest term of each row (first part) and of each column (second part). Pairs stand on
+    the diagonal; a caption of the same image elsewhere is a negative too.
+    """
 
     def __init__(self, margin: float = 0.2, max_violation: bool = False) -> None:
         super().__init__()
         self.margin, self.max_violation = margin, max_violation
 
-    def forward(self, similarity: Tensor) -> Tensor:
-        """similarity (B, B), images x captions -> scalar, a sum over the batch."""
+    def forward(self, similarity: Tensor, pairs: Pairs | None = None) -> Tensor:
+        """similarity (B, B), images x captions -> scalar, a sum over the batch. `pairs` is not read."""
         positive = similarity.diagonal()
         own = torch.eye(len(similarity), dtype=torch.bool, device=similarity.device)
         captions = (self.margin + similarity - positive[:, None]).clamp(min=0).masked_fill(own, 0)
@@ -27,3 +46,31 @@ class TripletLoss(nn.Module):
         if self.max_violation:
             return captions.amax(dim=1).sum() + images.amax(dim=0).sum()
         return captions.sum() + images.sum()
+
+
+class InfoNCE(nn.Module):
+    """Symmetric cross-entropy (van den Oord et al. 2018; in both directions as in CLIP, Radford et al. 2021).
+
+        l_ij = s_ij / temperature
+        L = mean over pairs (i, j) of half of
+            log(1 + sum over j' in N(i) of exp(l_ij' - l_ij)) + log(1 + sum over i' in N'(j) of exp(l_i'j - l_ij))
+
+    N(i) are the captions of all pairs whose words no caption of image i has, N'(j) the images without a caption of j's
+    words: equal captions, and captions of one image, are no negatives of each other. Where every image has one caption
+    and no two are equal, this is CLIP's loss. A learned temperature does not fall below 1 / 100.
+    """
+
+    def __init__(self, temperature: float = 0.07, learned: bool = True) -> None:
+        super().__init__()
+        self.log_scale = nn.Parameter(torch.tensor(-math.log(temperature)), requires_grad=learned)
+
+    def forward(self, similarity: Tensor, pairs: Pairs) -> Tensor:
+        """similarity (B, M), images x captions -> scalar."""
+        if self.log_scale.requires_grad:
+            self.log_scale.data.clamp_(max=math.log(LARGEST_SCALE))  # not in the graph, where it could not come back
+        logits = similarity.float() * self.log_scale.exp()
+        own = logits[pairs.image, pairs.caption]
+        others = logits.masked_fill(pairs.positive, torch.finfo(logits.dtype).min / 2)  # finite: a row may have none
+        of_image = others[:, pairs.caption].logsumexp(dim=1)[pairs.image]
+        of_caption = others.logsumexp(dim=0)[pairs.caption]
+        return (functional.softplus(of_image - own) + functional.softplus(of_caption - own)).mean() / 2

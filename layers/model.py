@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Self
+
 import torch
 from torch import Tensor, nn
+
+from layers.text_encoder import TransformerEncoder
+from layers.trunk import Trunk
 
 
 class Model(nn.Module):
     """Images and captions -> vectors -> similarities. A model defines its two encoders, and a similarity of its own
     where that is not the cosine.
 
-    resnet: its trunk, which may start from weights of its own (`model.pretrained`) and is run by a method `trunk`.
+    frozen: parts that do not learn.
     """
 
-    resnet: nn.Module
+    def __init__(self) -> None:
+        super().__init__()
+        self.frozen: list[nn.Module] = []
 
     def encode_image(self, images: Tensor, local_rep: Tensor, local_adj: Tensor) -> Tensor:
         """(B, 3, S, S), (B, 20, 20), (B, 20, 20) -> (B, D), not normalised."""
@@ -27,11 +35,35 @@ class Model(nn.Module):
         """(N, D), (M, D) -> (N, M) float32; here the cosine."""
         return cosine(image_vectors, text_vectors)
 
-    def compile_trunk(self) -> None:
-        """Have PyTorch compile the part that takes nearly all of the time (`optim.compile`)."""
-        for module in self.modules():
-            if hasattr(module, "trunk"):
-                module.trunk = torch.compile(module.trunk)
+    def trunks(self) -> list[Trunk]:
+        """The network that turns images into feature maps, in a list; none where a model has no such part."""
+        return [module for module in self.modules() if isinstance(module, Trunk)]
+
+    def transformers(self) -> list[nn.Module]:
+        """The network that reads captions, in a list; none where a model has no transformer for this."""
+        return [module.network for module in self.modules() if isinstance(module, TransformerEncoder)]
+
+    def freeze(self, names: Sequence[str]) -> None:
+        """Have parts stay as they are: no weight of theirs learns, no statistic moves, nothing is dropped out.
+
+        names: of modules, with or without what they are parts of (`trunk`, `text_encoder.embedding`). Raises ValueError
+        for one that is not there.
+        """
+        for name in names:
+            parts = [module for path, module in self.named_modules() if f".{path}".endswith(f".{name}")]
+            if not parts:
+                known = ", ".join(child for child, _ in self.named_children())
+                raise ValueError(f"the model has no part {name}; its parts are {known}")
+            for part in parts:
+                part.requires_grad_(False)
+            self.frozen += parts
+
+    def train(self, mode: bool = True) -> Self:
+        """Training or evaluation mode; frozen parts are always in the latter."""
+        super().train(mode)
+        for part in self.frozen:
+            part.eval()
+        return self
 
     def forward(
         self, images: Tensor, local_rep: Tensor, local_adj: Tensor, token_ids: Tensor, lengths: Tensor | None = None

@@ -26,7 +26,7 @@ SGA = _block({"mhatt1.": "attention1.", "mhatt2.": "attention2."}, norms=3)
 
 # the beginning of a published name -> of ours
 NAMES = {
-    "extract_feature.resnet.": "global_branch.resnet.",
+    "extract_feature.resnet.": "global_branch.trunk.net.",
     "extract_feature.linear.": "global_branch.solo.",
     "mvsa.LF_conv.": "global_branch.mvsa.low_conv.",
     "mvsa.HF_conv.": "global_branch.mvsa.high_conv.",
@@ -52,7 +52,7 @@ NAMES = {
     "cross_attention_s.fc_text.0.": "attention.text.",
     "vgmf_gate.gate.": "unused_gate.",
     # VSE++'s
-    "img_enc.cnn.module.": "resnet.",
+    "img_enc.cnn.module.": "trunk.net.",
     "img_enc.fc.": "image_out.",
     "txt_enc.embed.": "embedding.",
     "txt_enc.rnn.": "gru.",

@@ -1,6 +1,8 @@
 """Text branch: word embedding, skip-thoughts GRU, linear layer (paper section III-C; released code).
 
-t = relu(Linear(H, D)(state at the last real word))
+    t = relu(Linear(H, D)(state at the last real word))
+
+and two of our own that may stand in its place: a plain GRU, and a transformer of Hugging Face with its own tokenizer.
 """
 
 from __future__ import annotations
@@ -9,11 +11,12 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from layers.gru import GRU, pack
 
 if TYPE_CHECKING:
-    from option.models import Seq2Vec
+    from option.text import PlainGRU, Seq2Vec, TextOptions, Transformer
 
 
 class TextEncoder(nn.Module):
@@ -51,3 +54,78 @@ class TextEncoder(nn.Module):
     def forward(self, token_ids: Tensor, lengths: Tensor | None = None) -> Tensor:
         """token_ids (B, T), lengths (B,) or None -> text vector (B, D), not normalised."""
         return torch.relu(self.out(self.sentence_vector(token_ids, lengths))).float()
+
+
+class GRUEncoder(nn.Module):
+    """t = Linear(H, D)(states of a GRU, pooled): the last state, or the mean or the largest over the words.
+
+    With `bidirectional`, a second GRU reads backwards, and H is twice `hidden_dim`. Dropout before and after.
+    """
+
+    def __init__(self, options: PlainGRU, words: int, embed_dim: int) -> None:
+        super().__init__()
+        self.pooling = options.pooling
+        self.embedding = nn.Embedding(words + 1, options.embedding_dim, padding_idx=0)
+        directions = 2 if options.bidirectional else 1
+        self.gru = nn.GRU(options.embedding_dim, options.hidden_dim, batch_first=True, bidirectional=directions == 2)
+        self.drop = nn.Dropout(options.dropout)
+        self.out = nn.Linear(directions * options.hidden_dim, embed_dim)
+
+    def forward(self, token_ids: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """token_ids (B, T), 0 = padding after the last word; lengths (B,) or None -> (B, D), not normalised."""
+        if lengths is None:
+            lengths = (token_ids != 0).sum(1)
+        lengths = lengths.clamp(min=1).cpu()  # a caption without words is one padding word
+        words = self.drop(self.embedding(token_ids))
+        states, last = self.gru(pack_padded_sequence(words, lengths, batch_first=True, enforce_sorted=False))
+        if self.pooling == "last":
+            pooled = torch.cat(tuple(last), dim=1)
+        else:
+            pooled = pool(pad_packed_sequence(states, batch_first=True)[0], lengths, self.pooling)
+        return self.out(self.drop(pooled)).float()
+
+
+class TransformerEncoder(nn.Module):
+    """t = Linear(H, D)(last hidden states of a transformer, pooled): the first, or the mean over the tokens.
+
+    token_ids are those of its tokenizer plus one, so that 0 is padding here as everywhere, whatever it is there.
+    """
+
+    def __init__(self, options: Transformer, embed_dim: int) -> None:
+        super().__init__()
+        from transformers import AutoConfig, AutoModel
+
+        config = AutoConfig.from_pretrained(options.path)
+        self.pooling = options.pooling
+        self.network = AutoModel.from_config(config)
+        self.drop = nn.Dropout(options.dropout)
+        self.out = nn.Linear(config.hidden_size, embed_dim)
+
+    def forward(self, token_ids: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """token_ids (B, T), 0 = padding after the last token; lengths (B,) or None -> (B, D), not normalised."""
+        real = token_ids != 0
+        inputs = {"input_ids": (token_ids - 1).clamp(min=0), "attention_mask": real.long()}
+        states = self.network(**inputs).last_hidden_state
+        return self.out(self.drop(pool(states.float(), real.sum(1), self.pooling))).float()
+
+
+def pool(states: Tensor, lengths: Tensor, pooling: str) -> Tensor:
+    """states (B, T, H), of which the first lengths (B,) count -> (B, H): the first, the mean or the largest."""
+    if pooling == "first":
+        return states[:, 0]
+    real = (torch.arange(states.shape[1]) < lengths.cpu()[:, None]).to(states.device)[:, :, None]
+    if pooling == "max":
+        return states.masked_fill(~real, -torch.inf).amax(dim=1)
+    return (states * real).sum(dim=1) / real.sum(dim=1).clamp(min=1)
+
+
+def make_text_encoder(options: TextOptions, words: int, embed_dim: int) -> nn.Module:
+    """The text encoder that `seq2vec.arch` names; words: of the vocabulary, for those that have none of their own.
+
+    Raises OSError for a transformer that is not there, and ImportError where transformers is not installed.
+    """
+    if options.arch == "transformer":
+        return TransformerEncoder(options, embed_dim)
+    if options.arch == "gru":
+        return GRUEncoder(options, words, embed_dim)
+    return TextEncoder(options, words, embed_dim)

@@ -1,26 +1,133 @@
-"""ResNet-18 (He et al. 2016), the trunk of every model here, and its four feature maps."""
+"""The trunk: the network that turns images into feature maps. ResNet-18 (He et al. 2016), as published, or one of timm.
+
+f1..f4 are the last feature maps of S/4, S/8, S/16 and S/32 pixels a side.
+"""
 
 from __future__ import annotations
 
+from typing import NamedTuple, Self
+
+import torch
 import torchvision
 from torch import Tensor, nn
 
+from layers.frozen_norm import fold_norms
+from layers.normalisation import MEAN, STD, Renormalise
 from layers.strided_conv import StridedConv2d
 
+STRIDES = (4, 8, 16, 32)
 
-def resnet18() -> nn.Module:
+
+class Features(NamedTuple):
+    """Of images (B, 3, S, S): f1..f4 (B, C, S/4, S/4) to (B, C', S/32, S/32), and a vector of the whole (B, W)."""
+
+    f1: Tensor
+    f2: Tensor
+    f3: Tensor
+    f4: Tensor
+    pooled: Tensor
+
+
+class Trunk(nn.Module):
+    """Images (B, 3, S, S) -> Features.
+
+    net: the network itself, under the names of its library. channels: of f1..f4; width: of the pooled vector.
+    classifier: how the names begin of what only its classification needs.
+    frozen_norm: batch normalisation goes by the statistics that the network came with; scale and shift learn.
+    """
+
+    net: nn.Module
+    channels: tuple[int, ...]
+    width: int
+    classifier: tuple[str, ...]
+    frozen_norm = False
+
+    def forward(self, images: Tensor) -> Features:
+        raise NotImplementedError
+
+    def freeze_norms(self, image_size: int) -> None:
+        """From here on `frozen_norm`."""
+        self.frozen_norm = True
+        fold_norms(self, torch.zeros(1, 3, image_size, image_size))
+        self.train()
+
+    def train(self, mode: bool = True) -> Self:
+        """Training or evaluation mode; normalisations that are frozen are always in the latter."""
+        super().train(mode)
+        for module in self.modules():
+            if self.frozen_norm and isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.eval()
+        return self
+
+
+class ResNet18(Trunk):
     """torchvision's, with random weights; its strided convolutions are those of layers/strided_conv.py."""
-    net = torchvision.models.resnet18()
-    for block in (net.layer2[0], net.layer3[0], net.layer4[0]):
-        channels = block.conv1.in_channels
-        block.conv1 = StridedConv2d(channels, 2 * channels, kernel_size=3, stride=2, padding=1, bias=False)
-        nn.init.kaiming_normal_(block.conv1.weight, mode="fan_out", nonlinearity="relu")  # as torchvision's
-    return net
+
+    channels, width, classifier = (64, 128, 256, 512), 512, ("fc.",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = torchvision.models.resnet18()  # its fc is not used, but published files carry it
+        for block in (self.net.layer2[0], self.net.layer3[0], self.net.layer4[0]):
+            channels = block.conv1.in_channels
+            block.conv1 = StridedConv2d(channels, 2 * channels, kernel_size=3, stride=2, padding=1, bias=False)
+            nn.init.kaiming_normal_(block.conv1.weight, mode="fan_out", nonlinearity="relu")  # as torchvision's
+
+    def forward(self, images: Tensor) -> Features:
+        net = self.net
+        f1 = net.layer1(net.maxpool(net.relu(net.bn1(net.conv1(images)))))
+        f2 = net.layer2(f1)
+        f3 = net.layer3(f2)
+        f4 = net.layer4(f3)
+        return Features(f1, f2, f3, f4, f4.mean(dim=(2, 3)))
 
 
-def feature_maps(net: nn.Module, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """images (B, 3, S, S) -> f1..f4, of 64, 128, 256, 512 channels and S/4, S/8, S/16, S/32 pixels a side."""
-    f1 = net.layer1(net.maxpool(net.relu(net.bn1(net.conv1(images)))))
-    f2 = net.layer2(f1)
-    f3 = net.layer3(f2)
-    return f1, f2, f3, net.layer4(f3)
+class TimmTrunk(Trunk):
+    """A network of timm by its name there, with random weights and without its classifier.
+
+    What stands between the last feature map and the classifier (a last convolution, the pooling) gives the pooled
+    vector. Raises ValueError for a name that timm lacks, and for a network without four such maps at this image size.
+    """
+
+    def __init__(self, name: str, image_size: int) -> None:
+        super().__init__()
+        import timm
+
+        if not timm.is_model(name):
+            near = ", ".join(timm.list_models(f"*{name.split('.')[0]}*")[:5])
+            raise ValueError(f"model.trunk {name} is neither resnet18 nor a model of timm" + (near and f" ({near})"))
+        try:
+            self.net = timm.create_model(name, num_classes=0)
+            with torch.no_grad():
+                final, maps = self.net.eval().forward_intermediates(torch.zeros(1, 3, image_size, image_size))
+                self.width = self.net.forward_head(final).shape[1]
+        except Exception as error:  # whatever keeps it from working: a fixed image size, no intermediate maps, ...
+            raise ValueError(f"model.trunk {name} gives no feature maps at image size {image_size} ({error})") from None
+        self.net.train()
+        sides = [feature_map.shape[-1] for feature_map in maps]
+        last = {side: index for index, side in enumerate(sides)}
+        self.maps = [last.get(image_size // stride) for stride in STRIDES]
+        if None in self.maps:
+            raise ValueError(f"model.trunk {name} gives feature maps of {sides} pixels a side at image size "
+                             f"{image_size}; those of a 4th, an 8th, a 16th and a 32nd are needed")  # fmt: skip
+        self.channels = tuple(maps[index].shape[1] for index in self.maps)
+        classifier = self.net.pretrained_cfg.get("classifier", ())
+        self.name = name
+        self.classifier = tuple(f"{part}." for part in ([classifier] if isinstance(classifier, str) else classifier))
+        mean, std = (tuple(self.net.pretrained_cfg.get(key, own)) for key, own in (("mean", MEAN), ("std", STD)))
+        self.renormalise = nn.Identity() if (mean, std) == (MEAN, STD) else Renormalise(mean, std)
+
+    def forward(self, images: Tensor) -> Features:
+        final, maps = self.net.forward_intermediates(self.renormalise(images), indices=self.maps)
+        return Features(*maps, self.net.forward_head(final))
+
+
+def make_trunk(name: str, image_size: int, norm: str = "batch") -> Trunk:
+    """`resnet18`, or a network of timm by its name. norm: statistics of the batch, or `frozen`.
+
+    Raises ValueError, and ImportError where timm is not installed.
+    """
+    trunk = ResNet18() if name == "resnet18" else TimmTrunk(name, image_size)
+    if norm == "frozen":
+        trunk.freeze_norms(image_size)
+    return trunk

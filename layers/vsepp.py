@@ -4,6 +4,7 @@
     t = l2norm(state of a GRU at the last word)
 
 f4 is ResNet-18's last feature map. It is trained with the hardest negatives alone (`optim.max_violation`).
+Another trunk gives its own pooled vector (layers/trunk.py).
 
 Behind the rows that papers on remote sensing print for VSE++ stands a variant of it: `image_norm: False` (v is not
 normalised after the linear layer) and `text_pooling: mean` (t is the mean of the states at all positions, those of
@@ -20,7 +21,7 @@ from torch.nn import functional
 from torch.nn.utils.rnn import pack_padded_sequence
 
 from layers.model import Model, l2norm
-from layers.trunk import feature_maps, resnet18
+from layers.trunk import make_trunk
 
 if TYPE_CHECKING:
     from option.models import VSEPPOptions
@@ -33,9 +34,10 @@ class VSEPP(Model):
         super().__init__()
         embed_dim = options.embed.embed_dim
         self.image_norm, self.text_pooling, self.positions = options.image_norm, options.text_pooling, options.positions
-        self.resnet = resnet18()
-        self.resnet.fc = nn.Identity()  # not used, and not in published files either
-        self.image_out = nn.Linear(512, embed_dim)
+        self.trunk = make_trunk(options.trunk, image_size, options.trunk_norm)
+        if options.trunk == "resnet18":
+            self.trunk.net.fc = nn.Identity()  # not used, and not in published files either
+        self.image_out = nn.Linear(self.trunk.width, embed_dim)
         self.embedding = nn.Embedding(words + 1, options.word_dim)  # row 0, padding, is a row like the others
         self.gru = nn.GRU(options.word_dim, embed_dim, batch_first=True)
         # as the authors start
@@ -43,14 +45,9 @@ class VSEPP(Model):
         nn.init.zeros_(self.image_out.bias)
         nn.init.uniform_(self.embedding.weight, -0.1, 0.1)
 
-    def trunk(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """images (B, 3, S, S) -> f1..f4."""
-        return feature_maps(self.resnet, images)
-
     def encode_image(self, images: Tensor, local_rep: Tensor | None = None, local_adj: Tensor | None = None) -> Tensor:
         """(B, 3, S, S) -> v (B, D), of unit length unless `image_norm` is off. Local features are not read."""
-        pooled = self.trunk(images)[3].mean(dim=(2, 3))
-        v = self.image_out(l2norm(pooled.float())).float()
+        v = self.image_out(l2norm(self.trunk(images).pooled.float())).float()
         return l2norm(v) if self.image_norm else v
 
     def encode_text(self, token_ids: Tensor, lengths: Tensor | None = None) -> Tensor:

@@ -1,6 +1,7 @@
 """The block `model` of the option files: one section for each model, chosen by `model.name`.
 
-In each, `pretrained` is imagenet, none, or the path of a ResNet-18 state dict.
+In each, `trunk` is resnet18, as published, or the name of a model of timm; `pretrained` is imagenet, none, or the path
+of the trunk's state dict; `trunk_norm: frozen` has batch normalisation go by the statistics that come with it.
 """
 
 from __future__ import annotations
@@ -10,30 +11,12 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Discriminator, Tag, model_validator
 
 from option.section import Count, Fraction, Name, Section
+from option.text import Seq2Vec, TextOptions
 
 
 class Multiscale(Section):
     multiscale_input_channel: Literal[3] = 3
     multiscale_output_channel: Literal[1] = 1
-
-
-class Seq2Vec(Section):
-    """Text encoder. `pretrained: false` starts from random weights of the free widths below."""
-
-    arch: Literal["skipthoughts"] = "skipthoughts"
-    type: Literal["BayesianUniSkip", "UniSkip", "BiSkip"] = "BayesianUniSkip"
-    dir_st: Name = "seq2vec"
-    dropout: Fraction = 0.25
-    fixed_emb: bool = False
-    pretrained: bool = True
-    embedding_dim: Count = 620
-    hidden_dim: Count = 2400
-
-    @model_validator(mode="after")
-    def _two_directions(self) -> Seq2Vec:
-        if self.type == "BiSkip" and self.hidden_dim % 2:
-            raise ValueError(f"model.seq2vec.hidden_dim ({self.hidden_dim}) must be even: BiSkip halves it")
-        return self
 
 
 class Fusion(Section):
@@ -58,9 +41,11 @@ class GaLROptions(Section):
 
     reads_local: ClassVar[bool] = True  # the local features of dataset.local_path
     name: Literal["GaLR"] = "GaLR"
+    trunk: Name = "resnet18"
+    trunk_norm: Literal["batch", "frozen"] = "batch"
     pretrained: Name = "imagenet"
     multiscale: Multiscale = Multiscale()
-    seq2vec: Seq2Vec = Seq2Vec()
+    seq2vec: TextOptions = Seq2Vec()
     fusion: Fusion = Fusion()
     embed: Embed = Embed()
 
@@ -72,6 +57,11 @@ class GaLROptions(Section):
         if self.fusion.mca_MULTI_HEAD * self.fusion.mca_HIDDEN_SIZE_HEAD != self.fusion.mca_HIDDEN_SIZE:
             raise ValueError("model.fusion.mca_MULTI_HEAD times mca_HIDDEN_SIZE_HEAD must equal mca_HIDDEN_SIZE")
         return self
+
+    @property
+    def reads_vocabulary(self) -> bool:
+        """Whether captions become ids by the words of dataset.vocab_path, and not by a tokenizer of the model's own."""
+        return self.seq2vec.arch != "transformer"
 
 
 class CrossAttention(Section):
@@ -85,11 +75,18 @@ class AMFMNOptions(Section):
 
     reads_local: ClassVar[bool] = False
     name: Literal["AMFMN"]
+    trunk: Name = "resnet18"
+    trunk_norm: Literal["batch", "frozen"] = "batch"
     pretrained: Name = "imagenet"
     multiscale: Multiscale = Multiscale()
     cross_attention: CrossAttention = CrossAttention()
-    seq2vec: Seq2Vec = Seq2Vec()
+    seq2vec: TextOptions = Seq2Vec()
     embed: Embed = Embed()
+
+    @property
+    def reads_vocabulary(self) -> bool:
+        """Whether captions become ids by the words of dataset.vocab_path, and not by a tokenizer of the model's own."""
+        return self.seq2vec.arch != "transformer"
 
 
 class JointEmbed(Section):
@@ -103,7 +100,10 @@ class VSEPPOptions(Section):
     """
 
     reads_local: ClassVar[bool] = False
+    reads_vocabulary: ClassVar[bool] = True
     name: Literal["VSE++"]
+    trunk: Name = "resnet18"
+    trunk_norm: Literal["batch", "frozen"] = "batch"
     pretrained: Name = "imagenet"
     word_dim: Count = 300
     image_norm: bool = True

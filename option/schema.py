@@ -16,7 +16,9 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from option.models import MODELS, GaLROptions, ModelOptions, model_name
-from option.section import Count, Name, Positive, Section
+from option.optim import Optim
+from option.section import Count, Name, Section
+from option.text import ENCODERS
 from util.errors import InputError
 from util.files import read_text, write_text
 
@@ -31,15 +33,17 @@ UNUSED_OF_GALR = ("model.cross_attention", "model.fusion.correct_local_", "model
 
 class Dataset(Section):
     """`local_path`: HDF5, published .npy, or `zeros` (no local features: the ablation); a model without a local branch
-    needs none.
+    needs none. `vocab_path`: not needed by a text encoder with a tokenizer of its own.
 
+    `augment`: rotations of 0-90 degrees, as published, or quarter turns and mirror images. `captions_per_image`: 0 for
+    batches of pairs, as published; K for batches of `batch_size` images, each with K of its captions.
     `val_list`: a file that names the validation images, which are taken out of the train list; absent: random folds.
     """
 
     datatype: Name
     data_path: Name
     image_path: Name
-    vocab_path: Name
+    vocab_path: Name = "none"
     local_path: Name = "zeros"
     batch_size: Annotated[int, Field(ge=2)] = 100
     batch_size_val: Count = 70
@@ -47,21 +51,8 @@ class Dataset(Section):
     image_size: Annotated[int, Field(ge=32, le=1024, multiple_of=32)] = 256
     cache: Literal["none", "ram", "h5"] = "ram"
     val_list: Name | None = None
-
-
-class Optim(Section):
-    """`resume`: a checkpoint to fine-tune from. `max_violation`: hardest negatives only."""
-
-    epochs: Count = 20
-    lr: Positive = 0.0002
-    lr_decay_param: Positive = 0.7
-    lr_update_epoch: Count = 20
-    grad_clip: Annotated[float, Field(ge=0)] = 0
-    max_violation: bool = False
-    margin: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.2
-    resume: Literal[False] | Name = False
-    precision: Literal["fp32", "bf16"] = "fp32"
-    compile: bool = False
+    augment: Literal["rotate", "flips"] = "rotate"
+    captions_per_image: Annotated[int, Field(ge=0, le=1000)] = 0
 
 
 class Logs(Section):
@@ -119,9 +110,17 @@ class Options(Section):
         return self
 
     @model_validator(mode="after")
-    def _local_features(self) -> Options:
+    def _needed_files(self) -> Options:
         if self.model.reads_local and "local_path" not in self.dataset.model_fields_set:
             raise ValueError("dataset.local_path is missing")
+        if self.model.reads_vocabulary and "vocab_path" not in self.dataset.model_fields_set:
+            raise ValueError("dataset.vocab_path is missing")
+        return self
+
+    @model_validator(mode="after")
+    def _pairs_of_triplets(self) -> Options:
+        if self.dataset.captions_per_image and self.optim.loss == "triplet":
+            raise ValueError("dataset.captions_per_image needs optim.loss infonce: triplets are made of pairs")
         return self
 
     @property
@@ -247,9 +246,13 @@ def _fault(fault: dict, model: str) -> str:
     place = [str(part) for part in fault["loc"]]
     if place[:2] == ["model", model]:
         del place[1]
+    if place[:2] == ["model", "seq2vec"] and place[2:3] and place[2] in ENCODERS:
+        del place[2]
     name = ".".join(part for part in place if not part.startswith(("literal", "constrained-str")))
     if fault["type"] == "extra_forbidden":
         return _unknown(name, model)
+    if fault["type"] == "encoder_name":
+        return f"{name}.arch = {_short(repr(fault['input'].get('arch')))}: {fault['msg']}"
     if fault["type"] == "model_name":
         return f"model.name = {_short(repr(fault['input'].get('name')))}: {fault['msg']}"
     if fault["type"] == "missing":
@@ -279,8 +282,10 @@ def _short(text: str, most: int = 200) -> str:
 
 def _known_keys(section: type[BaseModel], prefix: str = "") -> Iterator[str]:
     for name, field in section.model_fields.items():
-        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
-            yield from _known_keys(field.annotation, f"{prefix}{name}.")
+        inner = ENCODERS.values() if name == "seq2vec" else [field.annotation]
+        for block in inner:
+            if isinstance(block, type) and issubclass(block, Section):
+                yield from _known_keys(block, f"{prefix}{name}.")
         yield prefix + name
 
 

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 import vocab
-from data import encode_captions
 from engine import autocast, load_model
 from layers.model import Model, cosine, l2norm
 from option.schema import Options
+from tokens import encode_captions, load_words
 from util.checkpoints import read_checkpoint
 from util.errors import InputError
 from util.files import some
@@ -43,7 +43,7 @@ class Encoder(NamedTuple):
         """Sentences -> unit vectors (N, D) float32. Raises InputError for one that is empty or too long."""
         for text in texts:
             check_sentence(text)
-        token_ids, lengths = encode_captions(texts, self.words)
+        token_ids, lengths = encode_captions(texts, self.options, self.words)
         with autocast(self.options, self.device):
             return _unit(self.model.encode_text(token_ids.to(self.device), lengths))
 
@@ -52,6 +52,8 @@ class Encoder(NamedTuple):
 
         Raises InputError where that is all that the sentence holds.
         """
+        if not self.options.model.reads_vocabulary:  # a tokenizer of the model's own knows all
+            return []
         words = list(dict.fromkeys(vocab.tokenize(text)))
         known = set(self.words) - {vocab.UNKNOWN}
         if self.words and not known.intersection(words):
@@ -75,7 +77,7 @@ def load_encoder(
     Raises InputError where the files do not fit, and for a model whose similarity is no cosine.
     """
     state = read_checkpoint(checkpoint)
-    words = tuple(words or state.get("words") or vocab.load(options.dataset.vocab_path).words)
+    words = tuple(words or state.get("words") or load_words(options))
     encoder = Encoder(load_model(state, options, words, device).eval(), options, words, device)
     _check_cosine(encoder)
     return encoder

@@ -121,7 +121,7 @@ def test_a_step_up_to_its_loss_waits_nowhere_and_keeps_to_its_device(
     put_on(model, GPU)
     simulated.faults.clear()
     monkeypatch.setattr(torch.Tensor, "backward", lambda _: None)  # PyTorch's engine wants a real GPU
-    losses = list(train_epoch(model, there, options, make_optimizer(model)))
+    losses = list(train_epoch(model, there, options, make_optimizer(model, options.optim)))
     assert [loss.device.type for loss in losses] == ["cuda"] * len(losses)
     assert simulated.faults == []
 
@@ -193,7 +193,7 @@ def test_a_training_step_waits_for_the_gpu_nowhere(place: str, precision: str, t
     """Wherever the decoded images stand: the GPU would be idle while the next step is being prepared."""
     options = settings(SMALL, precision)
     model, there = prepare(new_model(options), options, GPU), data_from(place, options, tmp_path)
-    steps = train_epoch(model, there, options, make_optimizer(model))
+    steps = train_epoch(model, there, options, make_optimizer(model, options.optim))
     next(steps)
     torch.cuda.set_sync_debug_mode("error")
     try:

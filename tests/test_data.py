@@ -212,11 +212,11 @@ def check_evaluation(paths: list[str], size: int) -> None:
         assert torch.equal(ours, pil_path.normalize(image, transforms.MEAN, transforms.STD)), path
 
 
-def check_training(paths: list[str], size: int) -> None:
-    drawn = transforms.draw_augmentation(np.random.default_rng(0), len(paths), size)
+def check_training(paths: list[str], size: int, kind: str) -> None:
+    drawn = transforms.draw_augmentation(np.random.default_rng(0), len(paths), size, kind)
     resized = transforms.resize_size(size)
     pixels = torch.from_numpy(np.stack([util.images.decode(path, resized) for path in [*reversed(paths), paths[0]]]))
-    places, steps = torch.arange(len(paths)).flip(0), transforms.inverse_rotations(drawn, resized)
+    places, steps = torch.arange(len(paths)).flip(0), transforms.inverse_rotations(drawn, resized, size)
     ours = transforms.augment(pixels, places, drawn, size)
     as_on_a_gpu = transforms.augment_on_gpu(pixels, places, steps, size)
     assert torch.equal(as_on_a_gpu, ours) and as_on_a_gpu.stride() == ours.stride()
@@ -224,6 +224,7 @@ def check_training(paths: list[str], size: int) -> None:
         image = pil_path.resize(Image.open(path).convert("RGB"), [resized, resized])
         image = pil_path.rotate(image, float(drawn.angles[i]))
         image = pil_path.crop(image, *map(int, drawn.offsets[i]), size, size)
+        image = pil_path.hflip(image) if drawn.mirrored[i] else image
         expected = pil_path.normalize(pil_path.to_tensor(image), transforms.MEAN, transforms.STD)
         assert torch.equal(ours[i], expected), path
 
@@ -232,14 +233,16 @@ def test_evaluation_transform_is_the_pil_path_bit_for_bit_on_100_real_images() -
     check_evaluation(real_images(), 256)
 
 
-def test_training_transform_is_the_pil_path_bit_for_bit_on_100_real_images() -> None:
-    check_training(real_images(), 256)
+@pytest.mark.parametrize("kind", ["rotate", "flips"])
+def test_training_transform_is_the_pil_path_bit_for_bit_on_100_real_images(kind) -> None:
+    check_training(real_images(), 256, kind)
 
 
 def test_both_transforms_are_the_pil_path_at_other_sizes(tmp_path) -> None:
     paths = [str(tmp_path / name) for name in images_of(tmp_path, 6)]
     check_evaluation(paths, 64)
-    check_training(paths, 64)
+    for kind in ("rotate", "flips"):
+        check_training(paths, 64, kind)
 
 
 def test_images_are_the_same_from_any_number_of_threads() -> None:
@@ -263,6 +266,13 @@ def test_angles_fill_0_to_90_and_crops_reach_every_place() -> None:
     assert 0 <= drawn.angles.min() < 0.1 and 89.9 < drawn.angles.max() < 90
     assert abs(drawn.angles.mean() - 45) < 1
     assert set(drawn.offsets.flatten()) == set(range(23))
+
+
+def test_flips_lay_a_picture_down_in_eight_ways_and_the_published_rotation_mirrors_none() -> None:
+    drawn = transforms.draw_augmentation(np.random.default_rng(0), 8000, 256, "flips")
+    ways, counts = np.unique(np.stack((drawn.angles, drawn.mirrored), 1), axis=0, return_counts=True)
+    assert len(ways) == 8 and set(drawn.angles) == {0, 90, 180, 270} and counts.min() > 850
+    assert not transforms.draw_augmentation(np.random.default_rng(0), 100, 256).mirrored.any()
 
 
 def test_resize_follows_the_image_size() -> None:
@@ -323,7 +333,7 @@ def test_every_cache_gives_the_same_batches_and_so_does_a_start_in_mid_epoch(sma
         batches = epoch(options, split, cache, first)
         assert len(batches) == 6 - first
         for ours, other in zip(batches, expected[first:], strict=True):
-            assert all(torch.equal(a, b) for a, b in zip(ours, other, strict=True))
+            assert all(map(torch.equal, (*ours.inputs, *ours.pairs), (*other.inputs, *other.pairs)))
 
 
 @pytest.mark.parametrize("cache", ["none", "ram", "h5"])

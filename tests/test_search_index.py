@@ -21,7 +21,7 @@ import rasterio
 from rasterio.transform import from_origin
 
 import vocab
-from data import encode_captions, load_data, read_split
+from data import load_data, read_split
 from engine import embed_images, load_model
 from option import load_options
 from search.answers import Answer, fold_duplicates, to_csv, to_geojson
@@ -29,6 +29,7 @@ from search.local import LocalRules, read_rules
 from search.regions import crop_regions
 from search.store import Hit, Index, Record, open_index, read_mark
 from tests.conftest import Outcome
+from tokens import encode_captions
 from util.checkpoints import read_checkpoint
 from util.images import open_image
 from util.local_features import load_local
@@ -78,7 +79,7 @@ def test_an_index_holds_the_vectors_of_the_whole_model_and_ranks_them_exactly(
     answer = run(f"-m search.query --index i.db --text '{SENTENCE}' --top 50 --json --device cpu")
     answers = json.loads(answer.out)
     with torch.no_grad():
-        sentence = model.encode_text(*encode_captions([SENTENCE], words))[0].numpy()
+        sentence = model.encode_text(*encode_captions([SENTENCE], options, words))[0].numpy()
     scores = {name: np.dot(vector, sentence) / np.linalg.norm(sentence) for name, vector in stored.items()}
     assert [one["path"] for one in answers] == sorted(scores, key=lambda name: -scores[name])
     assert [one["score"] for one in answers] == pytest.approx(sorted(scores.values(), reverse=True), abs=1e-5)

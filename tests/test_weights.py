@@ -15,10 +15,11 @@ from torch import nn
 from torchvision.models import resnet18
 
 from layers.loading import load_state
+from layers.trunk import ResNet18
 from util.checkpoints import load_weights, read_checkpoint
 from util.errors import InputError
 from util.torch_files import load_torch, weights_of
-from util.weights import load_resnet
+from util.trunk_weights import load_trunk
 
 
 def without_counters(state: dict) -> dict:
@@ -59,9 +60,9 @@ def test_every_form_of_a_resnet_18_file_loads(form, archive, tmp_path) -> None:
         value.fill_(3 if name.endswith("num_batches_tracked") else 0.5)
     expected = {name: value.clone() for name, value in source.state_dict().items()}
     torch.save(FORMS[form](source.state_dict()), tmp_path / "resnet18.pth", _use_new_zipfile_serialization=archive)
-    net = resnet18()
-    load_resnet(net, str(tmp_path / "resnet18.pth"))
-    for name, value in net.state_dict().items():
+    trunk = ResNet18()
+    load_trunk(trunk, str(tmp_path / "resnet18.pth"))
+    for name, value in trunk.net.state_dict().items():
         if name.endswith("num_batches_tracked"):
             assert value == (0 if "counters" in form else 3)
         elif not name.startswith("fc."):
@@ -72,9 +73,9 @@ def test_the_downloaded_weights_load_without_counters(monkeypatch) -> None:
     """torchvision's file, as published, has none; the way from its cache is the same."""
     state = without_counters(resnet18().state_dict())
     monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", lambda *args, **kwargs: state)
-    net = resnet18()
-    load_resnet(net, "imagenet")
-    assert torch.equal(net.conv1.weight, state["conv1.weight"])
+    trunk = ResNet18()
+    load_trunk(trunk, "imagenet")
+    assert torch.equal(trunk.net.conv1.weight, state["conv1.weight"])
 
 
 def small() -> nn.Module:

@@ -21,6 +21,7 @@ from util.torch_files import load_torch, weights_of
 
 logger = logging.getLogger("galr")
 
+EARLIER = "global_branch.resnet.", "global_branch.trunk.net."  # a name in our first checkpoints, and its name now
 BEST, LAST = "GaLR_best.pth.tar", "last.pth.tar"  # in a fold's folder
 
 
@@ -102,8 +103,11 @@ def load_weights(model: nn.Module, checkpoint: dict[str, Any], words: Sequence[s
     made_of = checkpoint.get("arch")
     if made_of in MODELS and MODELS[made_of][1] != type(model).__name__:
         raise InputError(f"the checkpoint is of the model {made_of}, and the option file names another in model.name")
-    load = load_published if is_published(checkpoint["model"]) else load_state
+    weights = checkpoint["model"]
+    if any(name.startswith(EARLIER[0]) for name in weights):
+        weights = {name.replace(*EARLIER): tensor for name, tensor in weights.items()}
+    load = load_published if is_published(weights) else load_state
     try:
-        load(model, checkpoint["model"])
+        load(model, weights)
     except ValueError as error:
         raise InputError(f"the checkpoint's weights do not fit this model: {error}") from None

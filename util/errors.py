@@ -23,6 +23,17 @@ class Interrupted(Exception):
         self.signum = signum
 
 
+@contextlib.contextmanager
+def not_installed(what: str) -> Iterator[None]:
+    """A package that only some users need and that is missing is an InputError, which says for `what` it is needed."""
+    try:
+        yield
+    except ImportError as error:
+        raise InputError(
+            f"{what} needs the package {error.name or error}: pip install -r requirements-models.txt"
+        ) from None
+
+
 def disk_full(error: BaseException) -> bool:
     """Whether a file could not grow: a full disk, a quota, a limit on the size of files."""
     return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -63,24 +63,37 @@ def content_for_scoring(model: nn.Module, progress: Progress, options: Options, 
     }
 
 
+class Learner(NamedTuple):
+    """What learns beside the model: the optimiser, the loss (its temperature), the average of the weights if any."""
+
+    optimizer: torch.optim.Optimizer
+    loss_of: nn.Module
+    average: nn.Module | None = None
+
+
 def content_for_resume(
-    optimizer: torch.optim.Optimizer, progress: Progress, losses: list[float], rows: list, inputs: str
+    learner: Learner, progress: Progress, losses: list[float], rows: list, inputs: str
 ) -> dict[str, Any]:
-    """What an exact resume needs besides: the optimiser, the progress with the window's `losses`, the log's rows, and
+    """What an exact resume needs besides: what learns, the progress with the window's `losses`, the log's rows, and
     the digest of what was trained on."""
     return {
-        "optimizer": optimizer.state_dict(),
+        "optimizer": learner.optimizer.state_dict(),
+        "loss": learner.loss_of.state_dict(),
+        "average": learner.average.state_dict() if learner.average else {},
         "progress": vars(progress) | {"window": losses},
         "rows": rows,
         "inputs": inputs,
     }
 
 
-def restore(state: dict[str, Any], optimizer: torch.optim.Optimizer, folder: Path, device: torch.device) -> Progress:
-    """Put the optimiser where the state left it -> how far the fold had come. Raises InputError if it does not fit."""
+def restore(state: dict[str, Any], learner: Learner, folder: Path, device: torch.device) -> Progress:
+    """Put what learns where the state left it -> how far the fold had come. Raises InputError if it does not fit."""
     try:
-        optimizer.load_state_dict(state["optimizer"])
-    except (ValueError, KeyError, TypeError) as error:
+        learner.optimizer.load_state_dict(state["optimizer"])
+        learner.loss_of.load_state_dict(state.get("loss", {}))  # runs of before these were kept have neither
+        if learner.average:
+            learner.average.load_state_dict(state.get("average", {}))
+    except (ValueError, KeyError, TypeError, RuntimeError) as error:
         raise InputError(f"the optimiser in {folder / LAST} does not fit this model ({error})") from None
     progress = Progress(**state["progress"])
     progress.window = list(torch.tensor(progress.window, device=device))

@@ -1,14 +1,15 @@
 """Pixels -> images for the model: random rotation and crop in training, and normalisation.
 
 What torchvision's PIL path gives (Rotate, Crop, ToTensor, Normalize), to the bit, a batch at a time on the training
-device: on a CPU in one compiled loop, on a GPU as one gather.
+device: on a CPU in one compiled loop, on a GPU as one gather. `flips` is ours: quarter turns and mirror images, which
+invent no pixel and leave no black corner; an aerial picture has no upright.
 """
 
 from __future__ import annotations
 
 import functools
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numba
 import numpy as np
@@ -55,32 +56,38 @@ def _normalised_bytes() -> np.ndarray:
 
 
 class Augmentation(NamedTuple):
-    """What a training image undergoes: angles in degrees (B,), and the crop's first row and column (B, 2)."""
+    """What a training image undergoes: angles in degrees (B,), the crop's first row and column (B, 2), and whether the
+    crop is mirrored, left to right (B,)."""
 
     angles: np.ndarray
     offsets: np.ndarray
+    mirrored: np.ndarray
 
 
-def draw_augmentation(rng: np.random.Generator, batch: int, image_size: int) -> Augmentation:
-    """Angles uniform in 0-90 degrees, crops uniform over all places."""
-    angles = rng.uniform(0, LARGEST_ANGLE, batch)
-    return Augmentation(angles, rng.integers(0, resize_size(image_size) - image_size + 1, (batch, 2)))
+def draw_augmentation(
+    rng: np.random.Generator, batch: int, image_size: int, kind: Literal["rotate", "flips"] = "rotate"
+) -> Augmentation:
+    """Crops uniform over all places. `rotate`: angles uniform in 0-90 degrees; `flips`: each of the eight ways to lay
+    a square picture down is equally likely."""
+    angles = rng.uniform(0, LARGEST_ANGLE, batch) if kind == "rotate" else 90.0 * rng.integers(0, 4, batch)
+    offsets = rng.integers(0, resize_size(image_size) - image_size + 1, (batch, 2))
+    return Augmentation(angles, offsets, np.zeros(batch, bool) if kind == "rotate" else rng.integers(0, 2, batch) > 0)
 
 
 def augment(pixels: Tensor, places: Tensor, augmentation: Augmentation, image_size: int) -> Tensor:
-    """Rotate (nearest, zero fill), crop and normalise the images that stand in the rows `places` (B,) of pixels.
+    """Rotate (nearest, zero fill), crop, mirror and normalise the images in the rows `places` (B,) of pixels.
 
     (N, R, R, 3) uint8 -> (B, 3, S, S) float32, channels last.
     """
-    steps = inverse_rotations(augmentation, pixels.shape[1])
+    steps = inverse_rotations(augmentation, pixels.shape[1], image_size)
     on_device = augment_on_cpu if pixels.device.type == "cpu" else augment_on_gpu
     return on_device(pixels, places, steps, image_size)
 
 
-def inverse_rotations(augmentation: Augmentation, side: int) -> np.ndarray:
+def inverse_rotations(augmentation: Augmentation, side: int, image_size: int) -> np.ndarray:
     """(B, 6) int32: x = a column + b row + c, y = d column + e row + f in the source, 16.16 fixed point.
 
-    PIL steps through the source like this, from pixel centres.
+    PIL steps through the source like this, from pixel centres. A mirrored crop is stepped through from its right.
     """
     angle = -np.deg2rad(augmentation.angles)
     cos, sin, half = np.cos(angle), np.sin(angle), side / 2
@@ -89,7 +96,10 @@ def inverse_rotations(augmentation: Augmentation, side: int) -> np.ndarray:
     exact = np.stack((cos, sin, c + cos / 2 + sin / 2, -sin, cos, f - sin / 2 + cos / 2))
     a, b, c, d, e, f = np.floor(exact * 65536 + 0.5).astype(np.int64)
     top, left = augmentation.offsets.T
-    return np.stack((a, b, c + a * left + b * top, d, e, f + d * left + e * top), 1).astype(np.int32)
+    left = np.where(augmentation.mirrored, left + image_size - 1, left)
+    c, f = c + a * left + b * top, f + d * left + e * top
+    a, d = np.where(augmentation.mirrored, -a, a), np.where(augmentation.mirrored, -d, d)
+    return np.stack((a, b, c, d, e, f), 1).astype(np.int32)
 
 
 def augment_on_cpu(pixels: Tensor, places: Tensor, steps: np.ndarray, image_size: int) -> Tensor:

@@ -1,24 +1,21 @@
 """The weights that a new model starts from.
 
-ResNet-18: torchvision's ImageNet weights, or a state dict in a file. Text encoder: the skip-thoughts folder.
+Trunk: util/trunk_weights.py. Text encoder: the skip-thoughts folder (util/skipthoughts.py), or a transformer's.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from urllib.error import URLError
 
-import torchvision
-from torch import nn
+import torch
 
-from layers.loading import load_state
 from layers.model import Model
+from layers.text_encoder import TransformerEncoder
 from option.models import ModelOptions
+from option.text import Seq2Vec, Transformer
 from util.errors import InputError
 from util.skipthoughts import load_skipthoughts
-from util.torch_files import load_torch, weights_of
-
-RESNET_URL = torchvision.models.ResNet18_Weights.IMAGENET1K_V1.url
+from util.trunk_weights import load_trunk
 
 
 def load_starting_weights(model: Model, options: ModelOptions, words: Sequence[str]) -> None:
@@ -26,32 +23,22 @@ def load_starting_weights(model: Model, options: ModelOptions, words: Sequence[s
 
     words: the vocabulary in index order from 1. Raises InputError where a file is missing, damaged or misshapen.
     """
-    load_resnet(model.resnet, options.pretrained)
-    if hasattr(options, "seq2vec") and options.seq2vec.pretrained:
-        load_skipthoughts(model.text_encoder, options.seq2vec, words)
+    for trunk in model.trunks():
+        load_trunk(trunk, options.pretrained)
+    text = getattr(options, "seq2vec", None)
+    if isinstance(text, Seq2Vec) and text.pretrained:
+        load_skipthoughts(model.text_encoder, text, words)
+    elif isinstance(text, Transformer) and text.pretrained:
+        load_transformer(model.text_encoder, text)
 
 
-def load_resnet(resnet: nn.Module, pretrained: str) -> None:
-    """`pretrained`: imagenet (downloaded once by torchvision), none, or the path of a ResNet-18 state dict.
+def load_transformer(encoder: TransformerEncoder, options: Transformer) -> None:
+    """Fill a transformer from its folder or from Hugging Face. Raises InputError where weights cannot be had."""
+    from transformers import AutoModel
 
-    A file may lack the unused `fc`, or have one of another data set's classes; it may hold its weights under `model` or
-    `state_dict`. Raises InputError where weights cannot be had or do not fit.
-    """
-    if pretrained == "none":
-        return
-    if pretrained == "imagenet":
-        try:
-            state = torchvision.models.ResNet18_Weights.IMAGENET1K_V1.get_state_dict(check_hash=True)
-        except (URLError, OSError, RuntimeError) as error:
-            raise InputError(
-                f"the ImageNet weights of ResNet-18 cannot be downloaded ({error}); fetch {RESNET_URL} elsewhere and "
-                "set model.pretrained to the file's path, or set model.pretrained to none"
-            ) from None
-    else:
-        state = weights_of(load_torch(pretrained, "ResNet-18 weights (model.pretrained)"))
-    if state is None:
-        raise InputError(f"ResNet-18 weights (model.pretrained) {pretrained}: not a table of names and tensors")
     try:
-        load_state(resnet, {k: v for k, v in state.items() if not k.startswith("fc.")}, optional=("fc.",))
-    except ValueError as error:
-        raise InputError(f"ResNet-18 weights (model.pretrained) {pretrained}: {error}") from None
+        network = AutoModel.from_pretrained(options.path, dtype=torch.float32)
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"model.seq2vec.path {options.path}: no weights there ({reason})") from None
+    encoder.network.load_state_dict(network.state_dict())

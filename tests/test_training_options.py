@@ -1,0 +1,245 @@
+"""Options beyond the published recipe: losses, batches of images, schedules, optimiser, frozen parts, the average."""
+
+from __future__ import annotations
+
+import math
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from soak import differences
+from test_reliability import FOLD, LAST, TRAIN, at_step, stop
+
+import train
+from data import load_data, pair_count, read_split, train_batches
+from engine import learning_rate, make_average, make_loss, make_model, make_optimizer, train_step
+from layers.loss import InfoNCE, Pairs
+from option import load_options
+from option.schema import Optim
+from tokens import load_words
+from util.errors import InputError
+from util.sampling import SameCaptions, epoch_rows
+
+pytestmark = pytest.mark.usefixtures("short_trunk")
+CPU = torch.device("cpu")
+BY_IMAGE = ["optim.loss=infonce", "dataset.captions_per_image=2", "dataset.batch_size=4"]
+
+
+# ---------------------------------------------------------------- the loss
+
+
+def plain_infonce(s: torch.Tensor, pairs: Pairs, temperature: float) -> float:
+    """The sum as the formula has it, pair by pair."""
+    terms = []
+    for i, j in zip(pairs.image.tolist(), pairs.caption.tolist(), strict=True):
+        captions = [k for k in pairs.caption.tolist() if not pairs.positive[i, k]]
+        images = [k for k in range(len(s)) if not pairs.positive[k, j]]
+        for others in ([s[i, k] for k in captions], [s[k, j] for k in images]):
+            terms.append(math.log(1 + sum(math.exp((other - s[i, j]) / temperature) for other in others)))
+    return sum(terms) / len(terms)
+
+
+def test_the_cross_entropy_is_the_mean_over_pairs_against_what_is_no_positive() -> None:
+    rng = np.random.default_rng(0)
+    s = torch.from_numpy(rng.uniform(-1, 1, (3, 4)))
+    image, caption = torch.tensor([0, 0, 1, 2, 2]), torch.tensor([0, 1, 1, 2, 3])  # caption 1 is of two images
+    positive = torch.zeros(3, 4, dtype=torch.bool)
+    positive[image, caption] = True
+    positive[0, 3] = True  # image 0 has such a caption outside of the batch
+    pairs = Pairs(image, caption, positive)
+    assert InfoNCE(0.2)(s, pairs).item() == pytest.approx(plain_infonce(s, pairs, 0.2), rel=1e-5)
+
+
+def test_the_cross_entropy_of_distinct_pairs_is_that_of_clip() -> None:
+    s = torch.rand(6, 6, generator=torch.Generator().manual_seed(0))
+    own = torch.arange(6)
+    entropy = torch.nn.functional.cross_entropy
+    expected = (entropy(s / 0.07, own) + entropy(s.T / 0.07, own)) / 2
+    assert InfoNCE(0.07)(s, Pairs(own, own, torch.eye(6) > 0)).item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_pairs_without_any_negative_have_no_loss_and_finite_gradients() -> None:
+    s = torch.rand(3, 3, requires_grad=True)
+    own = torch.arange(3)
+    loss = InfoNCE()(s, Pairs(own, own, torch.ones(3, 3, dtype=torch.bool)))
+    loss.backward()
+    assert loss.item() == 0 and not s.grad.any()
+
+
+def test_a_learned_temperature_moves_and_stops_at_a_hundredth_and_a_fixed_one_stays() -> None:
+    own = torch.arange(2)
+    pairs, s = Pairs(own, own, torch.eye(2) > 0), torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+    loss_of = InfoNCE(0.02)
+    optimizer = torch.optim.SGD(loss_of.parameters(), lr=1e30)
+    loss_of(s.double(), pairs).backward()
+    optimizer.step()
+    loss_of(s, pairs)
+    assert math.exp(loss_of.log_scale.item()) == pytest.approx(100)
+    assert not InfoNCE(0.02, learned=False).log_scale.requires_grad
+
+
+# ---------------------------------------------------------------- batches
+
+
+@pytest.fixture
+def loaded(work) -> tuple:
+    options = load_options("tiny.yaml", BY_IMAGE)
+    return options, load_data(read_split("data", "train"), options, load_words(options), CPU, training=True)
+
+
+def test_batches_of_images_hold_each_image_once_with_so_many_of_its_captions(loaded) -> None:
+    options, data = loaded
+    owner = data.image_of_caption.numpy()
+    same = SameCaptions(data.token_ids.numpy(), owner)
+    seen = []
+    for rows in epoch_rows(owner, same.code, options.dataset, np.random.default_rng(0)):
+        assert len(rows.images) == 4 and np.array_equal(np.bincount(rows.image), [2] * 4)
+        assert len(set(same.code[rows.captions])) == len(rows.captions), "equal captions are encoded once"
+        of_pair = same.positive(rows.images, rows.captions)[rows.image, rows.caption]
+        assert of_pair.all(), "each pair's caption is one of its image's"
+        seen += rows.images.tolist()
+    assert sorted(seen) == list(range(len(data.paths)))
+    assert pair_count(data, options.dataset) == 2 * len(data.paths)
+    everything = options.dataset.model_copy(update={"captions_per_image": 99})
+    pairs = sum(len(rows.image) for rows in epoch_rows(owner, same.code, everything, np.random.default_rng(0)))
+    assert pairs == len(owner) == pair_count(data, everything)
+
+
+def test_a_positive_is_an_image_with_a_caption_of_the_same_words() -> None:
+    ids = np.array([[1, 2], [3, 0], [1, 2], [4, 0], [3, 0]])
+    same = SameCaptions(ids, np.array([0, 0, 1, 1, 2]))
+    positive = same.positive(np.arange(3), np.array([0, 3, 4]))
+    assert positive.tolist() == [[True, False, True], [True, True, False], [False, False, True]]
+
+
+def test_a_batch_gives_similarities_of_its_images_and_captions_and_pairs_that_point_into_them(loaded) -> None:
+    options, data = loaded
+    torch.manual_seed(0)
+    model = make_model(options, load_words(options))
+    batch = next(train_batches(data, options, 0, 0))
+    sims = model(*batch.inputs)
+    assert sims.shape == batch.pairs.positive.shape == (len(batch.images), len(batch.lengths))
+    assert batch.pairs.positive[batch.pairs.image, batch.pairs.caption].all()
+
+
+def test_triplets_of_images_with_several_captions_are_refused(work, run) -> None:
+    refused = run(f"{TRAIN} --set dataset.captions_per_image=5")
+    assert refused.status == 2 and "needs optim.loss infonce" in refused.message
+
+
+# ---------------------------------------------------------------- rates
+
+
+def test_the_cosine_falls_from_the_rate_to_zero_after_a_warm_up_in_proportion() -> None:
+    options = Optim(epochs=11, lr=1.0, schedule="cosine", warmup=1)
+    assert [learning_rate(options, 0, part) for part in (0.25, 1)] == pytest.approx([0.25, 1])
+    assert learning_rate(options, 5, 1) == pytest.approx(0.5)
+    assert learning_rate(options, 2, 0.5) == pytest.approx((1 + math.cos(math.pi * 0.15)) / 2)
+    assert learning_rate(options, 10, 1) == pytest.approx(0, abs=1e-12)
+    warmed = Optim(warmup=0.5)
+    assert [learning_rate(warmed, 0, part) for part in (0.25, 0.5, 0.75)] == pytest.approx([1e-4, 2e-4, 2e-4])
+
+
+def test_a_warm_up_as_long_as_the_run_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"optim.warmup \(2 epochs\) must be below"):
+        Optim(epochs=2, warmup=2)
+
+
+def test_the_trunk_has_its_own_rate_and_vectors_do_not_decay(work) -> None:
+    options = load_options("tiny.yaml", ["optim.trunk_lr=1e-4", "optim.lr=1e-3", "optim.weight_decay=0.1",
+                                         "optim.loss=infonce"])  # fmt: skip
+    model, loss_of = make_model(options, load_words(options)), make_loss(options.optim, CPU)
+    groups = make_optimizer(model, options.optim, loss_of).param_groups
+    trunk = set(model.trunks()[0].parameters())
+    seen = []
+    for group in groups:
+        for parameter in group["params"]:
+            assert group["factor"] == pytest.approx(0.1 if parameter in trunk else 1)
+            assert group["weight_decay"] == (0.1 if parameter.ndim > 1 else 0)
+            seen.append(parameter)
+    assert loss_of.log_scale in set(seen) and len(seen) == len(list(model.parameters())) + 1
+
+
+def test_by_default_one_group_holds_all_parameters_in_their_order(work) -> None:
+    """Optimisers of runs from before there were groups go on."""
+    options = load_options("tiny.yaml")
+    model = make_model(options, load_words(options))
+    (group,) = make_optimizer(model, options.optim, make_loss(options.optim, CPU)).param_groups
+    assert all(map(torch.Tensor.is_set_to, group["params"], model.parameters()))
+
+
+# ---------------------------------------------------------------- parts that stay, and the average
+
+
+def test_frozen_parts_keep_weights_and_statistics_and_drop_nothing(loaded) -> None:
+    options, data = loaded
+    torch.manual_seed(0)
+    model = make_model(options, load_words(options))
+    model.freeze(["trunk", "local_branch.graph"])
+    model.train()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    loss_of = make_loss(options.optim, CPU)
+    optimizer = make_optimizer(model, options.optim, loss_of)
+    train_step(model, next(train_batches(data, options, 0, 0)), loss_of, optimizer, 1e-3, options)
+    moved = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
+    assert not any(name.startswith(("global_branch.trunk.", "local_branch.graph.")) for name in moved)
+    assert {"global_branch.solo.weight", "local_branch.out.weight"} <= moved
+    assert model.midf.training and not model.global_branch.trunk.training
+
+
+def test_a_part_that_is_not_there_is_one_line(work, run) -> None:
+    refused = run(f"{TRAIN} --set optim.freeze=[trunk,visual]")
+    assert refused.status == 2 and "optim.freeze: the model has no part visual" in refused.message
+
+
+def test_the_average_follows_the_weights_and_is_what_is_scored(work, run, monkeypatch) -> None:
+    steps = []
+    real = train.train_step
+
+    def watched(model, *arguments):
+        loss = real(model, *arguments)
+        steps.append(model.local_branch.out.bias.detach().clone())
+        return loss
+
+    monkeypatch.setattr(train, "train_step", watched)
+    assert run(f"{TRAIN} --set optim.ema=0.3 optim.epochs=1").status == 0
+    expected = steps[0]
+    for n, weights in enumerate(steps[1:], 1):
+        keep = min(0.3, (1 + n) / (10 + n))
+        expected = keep * expected + (1 - keep) * weights
+    best = torch.load(FOLD / "GaLR_best.pth.tar", weights_only=True)["model"]
+    last = torch.load(LAST, weights_only=True)["model"]
+    assert torch.allclose(best["local_branch.out.bias"], expected, atol=1e-6)
+    assert torch.equal(last["local_branch.out.bias"], steps[-1])
+    assert make_average(torch.nn.Linear(1, 1), 0) is None
+
+
+EVERYTHING = (
+    "optim.loss=infonce dataset.captions_per_image=3 dataset.batch_size=4 dataset.augment=flips optim.schedule=cosine "
+    "optim.warmup=0.5 optim.trunk_lr=1e-4 optim.weight_decay=0.01 optim.betas=[0.9,0.98] optim.ema=0.9 "
+    "optim.freeze=[midf.gamma] model.trunk_norm=frozen"
+)
+
+
+def test_a_run_with_all_of_it_resumes_to_the_very_same_end(work, run) -> None:
+    lines = [line for line in Path("tiny.yaml").read_text().splitlines() if "seq2vec:" not in line]
+    lines.insert(1, "    seq2vec: {arch: gru, hidden_dim: 8, embedding_dim: 4, bidirectional: True, pooling: max}")
+    Path("tiny.yaml").write_text("\n".join(lines))
+    assert run(f"{TRAIN} --set {EVERYTHING}").status == 0
+    Path("checkpoint").rename("whole")
+    with at_step(2, stop(signal.SIGTERM)):
+        assert run(f"{TRAIN} --set {EVERYTHING}").status == 143
+    assert run(f"{TRAIN} --resume --set {EVERYTHING}").status == 0
+    assert differences(Path("whole/tiny/0").absolute(), FOLD.absolute()) == []
+    state = torch.load(LAST, weights_only=True)
+    assert state["loss"]["log_scale"].item() != pytest.approx(-math.log(0.07), abs=1e-6)
+    assert state["average"]["n_averaged"] == 6
+
+
+def test_a_trunk_that_timm_lacks_is_an_input_error(work) -> None:
+    pytest.importorskip("timm")
+    options = load_options("tiny.yaml", ["model.trunk=resnet1818"])
+    with pytest.raises(InputError, match="neither resnet18 nor a model of timm"):
+        make_model(options, load_words(options))

@@ -1,0 +1,73 @@
+"""The weights that a trunk starts from: of ImageNet, or of a file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from urllib.error import URLError
+
+import torchvision
+from torch import Tensor
+
+from layers.loading import load_state
+from layers.trunk import TimmTrunk, Trunk
+from util.errors import InputError
+from util.files import existing_file
+from util.torch_files import load_torch, weights_of
+
+RESNET_URL = torchvision.models.ResNet18_Weights.IMAGENET1K_V1.url
+WHAT = "weights of the trunk (model.pretrained)"
+
+
+def load_trunk(trunk: Trunk, pretrained: str) -> None:
+    """`pretrained`: imagenet (downloaded once by torchvision or timm), none, or the path of a state dict.
+
+    A file may lack the classifier, or have one of another data set's classes; it may hold its weights under `model` or
+    `state_dict`. Raises InputError where weights cannot be had or do not fit.
+    """
+    if pretrained == "none":
+        return
+    if pretrained == "imagenet":
+        state = _timm_weights(trunk) if isinstance(trunk, TimmTrunk) else _resnet_weights()
+    else:
+        state = _file(pretrained)
+    if state is None:
+        raise InputError(f"{WHAT} {pretrained}: not a table of names and tensors")
+    spare = trunk.classifier
+    try:
+        load_state(trunk.net, {k: v for k, v in state.items() if not k.startswith(spare or "\0")}, optional=spare)
+    except ValueError as error:
+        raise InputError(f"{WHAT} {pretrained}: {error}") from None
+
+
+def _resnet_weights() -> dict[str, Tensor]:
+    try:
+        return torchvision.models.ResNet18_Weights.IMAGENET1K_V1.get_state_dict(check_hash=True)
+    except (URLError, OSError, RuntimeError) as error:
+        raise InputError(
+            f"the ImageNet weights of ResNet-18 cannot be downloaded ({error}); fetch {RESNET_URL} elsewhere and set "
+            "model.pretrained to the file's path, or set model.pretrained to none"
+        ) from None
+
+
+def _timm_weights(trunk: TimmTrunk) -> dict[str, Tensor]:
+    import timm
+
+    try:
+        return timm.create_model(trunk.name, pretrained=True, num_classes=0).state_dict()
+    except Exception as error:  # of the network, of the hub, or of timm, which has no weights for some
+        raise InputError(
+            f"the weights of {trunk.name} cannot be downloaded ({' '.join(str(error).split())[:300]}); fetch them "
+            "elsewhere and set model.pretrained to the file's path, or set model.pretrained to none"
+        ) from None
+
+
+def _file(path: str) -> dict[str, Tensor] | None:
+    if Path(path).suffix != ".safetensors":
+        return weights_of(load_torch(path, WHAT))
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(existing_file(path, WHAT))
+    except SafetensorError as error:
+        raise InputError(f"{WHAT} {path} is damaged ({error})") from None
