@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
-import struct
 import tracemalloc
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -14,47 +12,22 @@ import pytest
 
 import util.skipthoughts
 from util.errors import InputError
+from util.make_rehearsal import python_2_table
 from util.skipthoughts import read_dictionary, table_rows
 
 WIDTH = 620
 FOUR = np.array([3, 0, 16, 3])
 
 
-def npy_of(pickled: bytes, rows: int) -> Iterator[bytes]:
-    yield b"\x93NUMPY\x01\x00"
-    header = f"{{'descr': '|O', 'fortran_order': False, 'shape': ({rows},), }}"
-    yield struct.pack("<H", 118) + header.ljust(117).encode() + b"\n" + pickled
+def saved(path: Path, rows: np.ndarray, kind: str = "<f4") -> Path:
+    """The table as Python 2 saved it."""
+    path.write_bytes(b"".join(python_2_table(rows, len(rows), kind)))
+    return path
 
 
-def python_2(rows: np.ndarray, shapes: tuple[tuple[int, ...], ...] = ((WIDTH,),), kind: bytes = b"<f4") -> bytes:
-    """What `pickle.dumps(table, 2)` of Python 2 gives for an object array of such rows; each takes the next shape.
-
-    Strings are Python-2 strings, and only what is there twice is memoised: cPickle looked at the references.
-    """
-    start = b"\x80\x02cnumpy.core.multiarray\n_reconstruct\nq\x01cnumpy\nndarray\nq\x02K\x00\x85U\x01b\x87Rq\x03"
-    start += b"(K\x01J" + struct.pack("<i", len(rows)) + b"\x85cnumpy\ndtype\nq\x04U\x02O8K\x00K\x01\x87Rq\x05"
-    start += b"(K\x03U\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK?tb\x89]q\x06"
-    parts, memo = [start], 7
-    for i, row in enumerate(rows):
-        shape = shapes[i % len(shapes)]
-        sizes = b"".join(b"M" + struct.pack("<H", size) for size in shape)
-        made = b"h\x01h\x02K\x00\x85U\x01b\x87Rr" + struct.pack("<I", memo + i)
-        made += b"(K\x01" + (sizes + b"\x85" if len(shape) == 1 else sizes + b"\x86")
-        if i == 0:
-            made += b"h\x04U\x02" + kind[1:] + b"K\x00K\x01\x87Rq\x08"
-            made += b"(K\x03U\x01" + kind[:1] + b"NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb"
-            memo += 1
-        else:
-            made += b"h\x08"
-        data = row.astype(kind.decode()).tobytes()
-        parts.append((b"(" if i % 1000 == 0 else b"") + made + b"\x89T" + struct.pack("<I", len(data)) + data + b"tb")
-        if i % 1000 == 999 or i == len(rows) - 1:
-            parts.append(b"e")
-    return b"".join((*parts, b"tb."))
-
-
-def table(path: Path, pickled: bytes, rows: int = 17) -> Path:
-    path.write_bytes(b"".join(npy_of(pickled, rows)))
+def pickled(path: Path, raw: bytes) -> Path:
+    """A NumPy file of 17 rows with another pickle in it."""
+    path.write_bytes(b"".join(python_2_table([], 17))[:128] + raw)
     return path
 
 
@@ -63,9 +36,9 @@ def rows() -> np.ndarray:
     return np.random.default_rng(0).standard_normal((17, WIDTH)).astype(np.float32)
 
 
-@pytest.mark.parametrize("kind", [b"<f4", b">f4", b"<f8"])
+@pytest.mark.parametrize("kind", ["<f4", ">f4", "<f8"])
 def test_rows_of_a_python_2_pickle_are_those_that_numpy_reads(kind, rows, tmp_path) -> None:
-    path = table(tmp_path / "utable.npy", python_2(rows, ((WIDTH,), (1, WIDTH)), kind))
+    path = saved(tmp_path / "utable.npy", rows, kind)
     careless = np.load(path, allow_pickle=True, encoding="latin1")
     assert [row.shape for row in careless[:2]] == [(WIDTH,), (1, WIDTH)]
     found = table_rows(path, FOUR, (17, WIDTH))
@@ -77,12 +50,12 @@ def test_rows_of_a_python_2_pickle_are_those_that_numpy_reads(kind, rows, tmp_pa
 def test_rows_that_someone_saved_again_with_python_3_are_read_too(protocol, rows, tmp_path) -> None:
     array = np.empty(17, object)
     array[:] = [row.reshape(1, -1) if i % 2 else row for i, row in enumerate(rows)]
-    path = table(tmp_path / "utable.npy", pickle.dumps(array, protocol))
+    path = pickled(tmp_path / "utable.npy", pickle.dumps(array, protocol))
     assert np.array_equal(table_rows(path, FOUR, (17, WIDTH)), rows[FOUR])
 
 
 def test_a_second_start_with_the_same_vocabulary_does_not_read_the_table_again(rows, tmp_path, monkeypatch) -> None:
-    path = table(tmp_path / "utable.npy", python_2(rows))
+    path = saved(tmp_path / "utable.npy", rows)
     first = table_rows(path, FOUR, (17, WIDTH))
     reads = []
     real = util.skipthoughts.read_rows
@@ -91,13 +64,13 @@ def test_a_second_start_with_the_same_vocabulary_does_not_read_the_table_again(r
     assert np.array_equal(table_rows(path, FOUR[:3], (17, WIDTH)), first[:3]) and len(reads) == 1  # another vocabulary
     kept = next(tmp_path.glob(".utable_rows_*"))
     kept.write_bytes(kept.read_bytes()[:50])
-    table(path, python_2(-rows))
+    saved(path, -rows)
     os.utime(path, ns=(1, 1))  # another file
     assert np.array_equal(table_rows(path, FOUR, (17, WIDTH)), -first) and len(reads) == 2
 
 
 def test_rows_that_were_kept_and_are_spoilt_are_read_again(rows, tmp_path) -> None:
-    path = table(tmp_path / "utable.npy", python_2(rows))
+    path = saved(tmp_path / "utable.npy", rows)
     first = table_rows(path, FOUR, (17, WIDTH))
     (kept,) = tmp_path.glob(".utable_rows_*")
     for spoilt in (kept.read_bytes()[:50], b"", pickle.dumps(1)):
@@ -106,7 +79,7 @@ def test_rows_that_were_kept_and_are_spoilt_are_read_again(rows, tmp_path) -> No
 
 
 def test_rows_of_a_folder_that_is_read_only_are_kept_in_pytorchs_cache(rows, tmp_path, monkeypatch) -> None:
-    path = table(tmp_path / "utable.npy", python_2(rows))
+    path = saved(tmp_path / "utable.npy", rows)
     real = util.skipthoughts.atomic
 
     def atomic(place: Path):
@@ -125,7 +98,7 @@ def test_rows_of_a_folder_that_is_read_only_are_kept_in_pytorchs_cache(rows, tmp
 def test_memory_does_not_hold_the_table(tmp_path) -> None:
     """40 MB of rows; what a row leaves behind is its place, a few hundred bytes."""
     many = np.zeros((16000, WIDTH), np.float32)
-    path = table(tmp_path / "utable.npy", python_2(many), len(many))
+    path = saved(tmp_path / "utable.npy", many)
     assert path.stat().st_size > 39e6
     tracemalloc.start()
     table_rows(path, FOUR, many.shape)
@@ -154,7 +127,7 @@ class Call:
 )
 def test_a_hostile_table_runs_nothing(what, says, tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
-    path = table(tmp_path / "utable.npy", pickle.dumps(what, 3))
+    path = pickled(tmp_path / "utable.npy", pickle.dumps(what, 3))
     with pytest.raises(InputError, match="utable") as error:
         table_rows(path, FOUR, (17, WIDTH))
     assert says in str(error.value) and not (tmp_path / "canary").exists()
@@ -176,7 +149,8 @@ def test_a_hostile_table_runs_nothing(what, says, tmp_path, monkeypatch) -> None
     ids=["half", "without its end", "too long", "whole numbers", "a byte short", "endless", "memo", "no memo", "empty"],
 )
 def test_a_damaged_table_is_named(change, says, rows, tmp_path) -> None:
-    path = table(tmp_path / "utable.npy", change(python_2(rows)))
+    path = saved(tmp_path / "utable.npy", rows)
+    path = pickled(path, change(path.read_bytes()[128:]))
     with pytest.raises(InputError, match=r"utable\.npy") as error:
         table_rows(path, FOUR, (17, WIDTH))
     assert says in str(error.value)

@@ -150,13 +150,16 @@ def _keep(path: Path, wanted: np.ndarray, rows: np.ndarray) -> None:
 # ---------------------------------------------------------------- the GRU
 
 
-def _fill(gru: GRU, arrays: dict[str, np.ndarray], prefix: str, folder: Path) -> None:
+def gru_shapes(size: int, hidden: int) -> dict[str, tuple[int, ...]]:
     """skip-thoughts stores x W with reset and update gate side by side, and the candidate apart (`x`)."""
+    return {"W": (size, 2 * hidden), "Wx": (size, hidden), "U": (hidden, 2 * hidden), "Ux": (hidden, hidden),
+            "b": (2 * hidden,), "bx": (hidden,)}  # fmt: skip
+
+
+def _fill(gru: GRU, arrays: dict[str, np.ndarray], prefix: str, folder: Path) -> None:
     size, hidden = gru.input_weight.shape[2], gru.input_weight.shape[1]
-    shapes = {"W": (size, 2 * hidden), "Wx": (size, hidden), "U": (hidden, 2 * hidden), "Ux": (hidden, hidden),
-              "b": (2 * hidden,), "bx": (hidden,)}  # fmt: skip
     a = {}
-    for key, shape in shapes.items():
+    for key, shape in gru_shapes(size, hidden).items():
         array = arrays.get(prefix + key)
         if array is None or array.shape != shape:
             found = "is missing" if array is None else f"has shape {array.shape} instead of {shape}"
