@@ -55,7 +55,7 @@ def main() -> None:
     options = load_options(arguments.path_opt, arguments.set)
     queries = read_annotations(arguments.annotations)
     paths = {name: find_scene(arguments.images, name) for name in queries}
-    rules = read_rules(options.dataset.local_path)
+    rules = read_rules(options.local_path)
     check_regions_given(rules, arguments)
     encoder = load_encoder(options, arguments.resume, pick_device(arguments.device))
     how = raster_rules(arguments)

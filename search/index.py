@@ -41,7 +41,7 @@ def main() -> None:
         export(arguments.index, Path(arguments.export))
         return
     options = load_options(arguments.path_opt, arguments.set)
-    rules = read_rules(options.dataset.local_path)
+    rules = read_rules(options.local_path)
     check_regions_given(rules, arguments)
     find_files(Path(arguments.images))  # before the model is loaded
     with open_index(arguments.index, create=True) as index:

@@ -63,7 +63,7 @@ class SceneVectors(NamedTuple):
 def main() -> None:
     arguments = _parse()
     options = load_options(arguments.path_opt, arguments.set)
-    rules = read_rules(options.dataset.local_path)
+    rules = read_rules(options.local_path)
     check_regions_given(rules, arguments)
     encoder = load_encoder(options, arguments.resume, pick_device(arguments.device))
     note_unknown_words(encoder, arguments.text)

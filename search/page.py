@@ -46,9 +46,12 @@ MOST = 1000  # answers in all
 FOLD = 0.98  # the cosine from which pictures count as the same
 THUMBNAIL = 256  # pixels
 PICTURE = 1024  # pixels: the longer side of a heat map
-WINDOWS = 20_000  # of a scene, at most
-EXAMPLES = 6
-STYLE = "#gallery .caption-label { white-space: normal; overflow-wrap: anywhere; max-width: 100%; text-align: left }"
+WINDOWS = 20_000  # of an uploaded scene, at most
+EXAMPLES = 4
+STYLE = """
+#gallery .grid-wrap { max-height: none }
+#gallery .caption-label { white-space: normal; overflow-wrap: anywhere; max-width: 100%; text-align: left }
+"""
 POLICY = (
     "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
     "img-src 'self' data: blob:; font-src 'self' data:; frame-ancestors 'self'"
@@ -150,11 +153,17 @@ class Site:
         vector = self.encoder.sentences([sentence])[0]
         self.encoder.unknown_words(sentence)
         with open_scene(path, self.how) as scene:
-            picture = scene.overview(PICTURE)
-            if len(selo_windows(scene.height, scene.width, SCALES)) > WINDOWS:
+            picture, height, width = scene.overview(PICTURE), scene.height, scene.width
+        if upload:
+            if len(selo_windows(height, width, SCALES)) > WINDOWS:
                 raise InputError("this scene is too large for the page; use python -m search.localise")
-        grey = self.encoded(path, path.stat().st_mtime_ns).map_of(vector)
-        return Heat(picture, np.asarray(Image.fromarray(grey).resize(picture.size, Image.Resampling.BILINEAR)))
+            found = self.encoded(path, path.stat().st_mtime_ns)
+        else:
+            records, vectors = zip(*self.index.find(name), strict=True)
+            windows = np.array([(one.top, one.bottom, one.left, one.right) for one in records])
+            found = SceneVectors(height, width, windows, np.stack(vectors))
+        grey = Image.fromarray(found.map_of(vector)).resize(picture.size, Image.Resampling.BILINEAR)
+        return Heat(picture, np.asarray(grey))
 
     def _encode(self, path: Path, _: int) -> SceneVectors:
         return encode_scene(self.encoder, LocalRules.from_dict(self.mark.rules), path, self.how)
@@ -178,16 +187,16 @@ def _search_tab(site: Site) -> None:
     with gr.Row():
         with gr.Column(scale=2):
             sentence = gr.Textbox(label="Sentence", max_length=LONGEST, elem_id="sentence", autofocus=True)
-            if examples := site.examples():
-                gr.Examples([[one] for one in examples], sentence, label="Examples", api_visibility="private")
+            search = gr.Button("Search", variant="primary", elem_id="search")
             with gr.Row():
                 folder = gr.Textbox(label="Only in the folder", max_length=LONGEST, elem_id="folder")
                 fold = gr.Checkbox(label="Fold near-duplicates", elem_id="fold")
-            search = gr.Button("Search", variant="primary", elem_id="search")
         upload = gr.Image(label="or a picture", type="filepath", sources=["upload"], height=260, elem_id="upload")
-    status = gr.Textbox(label="Answers", interactive=False, elem_id="status")
+    if examples := site.examples():
+        gr.Examples([[one] for one in examples], sentence, label="Examples", api_visibility="private")
+    status = gr.Textbox(label="Answers (click one for what is like it)", interactive=False, elem_id="status")
     gallery = gr.Gallery(
-        label="Click one for what is like it", columns=5, object_fit="contain", allow_preview=False,
+        show_label=False, columns=5, object_fit="contain", allow_preview=False,
         buttons=[], interactive=False, elem_id="gallery")  # fmt: skip
     with gr.Row():
         more = gr.Button("More", elem_id="more")

@@ -30,6 +30,7 @@ from search.regions import crop_regions
 from search.store import Hit, Index, Record, open_index, read_mark
 from tests.conftest import Outcome
 from tokens import encode_captions
+from tokens import encode_captions
 from util.checkpoints import read_checkpoint
 from util.images import open_image
 from util.local_features import load_local
