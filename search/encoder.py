@@ -14,7 +14,6 @@ from engine import autocast, load_model
 from layers.model import Model, cosine, l2norm
 from option.schema import Options
 from tokens import encode_captions, load_words
-from tokens import encode_captions
 from util.checkpoints import read_checkpoint
 from util.errors import InputError
 from util.files import some

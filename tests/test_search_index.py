@@ -23,15 +23,17 @@ from rasterio.transform import from_origin
 import vocab
 from data import load_data, read_split
 from engine import embed_images, load_model
+from layers import build_model
 from option import load_options
 from search.answers import Answer, fold_duplicates, to_csv, to_geojson
+from search.encoder import load_encoder
 from search.local import LocalRules, read_rules
 from search.regions import crop_regions
 from search.store import Hit, Index, Record, open_index, read_mark
-from tests.conftest import Outcome
-from tokens import encode_captions
+from tests.conftest import ROOT, Outcome
 from tokens import encode_captions
 from util.checkpoints import read_checkpoint
+from util.errors import InputError
 from util.images import open_image
 from util.local_features import load_local
 
@@ -314,3 +316,17 @@ def test_answers_as_csv_and_geojson() -> None:
     first, second = to_geojson(answers)["features"]
     assert first["geometry"]["coordinates"][0][:2] == [[10.0, 50.0], [11.0, 50.0]]
     assert first["properties"]["window"] == [0, 8, 4, 12] and second["geometry"] is None
+
+
+@pytest.mark.parametrize(("model", "is_cosine"), [("VSEPP", True), ("AMFMN", False)])
+def test_every_model_whose_similarity_is_a_cosine_encodes(tmp_path: Path, model: str, is_cosine: bool) -> None:
+    options = load_options(ROOT / f"option/DEMO/DEMO_{model}.yaml")
+    words = ("plane", "road", "<unk>")
+    state = {"model": build_model(options, words).state_dict(), "words": list(words)}
+    torch.save(state, tmp_path / "model.pth.tar")
+    if not is_cosine:
+        with pytest.raises(InputError, match="a function of each pair"):
+            load_encoder(options, tmp_path / "model.pth.tar", torch.device("cpu"))
+        return
+    encoder = load_encoder(options, tmp_path / "model.pth.tar", torch.device("cpu"))
+    np.testing.assert_allclose(np.linalg.norm(encoder.sentences(["a plane", "two roads"]), axis=1), 1, atol=1e-5)
