@@ -171,7 +171,11 @@ def embed_images(model: Model, data: Data, options: Options, check: Callable[[],
     model.eval()
     device, size = data.token_ids.device, options.dataset.batch_size_val
     vectors = []
-    with autocast(options, device), memory_advice("lower dataset.batch_size_val (train.py: and go on with --resume)"):
+    with contextlib.ExitStack() as within:
+        within.enter_context(memory_advice("lower dataset.batch_size_val (train.py: and go on with --resume)"))
+        for trunk in [] if options.optim.compile else model.trunks():
+            within.enter_context(trunk.folded(options.dataset.image_size))
+        within.enter_context(autocast(options, device))
         for batch in image_batches(data, min(size, IMAGE_BATCH) if device.type == "cpu" else size):
             check()
             vectors.append(model.encode_image(*batch))

@@ -1,4 +1,5 @@
-"""Batch normalisation by the statistics that a pretrained network came with, its scale and shift still learning.
+"""Batch normalisation by statistics that do not change: in evaluation, or, its scale and shift still learning, those
+that a pretrained network came with.
 
 The normalisation of a convolution's output is then a convolution of its own:
 
@@ -10,6 +11,8 @@ network on a CPU. Weights keep the names of the network's library.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -17,10 +20,21 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 
-def fold_norms(net: nn.Module, images: Tensor) -> None:
-    """Fold every normalisation of a plain convolution's output into that convolution, in place.
+@contextlib.contextmanager
+def folded(net: nn.Module, images: Tensor) -> Iterator[None]:
+    """Within it the network, in evaluation, has its normalisations folded; `images` as in `fold_norms`."""
+    replaced = fold_norms(net, images)
+    try:
+        yield
+    finally:
+        for path, module in replaced.items():
+            net.set_submodule(path, module)
 
-    A pass of `images` shows which follow which. Other normalisations stay as they are.
+
+def fold_norms(net: nn.Module, images: Tensor) -> dict[str, nn.Module]:
+    """Fold every normalisation of a plain convolution's output into that convolution, in place -> what was replaced.
+
+    A pass of `images` (1, 3, S, S) shows which follow which. Other normalisations stay as they are.
     """
     convolutions: dict[int, tuple[Tensor, nn.Conv2d]] = {}  # by the tensor that each gives, which is kept alive
     pairs: list[tuple[nn.Conv2d, nn.BatchNorm2d]] = []
@@ -40,14 +54,16 @@ def fold_norms(net: nn.Module, images: Tensor) -> None:
         hook.remove()
     path_of = {module: path for path, module in net.named_modules()}
     for conv, norm in pairs:
-        folded = FoldedNorm(norm)
-        net.set_submodule(path_of[norm], folded)
-        net.set_submodule(path_of[conv], FoldedConv2d(conv, folded))
+        rest = FoldedNorm(norm)
+        net.set_submodule(path_of[norm], rest)
+        net.set_submodule(path_of[conv], FoldedConv2d(conv, rest))
+    return {path_of[module]: module for pair in pairs for module in pair}
 
 
 def _is_plain(module: nn.Module) -> bool:
-    """A convolution without bias that is PyTorch's own, or timm's that pads as TensorFlow does."""
-    return type(module).__name__ in ("Conv2d", "Conv2dSame") and module.bias is None and module.padding_mode == "zeros"
+    """A convolution without bias that is PyTorch's own, ours, or timm's that pads as TensorFlow does."""
+    plain = "Conv2d", "StridedConv2d", "Conv2dSame"
+    return type(module).__name__ in plain and module.bias is None and module.padding_mode == "zeros"
 
 
 class FoldedConv2d(nn.Conv2d):
@@ -57,7 +73,7 @@ class FoldedConv2d(nn.Conv2d):
         super().__init__(conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding,
                          conv.dilation, conv.groups, bias=False, device="meta")  # fmt: skip
         self.weight = conv.weight
-        self.same = type(conv) is not nn.Conv2d
+        self.same = type(conv).__name__ == "Conv2dSame"
         self.norm = [norm]  # in a list: it is a part of the network at its own place
 
     def forward(self, x: Tensor) -> Tensor:

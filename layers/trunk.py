@@ -5,13 +5,15 @@ f1..f4 are the last feature maps of S/4, S/8, S/16 and S/32 pixels a side.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import NamedTuple, Self
 
 import torch
 import torchvision
 from torch import Tensor, nn
 
-from layers.frozen_norm import fold_norms
+from layers.frozen_norm import fold_norms, folded
 from layers.normalisation import MEAN, STD, Renormalise
 from layers.strided_conv import StridedConv2d
 
@@ -44,6 +46,13 @@ class Trunk(nn.Module):
 
     def forward(self, images: Tensor) -> Features:
         raise NotImplementedError
+
+    @contextlib.contextmanager
+    def folded(self, image_size: int) -> Iterator[None]:
+        """Within it the trunk, in evaluation, takes no pass over its maps for batch normalisation."""
+        device = next(self.parameters()).device
+        with folded(self, torch.zeros(1, 3, image_size, image_size, device=device)):
+            yield
 
     def freeze_norms(self, image_size: int) -> None:
         """From here on `frozen_norm`."""
