@@ -21,6 +21,7 @@ from layers.model import Model
 from option.schema import Optim, Options
 from util.checkpoints import load_weights
 from util.errors import InputError, memory_advice, not_installed
+from util.weights import load_starting_weights
 from utils import reuse_memory
 
 logger = logging.getLogger("galr")
@@ -232,6 +233,14 @@ def load_model(checkpoint: dict[str, Any], options: Options, words: Sequence[str
     model = make_model(options, words)
     load_weights(model, checkpoint, words)
     warn_of_other_options(checkpoint, options)
+    return prepare(model, options, device)
+
+
+def untrained_model(options: Options, words: Sequence[str], device: torch.device) -> Model:
+    """The model with the weights that it starts from, ready to encode. Raises InputError where they cannot be had."""
+    torch.manual_seed(options.seed)
+    model = make_model(options, words)
+    load_starting_weights(model, options.model, words)
     return prepare(model, options, device)
 
 

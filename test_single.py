@@ -9,7 +9,7 @@ import logging
 from pathlib import Path
 
 from data import load_data, read_split, validation_split
-from engine import encode_split, load_model
+from engine import encode_split, load_model, untrained_model
 from option.schema import load_options
 from postprocessing import matrices
 from postprocessing.recall import standings
@@ -29,7 +29,12 @@ logger = logging.getLogger("galr")
 def main() -> None:
     parser = Parser(prog="test_single.py", description="Score one checkpoint on one split.")
     parser.add_options()
-    parser.add_argument("--resume", required=True, metavar="CKPT", help="checkpoint, ours or a published one")
+    parser.add_argument(
+        "--resume",
+        required=True,
+        metavar="CKPT",
+        help="checkpoint, ours or a published one; none: the model as it starts, such as CLIP without training",
+    )
     parser.add_argument("--split", choices=["test", "val"], default="test", help="val: of the checkpoint's split.json")
     parser.add_argument("--sims", metavar="OUT.npy", help="write the similarity matrix, images x captions")
     parser.add_argument("--figure", metavar="OUT.png", help="write a sheet of retrievals")
@@ -44,7 +49,10 @@ def main() -> None:
     options = load_options(arguments.path_opt, arguments.set)
     device = pick_device(arguments.device)
     words = load_words(options)
-    model = load_model(read_checkpoint(arguments.resume), options, words, device)
+    if arguments.resume == "none":
+        model = untrained_model(options, words, device)
+    else:
+        model = load_model(read_checkpoint(arguments.resume), options, words, device)
     if arguments.split == "test":
         split = read_split(options.dataset.data_path, "test")
     else:

@@ -20,7 +20,7 @@ LONGEST = 512  # tokens of a caption, where a tokenizer names no limit
 
 def load_words(options: Options) -> tuple[str, ...]:
     """The words of the vocabulary; none where the model has a tokenizer of its own. Raises InputError."""
-    return vocab.load(options.dataset.vocab_path).words if options.model.reads_vocabulary else ()
+    return vocab.load(options.dataset.vocab_path).words if options.model.tokenizer == "vocabulary" else ()
 
 
 def encode_captions(captions: Sequence[str], options: Options, words: Sequence[str]) -> tuple[Tensor, Tensor]:
@@ -39,10 +39,31 @@ def encode_captions(captions: Sequence[str], options: Options, words: Sequence[s
 
 def _tokenizer(options: Options, words: Sequence[str]) -> Callable[[list[str]], list[list[int]]]:
     """What turns captions into their ids, from 1."""
-    if options.model.reads_vocabulary:
-        index = vocab.Vocabulary(tuple(words)).index
-        return lambda captions: [vocab.encode(caption, index) for caption in captions]
-    return _hugging_face(options.model.seq2vec.path)
+    if options.model.tokenizer == "clip":
+        return _open_clip(options.model.clip.arch)
+    if options.model.tokenizer == "transformer":
+        return _hugging_face(options.model.seq2vec.path)
+    index = vocab.Vocabulary(tuple(words)).index
+    return lambda captions: [vocab.encode(caption, index) for caption in captions]
+
+
+def _open_clip(arch: str) -> Callable[[list[str]], list[list[int]]]:
+    """The tokenizer of a CLIP, its ids plus one. What it fills rows up with is left away where that is zeros behind the
+    end-of-text token, as OpenAI's does; other tokenizers' rows are kept whole."""
+    with not_installed("model.clip"):
+        import open_clip
+    try:
+        tokenizer = open_clip.get_tokenizer(arch.replace("/", "-") if ":" not in arch else arch)
+    except Exception as error:  # of a folder, of the hub
+        raise InputError(f"model.clip.arch {arch}: no tokenizer ({str(error).splitlines()[0]})") from None
+    ends = isinstance(tokenizer, open_clip.SimpleTokenizer)
+
+    def encode(captions: list[str]) -> list[list[int]]:
+        rows = tokenizer(captions).numpy()
+        lengths = [row.nonzero()[0][-1] + 1 if ends else len(row) for row in rows]
+        return [(row[:length] + 1).tolist() for row, length in zip(rows, lengths, strict=True)]
+
+    return encode
 
 
 def _hugging_face(path: str) -> Callable[[list[str]], list[list[int]]]:

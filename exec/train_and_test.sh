@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Trains a model on a data set and scores its test split: bash exec/train_and_test.sh RSITMD [MODEL] [--set KEY=VALUE ...]
-# MODEL: GaLR (as without it), AMFMN or VSEPP. The data go where option/NAME/NAME_MODEL.yaml says (README.md).
+# MODEL: GaLR (as without it), AMFMN, VSEPP or CLIP. The data go where option/NAME/NAME_MODEL.yaml says (README.md).
 # GPU=1 uses the second GPU. Run again, it goes on.
 export CUDA_VISIBLE_DEVICES=${GPU:-${CUDA_VISIBLE_DEVICES-0}}  # set to nothing, it stays so: no GPU
 if [ $# -lt 1 ]; then

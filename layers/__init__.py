@@ -22,8 +22,9 @@ MODELS = {  # model.name: module, class
     "GaLR": ("layers.galr", "GaLR"),
     "AMFMN": ("layers.amfmn", "AMFMN"),
     "VSE++": ("layers.vsepp", "VSEPP"),
+    "CLIP": ("layers.clip", "CLIP"),
 }
-__all__ = ["AMFMN", "MODELS", "VSEPP", "GaLR", "build_model"]
+__all__ = ["AMFMN", "CLIP", "MODELS", "VSEPP", "GaLR", "build_model"]
 
 
 def build_model(options: Options, vocab_words: Sequence[str]) -> Model:
@@ -32,6 +33,8 @@ def build_model(options: Options, vocab_words: Sequence[str]) -> Model:
     `util.weights.load_starting_weights` gives it the weights that the options ask for.
     """
     module, name = MODELS[options.model.name]
+    if options.model.name == "GaLR" and options.model.clip:
+        module, name = "layers.galr_on_clip", "GaLROnCLIP"
     model = getattr(importlib.import_module(module), name)
     return model(options.model, options.dataset.image_size, len(vocab_words))
 

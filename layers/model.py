@@ -8,6 +8,7 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
+from layers.clip_network import CLIPNetwork
 from layers.text_encoder import TransformerEncoder
 from layers.trunk import Trunk
 
@@ -35,9 +36,9 @@ class Model(nn.Module):
         """(N, D), (M, D) -> (N, M) float32; here the cosine."""
         return cosine(image_vectors, text_vectors)
 
-    def trunks(self) -> list[Trunk]:
-        """The network that turns images into feature maps, in a list; none where a model has no such part."""
-        return [module for module in self.modules() if isinstance(module, Trunk)]
+    def trunks(self) -> list[Trunk | CLIPNetwork]:
+        """What a model is built on and may start from weights of its own: mostly one network."""
+        return [module for module in self.modules() if isinstance(module, (Trunk, CLIPNetwork))]
 
     def transformers(self) -> list[nn.Module]:
         """The network that reads captions, in a list; none where a model has no transformer for this."""

@@ -36,8 +36,23 @@ class Embed(Section):
     embed_dim: Count = 512
 
 
+Tokenizer = Literal["vocabulary", "transformer", "clip"]
+
+
+def _tokenizer_of(encoder: Section) -> Tokenizer:
+    """What makes ids of captions: the words of dataset.vocab_path, or what a transformer comes with."""
+    return "transformer" if encoder.arch == "transformer" else "vocabulary"
+
+
+class CLIPSource(Section):
+    """In open_clip's names. `weights`: a name, a file (OpenAI's, RemoteCLIP's, GeoRSCLIP's, open_clip's), or none."""
+
+    arch: Name = "ViT-B-32-quickgelu"
+    weights: Name = "openai"
+
+
 class GaLROptions(Section):
-    """The model of this project."""
+    """The model of this project. `trunk: clip` sets its local branch and MIDF upon the CLIP of the block `clip`."""
 
     reads_local: ClassVar[bool] = True  # the local features of dataset.local_path
     name: Literal["GaLR"] = "GaLR"
@@ -48,6 +63,23 @@ class GaLROptions(Section):
     seq2vec: TextOptions = Seq2Vec()
     fusion: Fusion = Fusion()
     embed: Embed = Embed()
+    clip: CLIPSource | None = None  # ViT-B/32 of OpenAI where `trunk: clip` says no more
+
+    @model_validator(mode="before")
+    @classmethod
+    def _clip_by_default(cls, block: Any) -> Any:
+        if isinstance(block, dict) and block.get("trunk") == "clip":
+            return {"clip": CLIPSource()} | block
+        return block
+
+    @model_validator(mode="after")
+    def _one_trunk(self) -> GaLROptions:
+        if self.clip and self.trunk != "clip":
+            raise ValueError(f"model.clip is of model.trunk clip, and that is {self.trunk}")
+        if self.clip and (self.pretrained, self.trunk_norm, self.seq2vec) != ("imagenet", "batch", Seq2Vec()):
+            raise ValueError("model.trunk clip brings its weights (model.clip.weights) and its text tower: leave out "
+                             "model.pretrained, model.trunk_norm and model.seq2vec")  # fmt: skip
+        return self
 
     @model_validator(mode="after")
     def _widths_fit(self) -> GaLROptions:
@@ -59,9 +91,9 @@ class GaLROptions(Section):
         return self
 
     @property
-    def reads_vocabulary(self) -> bool:
-        """Whether captions become ids by the words of dataset.vocab_path, and not by a tokenizer of the model's own."""
-        return self.seq2vec.arch != "transformer"
+    def tokenizer(self) -> Tokenizer:
+        """What makes ids of captions."""
+        return "clip" if self.clip else _tokenizer_of(self.seq2vec)
 
 
 class CrossAttention(Section):
@@ -84,9 +116,9 @@ class AMFMNOptions(Section):
     embed: Embed = Embed()
 
     @property
-    def reads_vocabulary(self) -> bool:
-        """Whether captions become ids by the words of dataset.vocab_path, and not by a tokenizer of the model's own."""
-        return self.seq2vec.arch != "transformer"
+    def tokenizer(self) -> Tokenizer:
+        """What makes ids of captions."""
+        return _tokenizer_of(self.seq2vec)
 
 
 class JointEmbed(Section):
@@ -100,7 +132,7 @@ class VSEPPOptions(Section):
     """
 
     reads_local: ClassVar[bool] = False
-    reads_vocabulary: ClassVar[bool] = True
+    tokenizer: ClassVar[Tokenizer] = "vocabulary"
     name: Literal["VSE++"]
     trunk: Name = "resnet18"
     trunk_norm: Literal["batch", "frozen"] = "batch"
@@ -112,7 +144,21 @@ class VSEPPOptions(Section):
     embed: JointEmbed = JointEmbed()
 
 
-MODELS: dict[str, type[Section]] = {"GaLR": GaLROptions, "AMFMN": AMFMNOptions, "VSE++": VSEPPOptions}
+class CLIPOptions(Section):
+    """CLIP, scored as it comes or fine-tuned."""
+
+    reads_local: ClassVar[bool] = False
+    tokenizer: ClassVar[Tokenizer] = "clip"
+    name: Literal["CLIP"]
+    clip: CLIPSource = CLIPSource()
+
+
+MODELS: dict[str, type[Section]] = {
+    "GaLR": GaLROptions,
+    "AMFMN": AMFMNOptions,
+    "VSE++": VSEPPOptions,
+    "CLIP": CLIPOptions,
+}
 
 
 def model_name(block: Any) -> str:
@@ -122,6 +168,9 @@ def model_name(block: Any) -> str:
 
 
 ModelOptions = Annotated[
-    Annotated[GaLROptions, Tag("GaLR")] | Annotated[AMFMNOptions, Tag("AMFMN")] | Annotated[VSEPPOptions, Tag("VSE++")],
+    Annotated[GaLROptions, Tag("GaLR")]
+    | Annotated[AMFMNOptions, Tag("AMFMN")]
+    | Annotated[VSEPPOptions, Tag("VSE++")]
+    | Annotated[CLIPOptions, Tag("CLIP")],
     Discriminator(model_name, "model_name", f"there are {', '.join(MODELS)}"),
 ]

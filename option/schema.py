@@ -48,7 +48,7 @@ class Dataset(Section):
     batch_size: Annotated[int, Field(ge=2)] = 100
     batch_size_val: Count = 70
     workers: Annotated[int, Field(ge=0, le=64)] = 3
-    image_size: Annotated[int, Field(ge=32, le=1024, multiple_of=32)] = 256
+    image_size: Annotated[int, Field(ge=32, le=1024)] = 256
     cache: Literal["none", "ram", "h5"] = "ram"
     val_list: Name | None = None
     augment: Literal["rotate", "flips"] = "rotate"
@@ -113,8 +113,14 @@ class Options(Section):
     def _needed_files(self) -> Options:
         if self.model.reads_local and "local_path" not in self.dataset.model_fields_set:
             raise ValueError("dataset.local_path is missing")
-        if self.model.reads_vocabulary and "vocab_path" not in self.dataset.model_fields_set:
+        if self.model.tokenizer == "vocabulary" and "vocab_path" not in self.dataset.model_fields_set:
             raise ValueError("dataset.vocab_path is missing")
+        return self
+
+    @model_validator(mode="after")
+    def _image_size(self) -> Options:
+        if self.model.tokenizer != "clip" and self.dataset.image_size % 32:
+            raise ValueError(f"dataset.image_size ({self.dataset.image_size}) must be a multiple of 32")
         return self
 
     @model_validator(mode="after")

@@ -52,7 +52,7 @@ class Encoder(NamedTuple):
 
         Raises InputError where that is all that the sentence holds.
         """
-        if not self.options.model.reads_vocabulary:  # a tokenizer of the model's own knows all
+        if self.options.model.tokenizer != "vocabulary":  # a tokenizer of the model's own knows all
             return []
         words = list(dict.fromkeys(vocab.tokenize(text)))
         known = set(self.words) - {vocab.UNKNOWN}

@@ -101,7 +101,7 @@ def load_weights(model: nn.Module, checkpoint: dict[str, Any], words: Sequence[s
             "trained with; set dataset.vocab_path to the file that the run used"
         )
     made_of = checkpoint.get("arch")
-    if made_of in MODELS and MODELS[made_of][1] != type(model).__name__:
+    if made_of in MODELS and MODELS[made_of][1] not in {ancestor.__name__ for ancestor in type(model).__mro__}:
         raise InputError(f"the checkpoint is of the model {made_of}, and the option file names another in model.name")
     weights = checkpoint["model"]
     if any(name.startswith(EARLIER[0]) for name in weights):

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from util.errors import InputError
+from util.errors import InputError, not_installed
 from util.files import existing_file
 from util.pickles import Type, scalar
 
@@ -58,6 +58,17 @@ def load_torch(path: str | os.PathLike, what: str) -> Any:
         if "legacy .tar" in str(error):
             raise InputError(f"{what} {path} is a .tar of PyTorch 0.1; save it anew with PyTorch 1") from None
         raise InputError(f"{what} {path} is damaged ({' '.join(str(error).split())[:200]})") from None
+
+
+def load_safetensors(path: str | os.PathLike, what: str) -> dict[str, Tensor]:
+    """Read a file of safetensors (a package that timm, transformers and open_clip bring). Raises InputError."""
+    with not_installed(f"{what} {path}"):
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+    try:
+        return load_file(existing_file(path, what))
+    except SafetensorError as error:
+        raise InputError(f"{what} {path} is damaged ({error})") from None
 
 
 def weights_of(tree: Any, keys: tuple[str, ...] = ("model", "state_dict")) -> dict[str, Tensor] | None:

@@ -11,8 +11,7 @@ from torch import Tensor
 from layers.loading import load_state
 from layers.trunk import TimmTrunk, Trunk
 from util.errors import InputError
-from util.files import existing_file
-from util.torch_files import load_torch, weights_of
+from util.torch_files import load_safetensors, load_torch, weights_of
 
 RESNET_URL = torchvision.models.ResNet18_Weights.IMAGENET1K_V1.url
 WHAT = "weights of the trunk (model.pretrained)"
@@ -62,12 +61,6 @@ def _timm_weights(trunk: TimmTrunk) -> dict[str, Tensor]:
 
 
 def _file(path: str) -> dict[str, Tensor] | None:
-    if Path(path).suffix != ".safetensors":
-        return weights_of(load_torch(path, WHAT))
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        return load_file(existing_file(path, WHAT))
-    except SafetensorError as error:
-        raise InputError(f"{WHAT} {path} is damaged ({error})") from None
+    if Path(path).suffix == ".safetensors":
+        return load_safetensors(path, WHAT)
+    return weights_of(load_torch(path, WHAT))

@@ -1,6 +1,7 @@
 """The weights that a new model starts from.
 
-Trunk: util/trunk_weights.py. Text encoder: the skip-thoughts folder (util/skipthoughts.py), or a transformer's.
+Trunk: util/trunk_weights.py, or util/clip_weights.py. Text encoder: the skip-thoughts folder (util/skipthoughts.py), or
+a transformer's.
 """
 
 from __future__ import annotations
@@ -9,10 +10,12 @@ from collections.abc import Sequence
 
 import torch
 
+from layers.clip_network import CLIPNetwork
 from layers.model import Model
 from layers.text_encoder import TransformerEncoder
 from option.models import ModelOptions
 from option.text import Seq2Vec, Transformer
+from util.clip_weights import load_clip
 from util.errors import InputError
 from util.skipthoughts import load_skipthoughts
 from util.trunk_weights import load_trunk
@@ -24,8 +27,11 @@ def load_starting_weights(model: Model, options: ModelOptions, words: Sequence[s
     words: the vocabulary in index order from 1. Raises InputError where a file is missing, damaged or misshapen.
     """
     for trunk in model.trunks():
-        load_trunk(trunk, options.pretrained)
-    text = getattr(options, "seq2vec", None)
+        if isinstance(trunk, CLIPNetwork):
+            load_clip(trunk, options.clip)
+        else:
+            load_trunk(trunk, options.pretrained)
+    text = getattr(options, "seq2vec", None) if options.tokenizer != "clip" else None
     if isinstance(text, Seq2Vec) and text.pretrained:
         load_skipthoughts(model.text_encoder, text, words)
     elif isinstance(text, Transformer) and text.pretrained:

@@ -1,0 +1,85 @@
+"""CLIP (Radford et al. 2021) as open_clip builds it: a tower for images, a tower for texts, one space.
+
+Images come normalised by ImageNet's mean and deviation, token ids are those of CLIP's tokenizer plus one (0 = padding).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from layers.normalisation import Renormalise
+
+
+class CLIPNetwork(nn.Module):
+    """One of open_clip's architectures by its name (or `local-dir:FOLDER`), with random weights.
+
+    net: the network, under open_clip's names; width: of its vectors. weights: what will be loaded, a name of open_clip
+    or anything else: by it images are normalised. Raises ValueError for an architecture that open_clip lacks, that does
+    not take this image size, or that is not the one which the named weights were trained with.
+    """
+
+    def __init__(self, arch: str, weights: str, image_size: int) -> None:
+        super().__init__()
+        import open_clip
+
+        config = _config(arch)
+        named = open_clip.pretrained.get_pretrained_cfg(arch.replace("/", "-"), weights) or {}
+        if named and named.get("quick_gelu", False) != config.get("quick_gelu", False):
+            other = arch.removesuffix("-quickgelu") if config.get("quick_gelu") else f"{arch}-quickgelu"
+            raise ValueError(f"the weights {weights} were trained as {other}: set model.clip.arch to it")
+        with _quiet():
+            try:
+                self.net = open_clip.create_model(arch, load_weights=False, pretrained_text=False,
+                                                  force_image_size=image_size)  # fmt: skip
+            except Exception as error:  # of an image size, a folder, the hub
+                raise ValueError(f"model.clip.arch {arch} at image size {image_size}: {error}") from None
+        self.width = self.net.visual.output_dim
+        usual = open_clip.get_model_preprocess_cfg(self.net)
+        self.renormalise = Renormalise(named.get("mean") or usual["mean"], named.get("std") or usual["std"])
+        # a causal tower that reads its answer at the end-of-text token never looks behind it
+        self.ends_early = type(self.net) is open_clip.CLIP and self.net.text_pool_type == "argmax"
+
+    def forward(self, images: Tensor) -> Tensor:
+        """images (B, 3, S, S) -> (B, D), not normalised."""
+        return self.net.encode_image(self.renormalise(images)).float()
+
+    def encode_text(self, token_ids: Tensor) -> Tensor:
+        """token_ids (B, T), 0 = padding after the last token -> (B, D), not normalised."""
+        ids, net = (token_ids - 1).clamp(min=0), self.net
+        if not self.ends_early:
+            return net.encode_text(functional.pad(ids, (0, max(net.context_length - ids.shape[1], 0)))).float()
+        length = ids.shape[1]
+        x = net.token_embedding(ids) + net.positional_embedding[:length]
+        x = net.ln_final(net.transformer(x, attn_mask=net.attn_mask[:length, :length]))
+        ends = x[torch.arange(len(ids), device=ids.device), ids.argmax(dim=1)]  # the end-of-text token is the largest
+        return (ends @ net.text_projection).float()
+
+
+def _config(arch: str) -> dict:
+    """The configuration of an architecture of open_clip; empty for one that is described elsewhere."""
+    import open_clip
+
+    if ":" in arch:  # local-dir:, hf-hub:
+        return {}
+    config = open_clip.get_model_config(arch.replace("/", "-"))
+    if config is None:
+        near = ", ".join(name for name in open_clip.list_models() if arch.lower() in name.lower())
+        raise ValueError(f"model.clip.arch {arch} is no architecture of open_clip" + (near and f" ({near})"))
+    return config
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """open_clip tells the root logger of each step, and that weights are random, as they are to be."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)

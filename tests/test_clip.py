@@ -1,0 +1,258 @@
+"""CLIP: the towers as open_clip computes them, its files in every form, scored as it comes, fine-tuned, resumed.
+
+Small models with random weights, a vision transformer and a ResNet, through open_clip's own factory.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import pickle
+import signal
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from soak import differences
+from test_reliability import at_step, stop
+
+from layers.clip_network import CLIPNetwork
+from layers.normalisation import MEAN, STD
+from option.models import CLIPSource
+from tokens import encode_captions
+from util.clip_weights import load_clip
+from util.errors import InputError
+from util.torchscript import load_torchscript
+
+open_clip = pytest.importorskip("open_clip")
+
+TEXT = {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 1, "layers": 2}
+TOWERS = {
+    "vit": {"image_size": 64, "layers": 2, "width": 64, "patch_size": 32},
+    "resnet": {"image_size": 64, "layers": [1, 1, 1, 1], "width": 8, "patch_size": None, "head_width": 32},
+}
+FINE_TUNE = (
+    "optim.loss=infonce optim.temperature=0.01 dataset.captions_per_image=2 dataset.batch_size=4 logs.save_steps=2"
+)
+
+
+def arch_in(folder: Path, tower: str) -> str:
+    """The name of a small architecture that is described in a folder."""
+    folder.mkdir(exist_ok=True)
+    config = {"embed_dim": 32, "vision_cfg": TOWERS[tower], "text_cfg": TEXT, "quick_gelu": True}
+    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": config, "preprocess_cfg": {}}))
+    return f"local-dir:{folder.absolute()}"
+
+
+@pytest.fixture(params=TOWERS)
+def arch(request, tmp_path) -> str:
+    return arch_in(tmp_path / "arch", request.param)
+
+
+def network(arch: str, seed: int = 0, image_size: int = 64) -> CLIPNetwork:
+    torch.manual_seed(seed)
+    return CLIPNetwork(arch, "none", image_size).eval()
+
+
+def test_vectors_are_those_of_open_clip_for_its_own_images_and_tokens(arch) -> None:
+    ours = network(arch)
+    mean, std, clip_mean, clip_std = (
+        torch.tensor(x).view(3, 1, 1) for x in (MEAN, STD, open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD)
+    )
+    pixels = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    captions = ["two planes ! parked near the terminal", "many ships"]  # "!" is token 0, which also fills rows up
+    options = load_options_of(arch)
+    ids, lengths = encode_captions(captions, options, ())
+    assert ids.shape[1] == lengths.max() < 77 and ((ids != 0).sum(1) == lengths).all()
+    with torch.no_grad():
+        expected = ours.net.encode_image((pixels - clip_mean) / clip_std)
+        assert torch.allclose(ours((pixels - mean) / std), expected, atol=1e-5)
+        expected = ours.net.encode_text(open_clip.get_tokenizer(arch)(captions))
+        assert torch.allclose(ours.encode_text(ids), expected, atol=1e-5)
+
+
+def load_options_of(arch: str, weights: str = "none"):
+    """Options of a CLIP without files."""
+    from option.schema import Options
+
+    model = {"name": "CLIP", "clip": {"arch": arch, "weights": weights}}
+    dataset = {"datatype": "x", "data_path": "x", "image_path": "x", "image_size": 64}
+    return Options(model=model, dataset=dataset, k_fold={"experiment_name": "x"})
+
+
+# ---------------------------------------------------------------- files
+
+
+def as_openai_archive(net, path: Path) -> None:
+    """A TorchScript archive in half precision with three numbers among the weights, as OpenAI's files are."""
+    for name in ("input_resolution", "context_length", "vocab_size"):
+        if hasattr(net, name):
+            delattr(net, name)
+        net.register_buffer(name, torch.tensor(77))
+    images, texts = torch.zeros(1, 3, 64, 64), torch.zeros(1, 77, dtype=torch.int64)
+    traced = torch.jit.trace_module(net, {"encode_image": images, "encode_text": texts}, check_trace=False)
+    traced.half().save(str(path))
+
+
+FORMS = {
+    "RemoteCLIP's": lambda net, path: torch.save(net.state_dict(), path),
+    "GeoRSCLIP's": lambda net, path: torch.save(
+        {"epoch": 3, "state_dict": {f"module.{name}": value for name, value in net.state_dict().items()}}, path
+    ),
+    "OpenAI's state dict": lambda net, path: torch.save(
+        {name: value.half() for name, value in net.state_dict().items()} | {"input_resolution": torch.tensor(64)}, path
+    ),
+    "OpenAI's archive": as_openai_archive,
+}
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
+@pytest.mark.parametrize("form", FORMS)
+def test_a_file_of_every_form_is_loaded(form, arch, tmp_path) -> None:
+    source, path = network(arch, seed=1), tmp_path / "clip.pt"
+    expected = {name: value.clone() for name, value in source.net.state_dict().items()}
+    FORMS[form](source.net, path)
+    loaded = network(arch, seed=2)
+    load_clip(loaded, CLIPSource(arch=arch, weights=str(path)))
+    half = "OpenAI" in form
+    for name, value in loaded.net.state_dict().items():
+        assert value.dtype == expected[name].dtype
+        assert torch.equal(value, expected[name].half().to(value.dtype) if half else expected[name]), name
+
+
+def test_position_embeddings_are_interpolated_to_the_image_size(tmp_path) -> None:
+    arch = arch_in(tmp_path / "arch", "vit")
+    torch.save(network(arch).net.state_dict(), tmp_path / "clip.pt")
+    larger = network(arch, image_size=128)
+    load_clip(larger, CLIPSource(arch=arch, weights=str(tmp_path / "clip.pt")))
+    assert larger.net.visual.positional_embedding.shape[0] == 17
+    assert larger(torch.zeros(1, 3, 128, 128)).shape == (1, 32)
+
+
+def test_what_is_no_such_file_is_an_input_error(tmp_path) -> None:
+    arch, path = arch_in(tmp_path / "arch", "vit"), tmp_path / "clip.pt"
+    state = network(arch).net.state_dict()
+    for content, says in (
+        ({k: v for k, v in state.items() if k != "ln_final.bias"}, "1 missing: ln_final.bias"),
+        (state | {"logit_scale": torch.tensor(torch.nan)}, "not all of them are finite"),
+        ([1, 2], "not a table"),
+    ):
+        torch.save(content, path)
+        with pytest.raises(InputError, match=says):
+            load_clip(network(arch), CLIPSource(arch=arch, weights=str(path)))
+    with pytest.raises(InputError, match="neither a file nor a name of open_clip for ViT-B-32"):
+        load_clip(network(arch), CLIPSource(arch="ViT-B-32", weights="openbi"))
+
+
+def test_an_archive_that_names_something_else_runs_nothing(tmp_path) -> None:
+    class Evil:
+        def __reduce__(self):
+            return Path.touch, (tmp_path / "ran",)
+
+    path = tmp_path / "evil.pt"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("clip/constants.pkl", pickle.dumps(()))
+        archive.writestr("clip/data.pkl", pickle.dumps(Evil(), protocol=2))
+    with pytest.raises(InputError, match="neither a module nor a tensor"):
+        load_torchscript(path, "weights")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_tensor_beyond_its_storage_is_refused(tmp_path) -> None:
+    class Names(pickle.Pickler):
+        def persistent_id(self, value):
+            return ("storage", torch.FloatStorage, "0", "cpu", 2) if isinstance(value, bytes) else None
+
+    class Module:
+        def __reduce__(self):
+            return torch._utils._rebuild_tensor_v2, (b"", 0, (100,), (1,), False, {})
+
+    for size, says in ((8, "storage|bounds"), (6, "another size")):
+        data = io.BytesIO()
+        Names(data, protocol=2).dump(Module())
+        with zipfile.ZipFile(tmp_path / "x.pt", "w") as archive:
+            archive.writestr("x/constants.pkl", b"")
+            archive.writestr("x/data.pkl", data.getvalue())
+            archive.writestr("x/data/0", b"\0" * size)
+        with pytest.raises(InputError, match=says):
+            load_torchscript(tmp_path / "x.pt", "weights")
+
+
+# ---------------------------------------------------------------- names
+
+
+def test_openai_s_weights_want_the_architecture_with_their_activation() -> None:
+    with pytest.raises(ValueError, match="were trained as ViT-B-32-quickgelu"):
+        CLIPNetwork("ViT-B-32", "openai", 224)
+    with pytest.raises(ValueError, match="ViT-B-33 is no architecture of open_clip"):
+        CLIPNetwork("ViT-B-33", "openai", 224)
+
+
+# ---------------------------------------------------------------- runs
+
+
+@pytest.fixture
+def clip(work) -> str:
+    """clip.yaml: a small CLIP with weights in a file, on the demonstration set."""
+    arch = arch_in(work / "arch", "vit")
+    torch.save(network(arch, seed=3).net.state_dict(), "clip.pt")
+    lines = (work / "tiny.yaml").read_text().splitlines()
+    dataset = lines[lines.index("dataset:") :]
+    model = ["model:", "    name: CLIP", f"    clip: {{arch: '{arch}', weights: clip.pt}}"]
+    (work / "clip.yaml").write_text("\n".join([*model, *(line for line in dataset if "vocab_path" not in line)]))
+    galr = [line for line in lines[: lines.index("dataset:")] if "seq2vec" not in line and "pretrained" not in line]
+    galr.insert(1, f"    trunk: clip\n    clip: {{arch: '{arch}', weights: clip.pt}}")
+    (work / "galr.yaml").write_text("\n".join([*galr, *(line for line in dataset if "vocab_path" not in line)]))
+    return "--path_opt clip.yaml"
+
+
+def test_clip_is_scored_as_it_comes_and_galr_upon_it_scores_the_same_at_first(clip, run) -> None:
+    sims = []
+    for name in ("clip", "galr"):
+        done = run(f"test_single.py --path_opt {name}.yaml --resume none --sims {name}.npy")
+        assert (done.status, done.err) == (0, "") and "test split:" in done.out
+        sims.append(np.load(f"{name}.npy"))
+    assert np.abs(sims[0] - sims[1]).max() < 1e-5 and sims[0].std() > 1e-3
+
+
+def test_clip_is_fine_tuned_resumed_and_tested(clip, run) -> None:
+    command = f"train.py {clip} --set {FINE_TUNE}"
+    assert run(command).status == 0
+    Path("checkpoint").rename("whole")
+    with at_step(3, stop(signal.SIGTERM)):
+        assert run(command).status == 143
+    assert run(f"{command} --resume").status == 0
+    fold = Path("checkpoint/tiny/0")
+    assert differences(Path("whole/tiny/0").absolute(), fold.absolute()) == []
+    best = torch.load(fold / "GaLR_best.pth.tar", weights_only=True)
+    assert best["arch"] == "CLIP" and best["words"] == []
+    assert run(f"test.py {clip} --rerank --set {FINE_TUNE}").status == 0
+
+
+def test_galr_upon_clip_learns_what_the_regions_add(clip, run) -> None:
+    done = run(f"train.py --path_opt galr.yaml --set {FINE_TUNE} optim.freeze=[clip] optim.epochs=1")
+    assert done.status == 0
+    best = torch.load("checkpoint/tiny/0/GaLR_best.pth.tar", weights_only=True)["model"]
+    start = torch.load("clip.pt", weights_only=True)
+    assert best["scale"] != 0 and all(torch.equal(best[f"clip.net.{name}"], value) for name, value in start.items())
+    assert run("test.py --path_opt galr.yaml").status == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ("model.trunk=resnet18", "model.clip is of model.trunk clip"),
+        ("model.pretrained=none", "leave out model.pretrained"),
+        ("model.embed.embed_dim=64 model.fusion.mca_HIDDEN_SIZE=64 model.fusion.mca_HIDDEN_SIZE_HEAD=32", "have 32"),
+    ],
+)
+def test_options_that_do_not_go_with_clip_are_one_line(clip, run, change, says) -> None:
+    refused = run(f"test_single.py --path_opt galr.yaml --resume none --set {change}")
+    assert refused.status == 2 and says in refused.message
+
+
+def test_another_model_s_checkpoint_is_refused(clip, run, checkpoint) -> None:
+    refused = run(f"test_single.py {clip} --resume {checkpoint}")
+    assert refused.status == 2 and ("vocabulary" in refused.message or "names another" in refused.message)
