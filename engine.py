@@ -36,7 +36,7 @@ def make_model(options: Options, words: Sequence[str]) -> Model:
     try:
         with not_installed("the model of these options"):
             return build_model(options, words)
-    except (ValueError, OSError) as error:  # OSError: a transformer that is not there
+    except ValueError as error:
         raise InputError(str(error).splitlines()[0]) from None
 
 

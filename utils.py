@@ -130,6 +130,8 @@ def start_logging() -> None:
     """Let people read what the logger `galr` says: plain lines, by `Messages`."""
     logger.setLevel(logging.INFO)
     logger.handlers[:] = [Messages()]
+    for library in ("HF_HUB", "TRANSFORMERS"):  # what they warn of, our errors say
+        os.environ.setdefault(f"{library}_VERBOSITY", "error")
 
 
 def _complain(error: Exception | str, status: int) -> int:

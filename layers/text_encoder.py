@@ -95,7 +95,10 @@ class TransformerEncoder(nn.Module):
         super().__init__()
         from transformers import AutoConfig, AutoModel
 
-        config = AutoConfig.from_pretrained(options.path)
+        try:
+            config = AutoConfig.from_pretrained(options.path)
+        except OSError as error:
+            raise ValueError(f"model.seq2vec.path {options.path} is no transformer: {error}") from None
         self.pooling = options.pooling
         self.network = AutoModel.from_config(config)
         self.drop = nn.Dropout(options.dropout)
@@ -122,7 +125,7 @@ def pool(states: Tensor, lengths: Tensor, pooling: str) -> Tensor:
 def make_text_encoder(options: TextOptions, words: int, embed_dim: int) -> nn.Module:
     """The text encoder that `seq2vec.arch` names; words: of the vocabulary, for those that have none of their own.
 
-    Raises OSError for a transformer that is not there, and ImportError where transformers is not installed.
+    Raises ValueError for a transformer that is not there, and ImportError where transformers is not installed.
     """
     if options.arch == "transformer":
         return TransformerEncoder(options, embed_dim)

@@ -232,7 +232,7 @@ def test_a_key_of_another_models_block_is_an_error_that_names_its_owner(publishe
 
 @pytest.mark.parametrize("name", ["SCAN", "galr", "[GaLR]", "3"])
 def test_a_model_that_is_not_there_is_an_error_that_lists_those_that_are(published, name) -> None:
-    with pytest.raises(InputError, match=r"published\.yaml: model\.name = .*there are GaLR, AMFMN, VSE\+\+$"):
+    with pytest.raises(InputError, match=r"published\.yaml: model\.name = .*there are GaLR, AMFMN, VSE\+\+, CLIP$"):
         load_options(published, [f"model.name={name}"])
 
 
