@@ -18,6 +18,7 @@ from data import Batch, Data, caption_batches, image_batches
 from layers import build_model
 from layers.loss import InfoNCE, TripletLoss
 from layers.model import Model
+from layers.trunk import Trunk
 from option.schema import Optim, Options
 from util.checkpoints import load_weights
 from util.errors import InputError, memory_advice, not_installed
@@ -175,7 +176,8 @@ def embed_images(model: Model, data: Data, options: Options, check: Callable[[],
     with contextlib.ExitStack() as within:
         within.enter_context(memory_advice("lower dataset.batch_size_val (train.py: and go on with --resume)"))
         for trunk in [] if options.optim.compile else model.trunks():
-            within.enter_context(trunk.folded(options.dataset.image_size))
+            if isinstance(trunk, Trunk):
+                within.enter_context(trunk.folded(options.dataset.image_size))
         within.enter_context(autocast(options, device))
         for batch in image_batches(data, min(size, IMAGE_BATCH) if device.type == "cpu" else size):
             check()
