@@ -138,7 +138,7 @@ def terminal(comparison: Comparison) -> str:
             if row.lists == lists
         ]
     lines = [["", "mR", "queries", "seeds", ""], *map(difference_line, comparison.differences)]
-    return f"{title(comparison)}\n{columns(scores)}\n{explanation(comparison)}\n{columns(lines)}"
+    return f"{title(comparison)}\n{comparison.gallery}\n{columns(scores)}\n{explanation(comparison)}\n{columns(lines)}"
 
 
 def markdown(comparison: Comparison) -> str:
@@ -149,12 +149,14 @@ def markdown(comparison: Comparison) -> str:
         source = row.source + (f"; lists: {row.lists}" if row.lists else "")
         scores.append([*six_cells(row.name, row.scores), "-" if row.std is None else f"{row.std:.2f}", "-", source])
     lines = [["", "mR", "queries", "seeds", ""], *map(difference_line, comparison.differences)]
-    return f"{title(comparison)}\n\n{aligned(scores)}\n{explanation(comparison)}\n\n{aligned(lines)}"
+    return (
+        f"{title(comparison)}, {comparison.gallery}\n\n{aligned(scores)}\n{explanation(comparison)}\n\n{aligned(lines)}"
+    )
 
 
 def title(comparison: Comparison) -> str:
-    runs = f"mean over {counted(comparison.seeds, 'seed')} of {counted(comparison.folds, 'fold')}"
-    return f"{comparison.dataset}, {runs}, {comparison.gallery}"
+    runs = f"{counted(comparison.seeds, 'seed')} of {counted(comparison.folds, 'fold')}"
+    return f"{comparison.dataset}, mean over {runs}"
 
 
 def counted(number: int, what: str) -> str:
@@ -203,5 +205,6 @@ def interval_figure(comparison: Comparison) -> Figure:
     axes.grid(axis="x", color=PALE, linewidth=0.5)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, frameon=False, fontsize=9)
-    figure.text(0.02, 1 - 0.25 / height, title(comparison), fontsize=9, color=INK, va="center", **PLAIN)
+    text = f"{title(comparison)}, {comparison.gallery}"
+    figure.text(0.02, 1 - 0.25 / height, text, fontsize=9, color=INK, va="center", **PLAIN)
     return figure

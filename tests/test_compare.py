@@ -1,0 +1,268 @@
+"""The comparison of models: intervals that hold what they say, one split for all, one table with the published rows."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy.stats import t
+
+from postprocessing import compare, matrices, significance
+from postprocessing.recall import recall, standings
+from postprocessing.results import FoldScore, Results, score_of, summarise
+from postprocessing.significance import hits_of, mean_recall, over_queries, over_seeds
+from postprocessing.tables import WIDTH
+from util.files import write_json
+from utils import exit_status
+
+ROOT = Path(__file__).parent.parent
+
+
+def matrix(strength: float, seed: int, images: int = 60, per_image: int = 5) -> tuple[np.ndarray, np.ndarray]:
+    """Similarities of a model that finds the right answers the better the stronger it is, and each caption's image."""
+    rng = np.random.default_rng(seed)
+    owner = np.arange(images * per_image) // per_image
+    hard = np.random.default_rng(99).standard_normal(images)  # some images are hard for every model
+    sims = rng.standard_normal((images, images * per_image))
+    sims[owner, np.arange(len(owner))] += strength + hard[owner]
+    return sims, owner
+
+
+def hits(strength: float, seeds: range, **size):
+    found = [matrix(strength, seed, **size) for seed in seeds]
+    return hits_of([standings(*one) for one in found], found[0][1])
+
+
+def test_the_hits_of_the_images_give_mr_with_uneven_captions_and_images_without_any():
+    rng = np.random.default_rng(0)
+    sims, owner = rng.integers(0, 6, (9, 25)).astype(float), rng.choice([0, 1, 2, 4, 5, 7, 8], 25)
+    others = rng.permutation(sims.ravel()).reshape(sims.shape)
+    one = hits_of([standings(sims, owner), standings(others, owner)], owner)
+    assert len(one.i2t) == len(one.t2i) == len(set(owner.tolist()))
+    expected = np.mean([recall(found, owner, "random").mr for found in (sims, others)])
+    assert mean_recall(*one) == pytest.approx(expected, rel=1e-12)
+
+
+def test_models_that_are_the_same_differ_by_nothing():
+    one = hits(1.5, range(2))
+    assert over_queries(one, one) == (0, 0)
+    assert not over_queries(one, hits(1.5, range(2, 4))).leaves_out_zero
+
+
+def test_a_clearly_better_model_is_shown_in_the_direction_in_which_it_is_better():
+    better, worse = hits(2.5, range(2)), hits(1.0, range(2, 4))
+    interval = over_queries(better, worse)
+    difference = mean_recall(*better) - mean_recall(*worse)
+    assert 0 < interval.low < difference < interval.high and interval.leaves_out_zero
+    turned = over_queries(worse, better)
+    assert turned == pytest.approx((-interval.high, -interval.low)) and turned.leaves_out_zero
+
+
+def test_both_models_are_scored_on_the_same_draw_of_images():
+    """A draw of its own for each would add the images' own difficulty, which both share, to the difference."""
+    one, other = hits(1.5, range(1)), hits(1.7, range(1))
+    apart = [
+        np.std([mean_recall(*(a[draw] for a in hit)) for draw in np.random.default_rng(at).integers(0, 60, (500, 60))])
+        for at, hit in enumerate((one, other))
+    ]
+    interval = over_queries(one, other)
+    assert (interval.high - interval.low) / (2 * 1.96) < 0.6 * np.hypot(*apart)
+
+
+def test_the_captions_of_an_image_are_drawn_together():
+    """Captions that fail together are no five queries: the interval is as wide as with one caption an image."""
+    one, other = hits(1.5, range(1), per_image=1), hits(2.0, range(1, 2), per_image=1)
+    fivefold = [significance.Hits(hit.i2t, 5 * hit.t2i, 5 * hit.captions) for hit in (one, other)]
+    assert over_queries(*fivefold) == pytest.approx(over_queries(one, other))
+
+
+@pytest.mark.slow
+def test_the_intervals_hold_the_true_difference_as_often_as_they_say(monkeypatch):
+    """Splits are drawn from a population of images whose true difference is known: its mean."""
+    monkeypatch.setattr(significance, "RESAMPLES", 999)
+    rng = np.random.default_rng(0)
+    population = 20_000
+    skill, captions = rng.beta(1, 3, population), rng.integers(1, 7, population)
+    gain = np.clip(skill + 0.05 * rng.standard_normal(population) + 0.03, 0, 1)
+    one = significance.Hits(100 * gain, 100 * gain * captions, captions)
+    other = significance.Hits(100 * skill, 100 * skill * captions, captions)
+    truth = mean_recall(*one) - mean_recall(*other)
+    held = 0
+    for _ in range(1000):
+        draw = rng.integers(0, population, 200)
+        split = [significance.Hits(*(array[draw] for array in hit)) for hit in (one, other)]
+        interval = over_queries(*split, seed=int(rng.integers(2**32)))
+        held += interval.low <= truth <= interval.high
+    assert 0.93 <= held / 1000 <= 0.97
+
+
+def test_seeds_give_welch_s_interval_where_there_are_two_of_each():
+    assert over_seeds([31.0], [30.0, 31.0]) is None
+    assert over_seeds([31.0, 31.0], [30.0, 30.0]) is None
+    low, high = over_seeds([30.0, 32.0, 34.0], [20.0, 21.0, 22.0])
+    freedom = (5 / 3) ** 2 / ((4 / 3) ** 2 / 2 + (1 / 3) ** 2 / 2)  # the variances of the means are 4 / 3 and 1 / 3
+    half = t.ppf(0.975, freedom) * np.sqrt(5 / 3)
+    assert (low + high) / 2 == pytest.approx(11) and (high - low) / 2 == pytest.approx(half)
+
+
+# ---------------------------------------------------------------- the command
+
+
+def save_run(folder: Path, name: str, seeds: list[int], strength: float, images: int = 30, twins: bool = True) -> None:
+    """What test.py leaves of a run whose folds are the matrices of these seeds."""
+    folds = []
+    for fold, seed in enumerate(seeds):
+        sims, owner = matrix(strength, seed, images, 2)
+        if twins:
+            sims[:, 1] = sims[:, 3]  # captions of different images with the same words
+        file = folder / "file" / f"{name}_{fold}.npy"
+        matrices.save(file, sims, owner)
+        captions = [f"caption {c}" for c in range(len(owner))]
+        matrices.save_gallery(file, matrices.Gallery([f"data/images/{i}.png" for i in range(images)], captions))
+        sizes = {"fold": fold, "split": "test", "images": images, "captions": len(owner)}
+        folds.append(FoldScore(**sizes, **dict(score_of(standings(sims, owner)))))
+    mean, std = summarise(folds)
+    results = Results(experiment=name, dataset="rsitmd", lists="rsitmd_precomp", folds=folds, mean=mean, std=std)
+    write_json(folder / "runs" / name / "results.json", results.model_dump())
+
+
+@pytest.fixture
+def runs(tmp_path):
+    """Two seeds of two folds of each of two models."""
+    for seed in range(2):
+        save_run(tmp_path, f"X_GaLR_s{seed}", [seed, 10 + seed], 2.5)
+        save_run(tmp_path, f"X_VSE++_s{seed}", [20 + seed, 30 + seed], 0.5)
+    return tmp_path
+
+
+def command(folder: Path, monkeypatch, *arguments: str) -> int:
+    places = ["--runs", str(folder / "runs"), "--matrices", str(folder / "file")]
+    monkeypatch.setattr(sys, "argv", ["compare", "X", "GaLR", "VSE++", "--seeds", "2", *places, *arguments])
+    return exit_status(compare.main)
+
+
+def test_the_command_gives_means_deviations_intervals_and_the_published_rows(runs, monkeypatch, capsys):
+    assert command(runs, monkeypatch) == 0
+    out = capsys.readouterr().out
+    assert max(map(len, out.splitlines()[:-1])) <= WIDTH  # the last line names the files
+    assert "mean over 2 seeds of 2 folds\ntest split of rsitmd_precomp: 30 images, 60 captions, chance mR" in out
+    assert "GaLR + rerank                     14.82" in out and "GeoRSCLIP, fine-tuned" in out
+    written = json.loads((runs / "runs/X_compare/compare.json").read_text())
+    mr = np.array([[recall(*loaded(runs, f"X_GaLR_s{s}_{f}")).mr for f in (0, 1)] for s in (0, 1)])
+    score = written["scores"][0]
+    assert score["name"] == "GaLR" and score["mean"]["mr"] == pytest.approx(mr.mean())
+    assert score["against"]["seeds"] == pytest.approx(mr.mean(axis=1).std(ddof=1))
+    assert score["against"]["folds"] == pytest.approx(np.sqrt(mr.var(axis=1, ddof=1).mean()))
+    (pair,) = written["differences"]
+    assert (pair["one"], pair["other"]) == ("GaLR", "VSE++") and pair["verdict"].startswith("shown")
+    random = [[recall(*loaded(runs, f"X_{m}_s{s}_{f}"), "random").mr for s in (0, 1) for f in (0, 1)]
+              for m in ("GaLR", "VSE++")]  # fmt: skip
+    assert pair["mr"] == pytest.approx(np.mean(random[0]) - np.mean(random[1]))
+    assert pair["queries"]["low"] < pair["mr"] < pair["queries"]["high"]
+    assert (runs / "runs/X_compare/intervals.png").read_bytes().startswith(b"\x89PNG")
+    whole = (runs / "runs/X_compare/compare.md").read_text()
+    assert "Table I" in whole and "| GaLR - VSE++ |" in whole
+
+
+def loaded(folder: Path, name: str) -> tuple[np.ndarray, np.ndarray]:
+    return matrices.load(folder / "file" / f"{name}.npy")
+
+
+def test_one_seed_says_nothing_of_seeds(runs, monkeypatch, capsys):
+    assert command(runs, monkeypatch, "--seeds", "1") == 0
+    out = capsys.readouterr().out
+    assert "mean over 1 seed of 2 folds" in out
+    row = next(line for line in out.splitlines() if line.startswith("GaLR - VSE++"))
+    assert row.split()[-5:] == ["-", "shown", "for", "this", "seed"]
+
+
+def other_images(folder: Path) -> None:
+    save_run(folder, "X_GaLR_s1", [1, 11], 2.5, images=31)
+
+
+def other_captions(folder: Path) -> None:
+    change(folder, lambda tree: tree["captions"].reverse())
+
+
+def other_names(folder: Path) -> None:
+    change(folder, lambda tree: tree["images"].reverse())
+
+
+def change(folder: Path, edit) -> None:
+    file = folder / "file/X_GaLR_s1_0_gallery.json"
+    tree = json.loads(file.read_text())
+    edit(tree)
+    file.write_text(json.dumps(tree))
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (other_images, "X_GaLR_s0 and X_GaLR_s1 were scored on different images"),
+        (other_names, "were scored on different images"),
+        (other_captions, "were scored on different captions"),
+        (lambda folder: save_run(folder, "X_VSE++_s1", [5], 1.0), "has the folds [0, 1], X_VSE++_s1 has [0]"),
+        (lambda folder: shutil.rmtree(folder / "runs/X_VSE++_s1"), "X_VSE++_s1/results.json is not there; train"),
+        (lambda folder: (folder / "file/X_GaLR_s0_1.npy").unlink(), "X_GaLR_s0_1.npy is not there"),
+        (lambda folder: (folder / "file/X_GaLR_s0_1_gallery.json").unlink(), "X_GaLR_s0_1_gallery.json is not there"),
+        (lambda folder: shutil.copy(folder / "file/X_GaLR_s0_1.npy", folder / "file/X_GaLR_s0_0.npy"),
+         "X_GaLR_s0_0.npy is not what"),
+    ],
+)  # fmt: skip
+def test_what_does_not_compare_is_refused_in_one_line_and_nothing_is_written(
+    runs, monkeypatch, capsys, damage, message
+):
+    damage(runs)
+    assert command(runs, monkeypatch) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+    assert not (runs / "runs/X_compare").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("", "name a data set"),
+        ("DEMO", "name one or more models"),
+        ("DEMO nope", "there is no option/DEMO/DEMO_nope.yaml"),
+        ("DEMO GaLR --seeds 0", "--seeds is a whole number"),
+        ("DEMO GaLR --seeds", "--seeds is a whole number"),
+    ],
+)
+def test_the_script_refuses_what_it_cannot_run_before_it_makes_an_environment(arguments, message, tmp_path):
+    environment = os.environ | {"GALR_VENV": str(tmp_path / "venv")}
+    process = subprocess.run(
+        ["bash", "exec/compare.sh", *arguments.split()], capture_output=True, text=True, cwd=ROOT, env=environment
+    )
+    assert process.returncode == 2 and message in process.stderr and process.stderr.count("\n") == 1
+    assert not (tmp_path / "venv").exists()
+
+
+def test_the_script_trains_every_model_with_every_seed_and_compares_them(tmp_path):
+    """Its commands, noted by programs that stand in for the environment's."""
+    programs = tmp_path / "venv/bin"
+    programs.mkdir(parents=True)
+    (programs / "python").write_text(f'#!/bin/sh\necho "$*" >> {tmp_path}/calls\n')
+    (programs / "python").chmod(0o755)
+    installed = "".join((ROOT / name).read_text() for name in ("requirements.txt", "constraints.txt"))
+    (tmp_path / "venv/installed.txt").write_text(installed)
+    arguments = "DEMO GaLR GaLR:dataset.local_path=zeros,optim.lr=1e-4 --seeds 2 --set optim.epochs=1 --device cpu"
+    subprocess.run(["bash", "exec/compare.sh", *arguments.split()], check=True, cwd=ROOT,
+                   env=os.environ | {"GALR_VENV": str(tmp_path / "venv")})  # fmt: skip
+    calls = (tmp_path / "calls").read_text().splitlines()
+    train = [call.split() for call in calls if call.startswith("train.py")]
+    other = "GaLR-dataset.local_path-zeros-optim.lr-1e-4"
+    assert [call[-1] for call in train] == [
+        f"k_fold.experiment_name=DEMO_{name}_s{seed}" for seed in (0, 1) for name in ("GaLR", other)
+    ]
+    assert train[3][-5:-1] == ["--set", "dataset.local_path=zeros", "optim.lr=1e-4", "seed=1"]
+    assert all({"--resume", "optim.epochs=1", "cpu"} <= set(call) for call in train)
+    test = [call.split() for call in calls if call.startswith("test.py")]
+    assert [call[1:] for call in test] == [[*call[1:3], "--rerank", *call[4:]] for call in train]
+    assert calls[-1] == f"-m postprocessing.compare DEMO GaLR {other} --seeds 2"
