@@ -38,7 +38,6 @@ import yaml
 from conftest import make_demo_folder
 from PIL import Image
 
-import train
 import util.images
 import util.local_features
 import vocab
@@ -48,13 +47,15 @@ from option import load_options
 from option.models import Seq2Vec
 from postprocessing.matrices import load
 from postprocessing.rerank import rerank_recall
-from util.checkpoints import newest_checkpoint, read_checkpoint
+from util.checkpoints import load_weights, newest_checkpoint, read_checkpoint
 from util.convert_captions import lists, read_images
 from util.errors import InputError, RunError
 from util.lists import read_names, validation_names
 from util.local_features import load_local
+from util.make_rehearsal import python_2_table
 from util.regions.detections import to_regions
 from util.regions.formats import read_detections
+from util.resume import resumable
 from util.skipthoughts import load_skipthoughts
 
 LONGEST = 20  # seconds for one input
@@ -290,7 +291,12 @@ def skip_thoughts(folder: Path, rng: random.Random) -> None:
     if by_array and spoilt == "uni_skip.npz":
         key = rng.choice(list(arrays))
         arrays[key] = odd_array(rng, [arrays[key].shape])
-    for name, save in (("utable.npy", lambda f: np.save(f, table)), ("uni_skip.npz", lambda f: np.savez(f, **arrays))):
+    published = rng.random() < 0.5 and not by_array
+    writers = {
+        "utable.npy": lambda f: f.writelines(python_2_table(table, 3)) if published else np.save(f, table),
+        "uni_skip.npz": lambda f: np.savez(f, **arrays),
+    }
+    for name, save in writers.items():
         file = io.BytesIO()
         save(file)
         files[name] = file.getvalue()
@@ -300,11 +306,15 @@ def skip_thoughts(folder: Path, rng: random.Random) -> None:
         (place / name).write_bytes(raw)
     seq2vec = SEQ2VEC.model_copy(update={"dir_st": str(place)})
     load_skipthoughts(TextEncoder(seq2vec, 2, 8), seq2vec, ["ship", "<unk>"])
+    for kept in place.glob(".utable_rows_*"):
+        kept.unlink()
 
 
 def checkpoints(folder: Path, rng: random.Random) -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.BatchNorm1d(3))
+    weights = rng.choice((model, torch.nn.DataParallel(model))).state_dict()
     state = {
-        "epoch": 1, "arch": "GaLR", "best_rsum": 1.0, "Eiters": 3, "model": {"a": torch.zeros(3), "b": torch.ones(2)},
+        "epoch": 1, "arch": "GaLR", "best_rsum": np.float64(1), "Eiters": 3, "model": weights,
         "options": {"optim": {"lr": 0.1}}, "words": ["ship", "<unk>"], "optimizer": {"state": {}, "param_groups": []},
         "progress": {"epoch": 1, "batch": 0, "steps": 3, "best_rsum": 1.0, "window": [0.5]}, "rows": [{"step": 1}],
     }  # fmt: skip
@@ -317,9 +327,9 @@ def checkpoints(folder: Path, rng: random.Random) -> None:
         torch.save(tree, file, _use_new_zipfile_serialization=rng.random() < 0.8)
     (folder / "last.pth.tar").write_bytes(file.getvalue() if by_tree else mutate(file.getvalue(), rng))
     if rng.random() < 0.5:
-        read_checkpoint(folder / "last.pth.tar")
+        load_weights(model, read_checkpoint(folder / "last.pth.tar"), state["words"])
     elif found := newest_checkpoint(folder / "last.pth.tar"):
-        train.resumable(found)
+        resumable(found)
 
 
 def images(folder: Path, rng: random.Random) -> None:

@@ -100,7 +100,7 @@ def load_weights(model: nn.Module, checkpoint: dict[str, Any], words: Sequence[s
             f"the vocabulary does not match the checkpoint: {len(words)} words against {len(made_with)} that it was "
             "trained with; set dataset.vocab_path to the file that the run used"
         )
-    made_of = checkpoint.get("arch")
+    made_of = str(checkpoint.get("arch"))
     if made_of in MODELS and MODELS[made_of][1] not in {ancestor.__name__ for ancestor in type(model).__mro__}:
         raise InputError(f"the checkpoint is of the model {made_of}, and the option file names another in model.name")
     weights = checkpoint["model"]

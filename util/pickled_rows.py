@@ -66,10 +66,14 @@ def read_rows(
 def _numbers(file: BinaryIO, row: Any, width: int) -> np.ndarray:
     if not isinstance(row, Row) or row.shape not in ((width,), (1, width)) or row.kind.dtype.kind != "f":
         raise ValueError(f"a row is not {width} numbers: {getattr(row, 'shape', type(row).__name__)}")
-    if not isinstance(row.data, Place) or row.data.length != width * row.kind.dtype.itemsize:
+    if isinstance(row.data, Place):
+        file.seek(row.data.start)
+        raw = file.read(min(row.data.length, width * 8))
+    else:  # of a narrow table
+        raw = row.data.encode("latin1")
+    if len(raw) != width * row.kind.dtype.itemsize:
         raise ValueError(f"a row does not hold the bytes of {width} numbers")
-    file.seek(row.data.start)
-    return np.frombuffer(file.read(row.data.length), row.kind.dtype)
+    return np.frombuffer(raw, row.kind.dtype)
 
 
 class Walk:
