@@ -79,12 +79,28 @@ class FoldedConv2d(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         norm, padding = self.norm[0], self.padding
         scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
+        weight, shift = self.weight * scale[:, None, None, None], norm.bias - norm.running_mean * scale
+        if x.device.type == "cpu" and torch.is_grad_enabled() and self._is_square_depthwise(x):
+            return self._depthwise(x, weight, shift)
         if self.same:
             from timm.layers import pad_same
 
             x, padding = pad_same(x, self.kernel_size, self.stride, self.dilation), 0
-        weight, shift = self.weight * scale[:, None, None, None], norm.bias - norm.running_mean * scale
         return functional.conv2d(x, weight, shift, self.stride, padding, self.dilation, self.groups)
+
+    def _is_square_depthwise(self, x: Tensor) -> bool:
+        alike = all(one == other for one, other in (self.kernel_size, self.stride, x.shape[2:]))
+        return alike and self.groups == self.in_channels == self.out_channels and self.dilation == (1, 1)
+
+    def _depthwise(self, x: Tensor, weight: Tensor, shift: Tensor) -> Tensor:
+        from layers.depthwise import depthwise
+
+        side, kernel, stride = x.shape[2], self.kernel_size[0], self.stride[0]
+        if self.same:
+            out = -(-side // stride)
+            return depthwise(x, weight, shift, stride, max((out - 1) * stride + kernel - side, 0) // 2, out)
+        padding = self.padding[0]
+        return depthwise(x, weight, shift, stride, padding, (side + 2 * padding - kernel) // stride + 1)
 
 
 class FoldedNorm(nn.Module):
