@@ -1,4 +1,4 @@
-"""Depthwise convolution on a CPU: one compiled loop for each pass, with the channels, side by side in memory, innermost.
+"""Depthwise convolution on a CPU: a compiled loop for each pass, innermost the channels, side by side in memory.
 
 oneDNN's backward passes of depthwise convolutions run far below what memory allows (docs/PERFORMANCE.md), in bfloat16
 by another factor of several. Here the passes are in float32, over images in parallel; sums are taken in an order that

