@@ -89,8 +89,9 @@ class FoldedConv2d(nn.Conv2d):
         return functional.conv2d(x, weight, shift, self.stride, padding, self.dilation, self.groups)
 
     def _is_square_depthwise(self, x: Tensor) -> bool:
-        alike = all(one == other for one, other in (self.kernel_size, self.stride, x.shape[2:]))
-        return alike and self.groups == self.in_channels == self.out_channels and self.dilation == (1, 1)
+        pairs = self.kernel_size, self.stride, x.shape[2:], self.padding  # the last may be a word
+        square = all(one[0] == one[1] for one in pairs) and self.dilation == (1, 1)
+        return square and self.groups == self.in_channels == self.out_channels
 
     def _depthwise(self, x: Tensor, weight: Tensor, shift: Tensor) -> Tensor:
         from layers.depthwise import depthwise
