@@ -2,6 +2,8 @@
 
 v_g = global branch(image)      v_l = local branch(X, A)      v = MIDF(v_g, v_l)      t = text encoder(caption)
 similarity = cosine(v, t)
+
+Without the local branch (`local_branch: False`), v = v_g; `fusion.kind` puts a sum or a concatenation in MIDF's place.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from torch import Tensor
 
 from layers.global_branch import GlobalBranch
 from layers.local_branch import LocalBranch
-from layers.midf import MIDF
+from layers.midf import make_fusion
 from layers.model import Model
 from layers.text_encoder import make_text_encoder
 from layers.trunk import make_trunk
@@ -29,14 +31,16 @@ class GaLR(Model):
         super().__init__()
         embed_dim = options.embed.embed_dim
         trunk = make_trunk(options.trunk, image_size, options.trunk_norm)
-        self.global_branch = GlobalBranch(trunk, image_size, embed_dim)
-        self.local_branch = LocalBranch(embed_dim)
-        self.midf = MIDF(options.fusion)
+        self.global_branch = GlobalBranch(trunk, image_size, embed_dim, masked=options.mvsa)
+        self.local_branch = LocalBranch(embed_dim) if options.local_branch else None
+        self.midf = make_fusion(options.fusion, embed_dim) if options.local_branch else None
         self.text_encoder = make_text_encoder(options.seq2vec, words, embed_dim)
 
     def encode_image(self, images: Tensor, local_rep: Tensor, local_adj: Tensor) -> Tensor:
         """(B, 3, S, S), (B, 20, 20), (B, 20, 20) -> (B, D), not normalised."""
         v_g = self.global_branch(images)
+        if self.local_branch is None:
+            return v_g
         with torch.autocast(images.device.type, enabled=False):  # small: float32 costs nothing here
             return self.midf(v_g, self.local_branch(local_rep, local_adj))
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from layers.clip_network import CLIPNetwork
 from layers.galr import GaLR
 from layers.local_branch import LocalBranch
-from layers.midf import MIDF
+from layers.midf import make_fusion
 from layers.model import Model, l2norm
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ class GaLROnCLIP(GaLR):
             raise ValueError(f"model.embed.embed_dim is {options.embed.embed_dim}; the vectors of {options.clip.arch} "
                              f"have {self.clip.width} numbers")  # fmt: skip
         self.local_branch = LocalBranch(self.clip.width)
-        self.midf = MIDF(options.fusion)
+        self.midf = make_fusion(options.fusion, self.clip.width)
         self.scale = nn.Parameter(torch.zeros(()))
 
     def encode_image(self, images: Tensor, local_rep: Tensor, local_adj: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ f1..f4 = layer1..layer4 of ResNet-18           low = [f1; up(f2)]        high = 
 solo   = Linear(mean of f4 over positions)
 a = conv3x3, stride 4 (low)    b = conv1x1 (high)    c = [a; b] + mean of b over its channels
 mask   = Linear(flatten(conv1x1(c) * sigmoid(conv1x1'(c))))
-v_g    = l2norm(solo * sigmoid(mask))
+v_g    = l2norm(solo * sigmoid(mask))               without MVSA: l2norm(solo)
 """
 
 from __future__ import annotations
@@ -65,18 +65,22 @@ def _patches(x: Tensor, stride: int, side: int) -> Tensor:
 class GlobalBranch(nn.Module):
     """Images -> v_g. At image size S the attention map is S / 16 wide; published weights fit S = 256 and `resnet18`.
 
-    normalise: v_g to unit length, as GaLR does and AMFMN does not.
+    normalise: v_g to unit length, as GaLR does and AMFMN does not. masked: with MVSA.
     """
 
-    def __init__(self, trunk: Trunk, image_size: int, embed_dim: int, normalise: bool = True) -> None:
+    def __init__(
+        self, trunk: Trunk, image_size: int, embed_dim: int, normalise: bool = True, masked: bool = True
+    ) -> None:
         super().__init__()
         self.normalise = normalise
         self.trunk = trunk
         self.solo = nn.Linear(self.trunk.width, embed_dim)
-        self.mvsa = MVSA(self.trunk.channels, image_size // 16, embed_dim)
+        self.mvsa = MVSA(self.trunk.channels, image_size // 16, embed_dim) if masked else None
 
     def forward(self, images: Tensor) -> Tensor:
         """images (B, 3, S, S), normalised -> v_g (B, D)."""
         *maps, pooled = self.trunk(images)
-        v_g = self.solo(pooled).float() * torch.sigmoid(self.mvsa(*maps).float())
+        v_g = self.solo(pooled).float()
+        if self.mvsa is not None:
+            v_g = v_g * torch.sigmoid(self.mvsa(*maps).float())
         return l2norm(v_g) if self.normalise else v_g

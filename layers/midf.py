@@ -103,6 +103,7 @@ class MIDF(nn.Module):
     gamma = softmax(Linear(drop(sigmoid(Linear(v_g' + v_l')))))
     v = gamma_1 v_g' + gamma_2 v_l'          (gate: paper)
     v = gamma_1 v_g' + gamma_1 v_l'          (gate: released; gamma cancels in the cosine)
+    v = v_g' + v_l'                          (gate: none; no dynamic weights)
     """
 
     def __init__(self, options: Fusion) -> None:
@@ -110,12 +111,13 @@ class MIDF(nn.Module):
         self.gate = options.gate
         self.global_sa, self.local_sa = SA(options), SA(options)
         self.local_sga, self.global_sga = SGA(options), SGA(options)
-        self.gamma = nn.Sequential(
-            nn.Linear(options.mca_HIDDEN_SIZE, options.dynamic_fusion_dim),
-            nn.Sigmoid(),
-            nn.Dropout(options.dynamic_fusion_drop),
-            nn.Linear(options.dynamic_fusion_dim, 2),
-        )
+        if self.gate != "none":
+            self.gamma = nn.Sequential(
+                nn.Linear(options.mca_HIDDEN_SIZE, options.dynamic_fusion_dim),
+                nn.Sigmoid(),
+                nn.Dropout(options.dynamic_fusion_drop),
+                nn.Linear(options.dynamic_fusion_dim, 2),
+            )
 
     def forward(self, v_g: Tensor, v_l: Tensor) -> Tensor:
         """v_g (B, D), v_l (B, D) -> v (B, D), not normalised."""
@@ -123,5 +125,34 @@ class MIDF(nn.Module):
         v_l = self.local_sga(v_l, v_g)
         v_g = self.global_sga(v_g, v_l)
         v_g, v_l = torch.sigmoid(v_l) * v_g, v_g + v_l
+        if self.gate == "none":
+            return v_g + v_l
         gamma_1, gamma_2 = self.gamma(v_g + v_l).softmax(dim=-1).split(1, dim=-1)
         return gamma_1 * v_g + (gamma_2 if self.gate == "paper" else gamma_1) * v_l
+
+
+class Sum(nn.Module):
+    """In place of MIDF: v = v_g + v_l."""
+
+    def forward(self, v_g: Tensor, v_l: Tensor) -> Tensor:
+        """v_g (B, D), v_l (B, D) -> v (B, D), not normalised."""
+        return v_g + v_l
+
+
+class Concatenation(nn.Module):
+    """In place of MIDF: v = Linear([v_g; v_l])."""
+
+    def __init__(self, embed_dim: int) -> None:
+        super().__init__()
+        self.out = nn.Linear(2 * embed_dim, embed_dim)
+
+    def forward(self, v_g: Tensor, v_l: Tensor) -> Tensor:
+        """v_g (B, D), v_l (B, D) -> v (B, D), not normalised."""
+        return self.out(torch.cat((v_g, v_l), dim=1))
+
+
+def make_fusion(options: Fusion, embed_dim: int) -> nn.Module:
+    """What makes one vector of the global and the local one: `options.kind`."""
+    if options.kind == "midf":
+        return MIDF(options)
+    return Sum() if options.kind == "sum" else Concatenation(embed_dim)

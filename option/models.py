@@ -20,9 +20,11 @@ class Multiscale(Section):
 
 
 class Fusion(Section):
-    """MIDF. `gate`: the paper's two weights, or the released code's single one (design section 5)."""
+    """MIDF, or for comparison the `kind` in its place. `gate`: the paper's two dynamic weights, the released code's
+    single one, or none."""
 
-    gate: Literal["paper", "released"] = "released"
+    kind: Literal["midf", "sum", "concatenation"] = "midf"
+    gate: Literal["paper", "released", "none"] = "released"
     dynamic_fusion_dim: Count = 512
     dynamic_fusion_drop: Fraction = 0.2
     mca_DROPOUT_R: Fraction = 0.1
@@ -52,13 +54,17 @@ class CLIPSource(Section):
 
 
 class GaLROptions(Section):
-    """The model of this project. `trunk: clip` sets its local branch and MIDF upon the CLIP of the block `clip`."""
+    """The model of this project. `trunk: clip` sets its local branch and MIDF upon the CLIP of the block `clip`.
 
-    reads_local: ClassVar[bool] = True  # the local features of dataset.local_path
+    `local_branch` and `mvsa`: False leaves these parts out, for comparison.
+    """
+
     name: Literal["GaLR"] = "GaLR"
     trunk: Name = "resnet18"
     trunk_norm: Literal["batch", "frozen"] = "batch"
     pretrained: Name = "imagenet"
+    local_branch: bool = True
+    mvsa: bool = True
     multiscale: Multiscale = Multiscale()
     seq2vec: TextOptions = Seq2Vec()
     fusion: Fusion = Fusion()
@@ -76,6 +82,9 @@ class GaLROptions(Section):
     def _one_trunk(self) -> GaLROptions:
         if self.clip and self.trunk != "clip":
             raise ValueError(f"model.clip is of model.trunk clip, and that is {self.trunk}")
+        if self.clip and not (self.local_branch and self.mvsa):
+            raise ValueError("model.trunk clip has no MVSA, and without the local branch it is model.name CLIP: leave "
+                             "out model.mvsa and model.local_branch")  # fmt: skip
         if self.clip and (self.pretrained, self.trunk_norm, self.seq2vec) != ("imagenet", "batch", Seq2Vec()):
             raise ValueError("model.trunk clip brings its weights (model.clip.weights) and its text tower: leave out "
                              "model.pretrained, model.trunk_norm and model.seq2vec")  # fmt: skip
@@ -83,12 +92,19 @@ class GaLROptions(Section):
 
     @model_validator(mode="after")
     def _widths_fit(self) -> GaLROptions:
+        if not self.local_branch or self.fusion.kind != "midf":
+            return self  # the widths of MIDF are not read
         if self.fusion.mca_HIDDEN_SIZE != self.embed.embed_dim:
             raise ValueError(f"model.fusion.mca_HIDDEN_SIZE ({self.fusion.mca_HIDDEN_SIZE}) must equal "
                              f"model.embed.embed_dim ({self.embed.embed_dim})")  # fmt: skip
         if self.fusion.mca_MULTI_HEAD * self.fusion.mca_HIDDEN_SIZE_HEAD != self.fusion.mca_HIDDEN_SIZE:
             raise ValueError("model.fusion.mca_MULTI_HEAD times mca_HIDDEN_SIZE_HEAD must equal mca_HIDDEN_SIZE")
         return self
+
+    @property
+    def reads_local(self) -> bool:
+        """Whether the local features of dataset.local_path are read."""
+        return self.local_branch
 
     @property
     def tokenizer(self) -> Tokenizer:

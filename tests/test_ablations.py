@@ -1,0 +1,94 @@
+"""Parts of GaLR left out by option: what the model then computes, and that every row of exec/ablation.sh is one."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT
+
+import train
+from layers import build_model
+from layers.model import l2norm
+from option import load_options
+
+pytestmark = pytest.mark.usefixtures("short_trunk")
+SMALL = [
+    f"model.fusion.{key}={value}"
+    for key, value in {"mca_HIDDEN_SIZE": 16, "mca_FF_SIZE": 8, "mca_MULTI_HEAD": 2, "mca_HIDDEN_SIZE_HEAD": 8}.items()
+] + ["model.embed.embed_dim=16", "model.seq2vec.embedding_dim=4", "model.seq2vec.hidden_dim=4", "dataset.image_size=64"]
+ROWS = dict(re.findall(r"\[(\w+)\]=(model\.[\w.]+=\w+)", (ROOT / "exec/ablation.sh").read_text()))
+
+
+def galr(*overrides: str) -> torch.nn.Module:
+    torch.manual_seed(0)
+    return build_model(load_options(ROOT / "option/RSITMD/RSITMD_GaLR.yaml", [*SMALL, *overrides]), ["a", "b"]).eval()
+
+
+@pytest.fixture
+def inputs() -> tuple[torch.Tensor, ...]:
+    torch.manual_seed(1)
+    return torch.randn(2, 3, 64, 64), torch.rand(2, 20, 20), torch.rand(2, 20, 20)
+
+
+def parts(model: torch.nn.Module) -> set[str]:
+    """The parts that have weights, two levels deep."""
+    return {".".join(name.split(".")[:2]) for name in model.state_dict()}
+
+
+@torch.no_grad()
+def test_without_the_local_branch_the_vector_is_the_global_one_and_no_features_are_needed(inputs) -> None:
+    model = galr("model.local_branch=False")
+    images, local_rep, local_adj = inputs
+    assert torch.equal(model.encode_image(*inputs), model.global_branch(images))
+    assert torch.equal(model.encode_image(images, local_rep + 1, local_adj), model.encode_image(*inputs))
+    assert not any(name.startswith(("local_branch", "midf")) for name in parts(model))
+    options = load_options(
+        ROOT / "option/RSITMD/RSITMD_GaLR.yaml", ["model.local_branch=False", "dataset.local_path=None"]
+    )
+    assert options.local_path == "zeros"
+
+
+@torch.no_grad()
+def test_without_mvsa_the_global_vector_is_solo_of_unit_length(inputs) -> None:
+    branch = galr("model.mvsa=False").global_branch
+    expected = l2norm(branch.solo(branch.trunk(inputs[0]).pooled))
+    assert torch.equal(branch(inputs[0]), expected)
+    assert "global_branch.mvsa" in parts(galr()) and "global_branch.mvsa" not in parts(galr("model.mvsa=False"))
+
+
+@torch.no_grad()
+def test_a_sum_or_a_concatenation_stands_in_the_place_of_midf(inputs) -> None:
+    images, local_rep, local_adj = inputs
+    for kind in ("sum", "concatenation"):
+        model = galr(f"model.fusion.kind={kind}")
+        v_g, v_l = model.global_branch(images), model.local_branch(local_rep, local_adj)
+        expected = v_g + v_l if kind == "sum" else model.midf.out(torch.cat((v_g, v_l), dim=1))
+        assert torch.equal(model.encode_image(*inputs), expected)
+        assert {name for name in parts(model) if name.startswith("midf")} == (set() if kind == "sum" else {"midf.out"})
+
+
+@torch.no_grad()
+def test_without_the_dynamic_weights_both_vectors_count_alike(inputs) -> None:
+    """Under the cosine that is what the released gate comes to, for its one weight multiplies both."""
+    plain, released = galr("model.fusion.gate=none"), galr("model.fusion.gate=released")
+    plain.load_state_dict({name: x for name, x in released.state_dict().items() if not name.startswith("midf.gamma")})
+    of_plain, of_released = plain.encode_image(*inputs), released.encode_image(*inputs)
+    torch.testing.assert_close(l2norm(of_plain), l2norm(of_released))
+    assert not torch.allclose(of_plain, of_released)
+
+
+def test_every_row_of_the_script_changes_the_model_and_is_by_itself_a_model_that_trains(work, run, monkeypatch) -> None:
+    monkeypatch.setattr(train, "retrieval_sheet", lambda *_: None)
+    assert ROWS.keys() == {"no_local", "no_mvsa", "sum", "concatenation", "no_gate"}
+    weights = {frozenset(galr().state_dict())}
+    for row, setting in ROWS.items():
+        settings = f"optim.epochs=1 k_fold.experiment_name={row} {setting}"
+        assert run(f"train.py --path_opt tiny.yaml --device cpu --set {settings}").status == 0
+        state = torch.load(Path("checkpoint", row, "0/last.pth.tar"), weights_only=True)
+        weights.add(frozenset(state["model"]))
+    assert len(weights) == 1 + len(ROWS)
+    refused = run(f"test_single.py --path_opt tiny.yaml --resume checkpoint/{row}/0/GaLR_best.pth.tar")
+    assert refused.status == 2 and "do not fit this model" in refused.message
