@@ -13,6 +13,7 @@ import train
 from layers import build_model
 from layers.model import l2norm
 from option import load_options
+from util.errors import InputError
 
 pytestmark = pytest.mark.usefixtures("short_trunk")
 SMALL = [
@@ -92,3 +93,9 @@ def test_every_row_of_the_script_changes_the_model_and_is_by_itself_a_model_that
     assert len(weights) == 1 + len(ROWS)
     refused = run(f"test_single.py --path_opt tiny.yaml --resume checkpoint/{row}/0/GaLR_best.pth.tar")
     assert refused.status == 2 and "do not fit this model" in refused.message
+
+
+@pytest.mark.parametrize("part", ["local_branch", "mvsa"])
+def test_upon_clip_there_is_no_such_part_to_leave_out(part) -> None:
+    with pytest.raises(InputError, match=r"model\.trunk clip has no MVSA"):
+        load_options(ROOT / "option/UCM/UCM_CLIP.yaml", ["model.name=GaLR", "model.trunk=clip", f"model.{part}=False"])
