@@ -1,0 +1,146 @@
+"""search.index under kills, a full disk, vanishing files: nothing lost, nothing doubled. Real processes, real trunk."""
+
+from __future__ import annotations
+
+import os
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("cv2", reason="pip install -r requirements-search.txt")
+pytest.importorskip("pymilvus", reason="pip install -r requirements-search.txt")
+pytest.importorskip("rasterio", reason="pip install -r requirements-search.txt")
+
+import vocab
+from layers import build_model
+from option import load_options
+from search.store import open_index
+from tests.conftest import Outcome, command_line, environment, run_process
+
+pytestmark = pytest.mark.slow
+COPIES = 20  # of each of the 20 images
+KILLS = int(os.environ.get("GALR_KILLS", "20"))
+
+
+@pytest.fixture
+def folder(work: Path) -> Path:
+    """The demonstration set, a checkpoint of the real trunk, and 400 images in `many`."""
+    options, words = load_options("tiny.yaml"), vocab.load("vocab.json").words
+    torch.manual_seed(0)
+    torch.save({"model": build_model(options, words).state_dict(), "words": list(words)}, "model.pth.tar")
+    for path in sorted(Path("data/images").iterdir()):
+        for copy in range(COPIES):
+            (work / f"many/{copy}").mkdir(parents=True, exist_ok=True)
+            shutil.copy(path, work / f"many/{copy}/{path.name}")
+    return work
+
+
+def command(out: str, images: str = "many") -> str:
+    return (
+        f"-m search.index --path_opt tiny.yaml --resume model.pth.tar --images {images} --regions none "
+        f"--out {out} --add --device cpu --workers 0"
+    )
+
+
+def rows(index: str) -> dict[str, np.ndarray]:
+    """Path -> vector. A path that is there twice is an error."""
+    found: dict[str, np.ndarray] = {}
+    with open_index(index) as opened:
+        assert opened.count() == sum(1 for _ in opened.records())
+        for record, vector in opened.vectors():
+            assert record.path not in found
+            found[record.path] = vector
+    return found
+
+
+def assert_equal(index: str, whole: dict[str, np.ndarray]) -> None:
+    found = rows(index)
+    assert found.keys() == whole.keys()
+    for path, vector in whole.items():
+        np.testing.assert_allclose(found[path], vector, atol=1e-5, err_msg=path)
+
+
+def test_kills_lose_nothing_and_double_nothing(folder: Path) -> None:
+    assert run_process(command("whole.db"), folder).status == 0
+    whole = rows("whole.db")
+    assert len(whole) == 20 * COPIES
+    rng, counts = random.Random(0), []
+    for _ in range(KILLS):
+        with subprocess.Popen(
+            command_line(command("i.db")), cwd=folder, env=environment(), stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE, text=True) as process:  # fmt: skip
+            started = time.monotonic()
+            while not Path("i.db/LOCK").exists() and process.poll() is None and time.monotonic() < started + 60:
+                time.sleep(0.02)
+            time.sleep(rng.uniform(0, 8) if not counts or counts[-1] < 350 else rng.uniform(0, 3))
+            process.send_signal(signal.SIGKILL)
+        if (folder / "i.db").exists():
+            with open_index("i.db", create=True) as opened:
+                counts.append(opened.count() if opened.mark() else 0)
+        if counts and counts[-1] == len(whole):
+            shutil.rmtree("i.db")  # it had finished: anew
+            counts.append(0)
+    assert any(0 < count < len(whole) for count in counts)
+    assert run_process(command("i.db"), folder).status == 0
+    assert_equal("i.db", whole)
+
+
+def limited(command: str, folder: Path, limit: int) -> Outcome:
+    """Run a command whose files cannot grow beyond so many bytes."""
+    return run_process(command, folder, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)))
+
+
+def test_a_full_disk_is_one_line_and_the_same_command_goes_on(folder: Path) -> None:
+    assert run_process(command("whole.db"), folder).status == 0
+    ended = limited(command("i.db"), folder, 60_000)
+    assert ended.status == 3, ended.err
+    assert "no room on the disk" in ended.message and "i.db" in ended.message
+    assert run_process(command("i.db"), folder).status == 0
+    assert_equal("i.db", rows("whole.db"))
+
+
+def test_files_that_vanish_meanwhile_are_counted_and_stop_nothing(folder: Path) -> None:
+    with subprocess.Popen(
+        command_line(command("i.db")), cwd=folder, env=environment(), stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE, text=True) as process:  # fmt: skip
+        while not Path("i.db/collections/galr").exists() and process.poll() is None:
+            time.sleep(0.02)
+        for copy in range(10, COPIES):
+            shutil.rmtree(f"many/{copy}")
+        _, error = process.communicate(timeout=120)
+    assert process.returncode == 0 and "Traceback" not in error, error
+    assert run_process(command("i.db"), folder).status == 0
+    assert len(rows("i.db")) == 200
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_folder_that_is_read_only_is_named(folder: Path) -> None:
+    assert run_process(command("i.db"), folder).status == 0
+    Path("i.db").chmod(0o500)
+    for line in (command("i.db"), "-m search.query --index i.db --text plane"):
+        ended = run_process(line, folder)
+        assert ended.status == 2 and "you may not write" in ended.message
+
+
+def test_two_writers_are_kept_apart(folder: Path) -> None:
+    with subprocess.Popen(
+        command_line(command("i.db")), cwd=folder, env=environment(), stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL) as process:  # fmt: skip
+        while not Path("i.db/collections/galr").exists() and process.poll() is None:
+            time.sleep(0.02)
+        second = run_process(command("i.db"), folder)
+        first_had_ended = process.poll() is not None
+        process.wait(timeout=120)
+    assert process.returncode == 0
+    assert second.status == (0 if first_had_ended else 2), second.err
+    if not first_had_ended:
+        assert "is in use" in second.message
+    assert len(rows("i.db")) == 400
