@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import pickle
+import time
 import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -78,21 +80,34 @@ def test_rows_that_were_kept_and_are_spoilt_are_read_again(rows, tmp_path) -> No
         assert np.array_equal(table_rows(path, FOUR, (17, WIDTH)), first)
 
 
-def test_rows_of_a_folder_that_is_read_only_are_kept_in_pytorchs_cache(rows, tmp_path, monkeypatch) -> None:
+def test_rows_of_a_folder_that_is_read_only_are_kept_in_pytorchs_cache(rows, tmp_path, monkeypatch, capsys) -> None:
     path = saved(tmp_path / "utable.npy", rows)
-    real = util.skipthoughts.atomic
-
-    def atomic(place: Path):
-        if place.parent == tmp_path:
-            raise PermissionError(13, "Permission denied")
-        return real(place)
-
-    monkeypatch.setattr(util.skipthoughts, "atomic", atomic)
+    closed = {tmp_path}
+    monkeypatch.setattr(os, "access", lambda folder, _: folder not in closed)
     monkeypatch.setattr("torch.hub.get_dir", lambda: str(tmp_path / "hub"))
     table_rows(path, FOUR, (17, WIDTH))
-    assert len(list((tmp_path / "hub/galr").iterdir())) == 1
-    monkeypatch.setattr(util.skipthoughts, "read_rows", None)
-    assert np.array_equal(table_rows(path, FOUR, (17, WIDTH)), rows[FOUR])
+    assert len(list((tmp_path / "hub/galr").iterdir())) == 1 and not list(tmp_path.glob(".*"))
+    with monkeypatch.context() as patch:
+        patch.setattr(util.skipthoughts, "read_rows", None)
+        assert np.array_equal(table_rows(path, FOUR, (17, WIDTH)), rows[FOUR])
+    closed.add(tmp_path / "hub/galr")
+    assert np.array_equal(table_rows(path, FOUR[1:], (17, WIDTH)), rows[FOUR[1:]])
+    assert "cannot be kept: every start reads the whole" in capsys.readouterr().err
+
+
+def test_folds_that_start_together_read_the_table_once(rows, tmp_path, monkeypatch) -> None:
+    path = saved(tmp_path / "utable.npy", rows)
+    reads, real = [], util.skipthoughts.read_rows
+
+    def slow(*arguments) -> np.ndarray:
+        reads.append(1)
+        time.sleep(0.3)
+        return real(*arguments)
+
+    monkeypatch.setattr(util.skipthoughts, "read_rows", slow)
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda _: table_rows(path, FOUR, (17, WIDTH)), range(4)))
+    assert len(reads) == 1 and all(np.array_equal(one, rows[FOUR]) for one in found)
 
 
 def test_memory_does_not_hold_the_table(tmp_path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from layers.gru import GRU
 from layers.text_encoder import TextEncoder
 from option.models import Seq2Vec
 from util.errors import InputError
-from util.files import atomic, read_text
+from util.files import atomic, one_at_a_time, read_text
 from util.pickled_rows import read_rows
 from util.pickles import npy_header
 from util.progress import Bar
@@ -85,33 +86,56 @@ def table_rows(path: Path, wanted: np.ndarray, shape: tuple[int, int]) -> np.nda
     of numbers is memory-mapped. Raises InputError for a damaged or misshapen file.
     """
     try:
-        with path.open("rb", buffering=1 << 20) as file:
+        with path.open("rb") as file:
             found, kind = npy_header(file)
-            pickled = kind.hasobject
-            if found != (shape[:1] if pickled else shape) or not (pickled or kind.kind == "f"):
-                raise _misshapen(path, found, shape)
-            if not pickled:
-                rows = np.load(path, mmap_mode="r", allow_pickle=False)[wanted].astype(np.float32)
-            elif (rows := _kept(path, wanted, shape[1])) is None:
-                with Bar(total=shape[0], desc=f"reading {path.name}, once", unit="row") as bar:
-                    rows = read_rows(file, wanted, *shape, bar.update)
-                _keep(path, wanted, rows)
-    except InputError:
-        raise
-    except MemoryError:
-        raise
-    except Exception as error:  # NumPy and a damaged pickle raise errors of many kinds
+    except Exception as error:  # NumPy raises errors of many kinds on damaged files
         raise _damaged(path, error) from None
+    if found != (shape[:1] if kind.hasobject else shape) or not (kind.hasobject or kind.kind == "f"):
+        raise InputError(
+            f"skip-thoughts file {path}: shape {found} instead of {shape}, the words of dictionary.txt and "
+            f"embedding_dim; fetch both again from {URL}"
+        )
+    rows = (_pickled_rows if kind.hasobject else _plain_rows)(path, wanted, shape)
     if not np.isfinite(rows).all():
         raise InputError(f"skip-thoughts file {path} holds more than finite numbers")
     return rows
 
 
-def _misshapen(path: Path, found: tuple, shape: tuple[int, int]) -> InputError:
-    return InputError(
-        f"skip-thoughts file {path}: shape {found} instead of {shape}, the words of dictionary.txt and embedding_dim; "
-        f"fetch both again from {URL}"
-    )
+def _plain_rows(path: Path, wanted: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    try:
+        return np.load(path, mmap_mode="r", allow_pickle=False)[wanted].astype(np.float32)
+    except Exception as error:  # as above: the file is shorter than its header says
+        raise _damaged(path, error) from None
+
+
+def _pickled_rows(path: Path, wanted: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """What an earlier start has kept; or else the table is read, by one of those who need it at the same time."""
+    places = _kept_at(path, wanted)
+    if (rows := _kept(places, (len(wanted), shape[1]))) is not None:
+        return rows
+    place = next((place for place in places if _can_hold_files(place.parent)), None)
+    if place is None:
+        logger.warning(f"the vocabulary's rows of {path.name} cannot be kept: every start reads the whole of it")
+        return _read(path, wanted, shape)
+    with one_at_a_time(place):
+        if (rows := _kept([place], (len(wanted), shape[1]))) is None:
+            rows = _read(path, wanted, shape)
+            with atomic(place) as temporary, temporary.open("wb") as file:
+                np.save(file, rows)
+            logger.info(f"the vocabulary's rows of {path.name} are kept in {place} for the next start")
+    return rows
+
+
+def _read(path: Path, wanted: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    try:
+        with path.open("rb", buffering=1 << 20) as file:
+            npy_header(file)
+            with Bar(total=shape[0], desc=f"reading {path.name}, once", unit="row") as bar:
+                return read_rows(file, wanted, *shape, bar.update)
+    except MemoryError:
+        raise
+    except Exception as error:  # a damaged pickle raises errors of many kinds
+        raise _damaged(path, error) from None
 
 
 def _kept_at(path: Path, wanted: np.ndarray) -> list[Path]:
@@ -122,29 +146,24 @@ def _kept_at(path: Path, wanted: np.ndarray) -> list[Path]:
     return [path.with_name(f".{name}"), Path(torch.hub.get_dir()) / "galr" / name]
 
 
-def _kept(path: Path, wanted: np.ndarray, width: int) -> np.ndarray | None:
+def _can_hold_files(folder: Path) -> bool:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return False
+    return os.access(folder, os.W_OK | os.X_OK)
+
+
+def _kept(places: list[Path], shape: tuple[int, int]) -> np.ndarray | None:
     """The rows that an earlier start has kept, if there are such."""
-    for place in _kept_at(path, wanted):
+    for place in places:
         try:
             rows = np.load(place, allow_pickle=False)
         except Exception:  # none; or spoilt, of which NumPy raises errors of many kinds: the table is read again
             continue
-        if rows.dtype == np.float32 and rows.shape == (len(wanted), width):
+        if isinstance(rows, np.ndarray) and rows.dtype == np.float32 and rows.shape == shape:
             return rows
     return None
-
-
-def _keep(path: Path, wanted: np.ndarray, rows: np.ndarray) -> None:
-    """Keep the rows for the next start, where there is a place for them."""
-    for place in _kept_at(path, wanted):
-        try:
-            with atomic(place) as temporary, temporary.open("wb") as file:
-                np.save(file, rows)
-        except (OSError, InputError):
-            continue
-        logger.info(f"the vocabulary's rows of {path.name} are kept in {place} for the next start")
-        return
-    logger.warning(f"the vocabulary's rows of {path.name} cannot be kept: every start reads the whole of it")
 
 
 # ---------------------------------------------------------------- the GRU
