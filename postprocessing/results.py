@@ -13,7 +13,7 @@ import numpy as np
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationError, model_validator
 
 from postprocessing.recall import NOTICEABLE, Recalls, Scores, Standings
-from postprocessing.rerank import Setting
+from postprocessing.rerank.method import Setting
 from util.errors import InputError
 from util.files import read_json
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import importlib.util
 import os
 import shlex
 import shutil
@@ -86,7 +87,8 @@ def run(capfd: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> Callab
     def run(command: str) -> Outcome:
         name, arguments = _module(command)
         monkeypatch.setattr(sys, "argv", [f"{name}.py", *arguments])
-        main = importlib.import_module(name).main
+        is_package = importlib.util.find_spec(name).submodule_search_locations is not None
+        main = importlib.import_module(f"{name}.__main__" if is_package else name).main
         capfd.readouterr()
         status = utils.exit_status(main)
         return Outcome(status, *capfd.readouterr())

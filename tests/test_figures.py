@@ -17,7 +17,7 @@ from postprocessing import figures
 from postprocessing.figures import draw_run, recall_bars, training_curve
 from postprocessing.published import published
 from postprocessing.rerank import Setting, multivariate_order
-from postprocessing.rerank_search import grid_figure
+from postprocessing.rerank.search import grid_figure
 from postprocessing.results import History, load
 from postprocessing.sheet import retrieval_sheet
 from postprocessing.style import RIGHT, save_figure

@@ -14,17 +14,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from postprocessing import rerank_search
+import postprocessing.rerank.search as rerank_search
 from postprocessing.recall import TIES, recall
 from postprocessing.rerank import (
     Reranker,
     Setting,
-    main,
     multivariate,
     multivariate_order,
     rerank_recall,
     reverse_order,
 )
+from postprocessing.rerank.__main__ import main
 from tests.test_recall import problems
 from util.errors import InputError
 

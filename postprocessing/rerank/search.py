@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from postprocessing.rerank import Reranker, Setting
+from postprocessing.rerank.method import Reranker, Setting
 from postprocessing.style import INK, PLAIN, new_figure
 from util.progress import Bar
 

@@ -10,8 +10,6 @@ are those of the released code and of the paper):
 
 With P the position of i when searching back with j: `paper` takes R = P, and c_reverse = 0 where P >= l; `released`
 takes for R the order that P induces among the k candidates. Equal similarities keep index order everywhere.
-
-    python -m postprocessing.rerank --sims postprocessing/file/EXPERIMENT_0.npy
 """
 
 from __future__ import annotations
@@ -35,7 +33,6 @@ from postprocessing.recall import (
     standings,
 )
 from util.errors import InputError
-from utils import run_command
 
 VARIANTS = ("released", "paper")
 LEAST_K = 10  # of the released code
@@ -289,14 +286,3 @@ def _each_block(work: Callable[[slice, np.ndarray], None], sims: np.ndarray) -> 
         starts = range(0, len(sims), step)
         for _ in pool.map(lambda at: work(slice(at, at + step), read_block(sims, at, step)), starts):
             pass
-
-
-def main() -> None:
-    """The command, which has a file of its own: this one knows arrays alone."""
-    from postprocessing import rerank_command
-
-    rerank_command.main()
-
-
-if __name__ == "__main__":
-    run_command(main)

@@ -13,14 +13,14 @@ from pathlib import Path
 
 from postprocessing.matrices import gallery_file, load, load_gallery
 from postprocessing.recall import chance
-from postprocessing.rerank import PUBLISHED, VARIANTS, Reranker, Setting
-from postprocessing.rerank_search import GRID, grid_figure, search
+from postprocessing.rerank.method import PUBLISHED, VARIANTS, Reranker, Setting
+from postprocessing.rerank.search import GRID, grid_figure, search
 from postprocessing.results import Score, score_of, summarise
 from postprocessing.style import save_figure
 from postprocessing.tables import change_table
 from util.errors import InputError
 from util.files import check_writable_file, write_json
-from utils import Parser
+from utils import Parser, run_command
 
 logger = logging.getLogger("galr")
 
@@ -126,3 +126,7 @@ def _same_split(val: Path, test: Path) -> bool:
         return filecmp.cmp(val, test, shallow=False)
     of_val, of_test = map(load_gallery, galleries)
     return not set(of_val.images).isdisjoint(of_test.images)
+
+
+if __name__ == "__main__":
+    run_command(main)
