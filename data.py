@@ -43,7 +43,7 @@ class Split(NamedTuple):
 
 
 def read_split(data_path: str | os.PathLike, split: str) -> Split:
-    """Captions and images of a split; the image of each caption follows from the two counts (design section 4).
+    """Captions and images of a split; the image of each caption follows from the two counts.
 
     Blank captions of `train` are dropped, and images that have no other, with one warning; in `test` they stay.
     Warns of test images that are in the train list. Raises InputError where the counts do not fit.

@@ -1,4 +1,4 @@
-"""DREA: detected regions -> denoised representation matrix X and enhanced adjacency matrix A (GaLR, section III-C).
+"""DREA: detected regions -> denoised representation matrix X and enhanced adjacency matrix A.
 
 The authors ship only the output of this step, never the step itself. What stands here is our reading of the paper's
 abstract (redundant features of high similarity are filtered, features of salient targets are enhanced); each rule is a

@@ -1,4 +1,4 @@
-"""Global branch: a trunk and multi-scale visual self-attention, MVSA (paper section III-A; released code).
+"""Global branch: a trunk and multi-scale visual self-attention, MVSA (AMFMN's; released code).
 
 f1..f4 = layer1..layer4 of ResNet-18           low = [f1; up(f2)]        high = [f3; up(f4)]
 solo   = Linear(mean of f4 over positions)

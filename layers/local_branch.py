@@ -1,4 +1,4 @@
-"""Local branch: a graph convolution over the regions that DREA keeps (paper section III-B; released code).
+"""Local branch: a graph convolution over the regions that DREA keeps (the paper's local branch; released code).
 
 X <- relu(W (A X)), three times        v_l = l2norm(Linear(flatten X))
 """

@@ -25,7 +25,7 @@ class Pairs(NamedTuple):
 
 
 class TripletLoss(nn.Module):
-    """Bidirectional triplet loss (paper section III-D; released code).
+    """Bidirectional triplet loss (released code).
 
         L = sum over i != j of  max(0, margin + s_ij - s_ii) + max(0, margin + s_ij - s_jj)
 

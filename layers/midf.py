@@ -1,4 +1,4 @@
-"""MIDF: multi-level information dynamic fusion of the global and the local vector (paper section III-B; released code).
+"""MIDF: multi-level information dynamic fusion of the global and the local vector (released code).
 
 Each vector is a sequence of length one, so the softmax of its attention is over one key and always 1: an attention
 returns merge(drop(1) * value(y)), whatever query and key are. Their projections are carried for published files only;

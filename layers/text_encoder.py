@@ -1,4 +1,4 @@
-"""Text branch: word embedding, skip-thoughts GRU, linear layer (paper section III-C; released code).
+"""Text branch: word embedding, skip-thoughts GRU, linear layer (released code).
 
     t = relu(Linear(H, D)(state at the last real word))
 

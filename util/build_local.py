@@ -148,7 +148,7 @@ def drea(regions: Iterable[Regions], options: DreaOptions) -> tuple[list[Denoise
 
 
 def write_local(path: Path, stems: list[str], rep: np.ndarray, adj: np.ndarray, attributes: dict[str, Any]) -> None:
-    """Write the HDF5 file of local features (design, section 4)."""
+    """Write the HDF5 file of local features (docs/REGIONS.md, "The files")."""
     with atomic(path) as temporary, h5py.File(temporary, "w") as file:
         file.create_dataset("name", data=stems, dtype=h5py.string_dtype())
         file.create_dataset("local_rep", data=rep)

@@ -1,6 +1,6 @@
 """The multivariate rerank: each query's k best candidates are sorted anew by what searching back with them says.
 
-For query i and candidate j, positions from 0 (GaLR, section on the multivariate rerank; the two readings of c_reverse
+For query i and candidate j, positions from 0 (the multivariate rerank of the paper; the two readings of c_reverse
 are those of the released code and of the paper):
 
     c_forward    = exp(-xi (position of j among i's candidates + 1))

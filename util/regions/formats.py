@@ -1,7 +1,7 @@
 """Read what detectors write: DOTA annotation and result text, YOLO-OBB text, COCO JSON -> Detections.
 
 docs/REGIONS.md shows an example of each format. Every reader checks every line; a malformed one is an InputError that
-names file and line. Oriented boxes become their axis-aligned hull (design, section 6).
+names file and line. Oriented boxes become their axis-aligned hull.
 """
 
 from __future__ import annotations
