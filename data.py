@@ -19,6 +19,7 @@ from torch import Tensor
 import util.images
 from layers.loss import Pairs
 from layers.transfer import send
+from layers.whole_batch import Part, parts_of
 from option.schema import Dataset, KFold, Options
 from tokens import encode_captions
 from util.errors import InputError
@@ -27,7 +28,7 @@ from util.lists import read_names, read_pairs, validation_names, warn_of_shared_
 from util.local_features import load_local
 from util.pixels import Pixels, open_pixels
 from util.sampling import SameCaptions, epoch_rows
-from util.transforms import augment, draw_augmentation, normalise, resize_size
+from util.transforms import Augmentation, augment, draw_augmentation, normalise, resize_size
 
 logger = logging.getLogger("galr")
 
@@ -216,7 +217,10 @@ def load_data(split: Split, options: Options, words: Sequence[str], device: torc
 
 class Batch(NamedTuple):
     """Of training, B images with M captions: images (B, 3, S, S), local features (B, 20, 20), token_ids (M, T); lengths
-    (M,) on the CPU; and which of them belong together. Without `dataset.captions_per_image`, M = B pairs."""
+    (M,) on the CPU; and which of them belong together. Without `dataset.captions_per_image`, M = B pairs.
+
+    Of several processes each has its part of the images and of the captions, and all pairs (layers/whole_batch.py).
+    """
 
     images: Tensor
     local_rep: Tensor
@@ -224,6 +228,8 @@ class Batch(NamedTuple):
     token_ids: Tensor
     lengths: Tensor
     pairs: Pairs
+    of_images: Part
+    of_captions: Part
 
     @property
     def inputs(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -252,30 +258,38 @@ def pair_count(data: Data, options: Dataset) -> int:
 
 
 def train_batches(data: Data, options: Options, fold: int, epoch: int, first: int = 0) -> Iterator[Batch]:
-    """The batches of an epoch from batch `first` on."""
+    """The batches of an epoch from batch `first` on; of several processes, this one's part of each."""
     image_size, kind = options.dataset.image_size, options.dataset.augment
     owner, same, device = data.image_of_caption.numpy(), data.same, data.token_ids.device
     rows = epoch_rows(owner, same.code, options.dataset, random_stream(ORDER, options.seed, fold, epoch))[first:]
-    batches = zip(rows, data.pixels.batches([of_batch.images for of_batch in rows], device), strict=True)
-    for step, ((images, captions, *pairs), (pixels, places)) in enumerate(batches, first):
+    parts = [parts_of(len(whole.images), len(whole.captions)) for whole in rows]
+    image_rows = [whole.images[part.rows] for whole, (part, _) in zip(rows, parts, strict=True)]
+    batches = zip(rows, parts, data.pixels.batches(image_rows, device), strict=True)
+    for step, ((images, captions, *pairs), (of_images, of_captions), (pixels, places)) in enumerate(batches, first):
         drawn = draw_augmentation(
             random_stream(AUGMENT, options.seed, fold, epoch, step), len(images), image_size, kind
         )
+        drawn = Augmentation(*(array[of_images.rows] for array in drawn))
         positive = same.positive(images, captions)
         captions = torch.from_numpy(captions)
         lengths = data.lengths[captions]
         yield Batch(
             augment(pixels, places, drawn, image_size),
-            *_local_features(data, images, device),
-            data.token_ids[send(captions, device), : int(lengths.max())],
-            lengths,
+            *_local_features(data, images[of_images.rows], device),
+            data.token_ids[send(captions[of_captions.rows], device), : int(lengths.max())],
+            lengths[of_captions.rows],
             Pairs(*(send(torch.from_numpy(array), device) for array in (*pairs, positive))),
+            of_images,
+            of_captions._replace(lengths=lengths),
         )
 
 
-def image_batches(data: Data, size: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Each image once, in order: images (B, 3, S, S), local_rep and local_adj (B, 20, 20)."""
-    rows = [np.arange(i, min(i + size, len(data.paths))) for i in range(0, len(data.paths), size)]
+ALL = slice(None)
+
+
+def image_batches(data: Data, size: int, share: slice = ALL) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Each image once, in order: images (B, 3, S, S), local_rep and local_adj (B, 20, 20). share: of the batches."""
+    rows = [np.arange(i, min(i + size, len(data.paths))) for i in range(0, len(data.paths), size)][share]
     device = data.token_ids.device
     for batch, (pixels, places) in zip(rows, data.pixels.batches(rows, device), strict=True):
         yield normalise(pixels.index_select(0, places)), *_local_features(data, batch, device)
@@ -287,9 +301,12 @@ def _local_features(data: Data, rows: np.ndarray, device: torch.device) -> tuple
     return rep, adj
 
 
-def caption_batches(token_ids: Tensor, size: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """token_ids (M, T), longest first: rows (B,) and lengths (B,), both on the CPU, and token_ids (B, T')."""
+def caption_batches(token_ids: Tensor, size: int, share: slice = ALL) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """token_ids (M, T), longest first: rows (B,) and lengths (B,), both on the CPU, and token_ids (B, T').
+
+    share: of the batches.
+    """
     all_lengths = (token_ids != 0).sum(1).cpu()
-    for rows in all_lengths.argsort(descending=True, stable=True).split(size):
+    for rows in all_lengths.argsort(descending=True, stable=True).split(size)[share]:
         lengths = all_lengths[rows]
         yield rows, token_ids[rows.to(token_ids.device), : int(lengths[0])], lengths

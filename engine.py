@@ -6,7 +6,8 @@ import contextlib
 import logging
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,6 +20,7 @@ from layers import build_model
 from layers.loss import InfoNCE, TripletLoss
 from layers.model import Model
 from layers.trunk import Trunk
+from layers.whole_batch import PartOfBatch, gather, in_turn, process_count, put_together, sum_gradients
 from option.schema import Optim, Options
 from util.checkpoints import load_weights
 from util.errors import InputError, memory_advice, not_installed
@@ -118,18 +120,34 @@ def learning_rate(options: Optim, epoch: int, done: float = 0.0) -> float:
 def train_step(
     model: Model, batch: Batch, loss_of: nn.Module, optimizer: torch.optim.Optimizer, rate: float, options: Options
 ) -> Tensor:
-    """Forward, backward and update -> the loss, which stays on the device: nothing here waits for it."""
+    """Forward, backward and update -> the loss, which stays on the device: nothing here waits for it.
+
+    Several processes compute the same loss, and sum their gradients of an N-th of it (layers/whole_batch.py).
+    """
+    learning = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     for group in optimizer.param_groups:
         group["lr"] = rate * group.get("factor", 1)  # runs of before there were factors have none
     with autocast(options, batch.images.device):
-        loss = loss_of(model(*batch.inputs), batch.pairs)
+        loss = loss_of(batch_similarities(model, batch), batch.pairs)
     optimizer.zero_grad(set_to_none=True)
-    loss.backward()
+    (loss / process_count()).backward()
+    sum_gradients(learning)
     if options.optim.grad_clip > 0:
-        learning = (parameter for group in optimizer.param_groups for parameter in group["params"])
         torch.nn.utils.clip_grad_norm_(learning, options.optim.grad_clip)
     optimizer.step()
     return loss.detach()
+
+
+def batch_similarities(model: Model, batch: Batch) -> Tensor:
+    """The similarity of every image with every caption of the whole batch, of which each process encodes its part."""
+    images, captions = batch.of_images, batch.of_captions
+    if not images.divided:
+        return model(*batch.inputs)
+    with PartOfBatch(images):
+        image_vectors = model.encode_image(batch.images, batch.local_rep, batch.local_adj)
+    with PartOfBatch(captions):
+        text_vectors = model.encode_text(batch.token_ids, batch.lengths)
+    return model.similarity(gather(image_vectors, images), gather(text_vectors, captions))
 
 
 def bf16_gain(device: torch.device) -> float:
@@ -172,17 +190,17 @@ def embed_images(model: Model, data: Data, options: Options, check: Callable[[],
     """The vector of every image (N, D), on the device. `check` is called before each batch and may raise to stop."""
     model.eval()
     device, size = data.token_ids.device, options.dataset.batch_size_val
-    vectors = []
+    size = min(size, IMAGE_BATCH) if device.type == "cpu" else size
+    rows = torch.arange(len(data.paths)).split(size)
     with contextlib.ExitStack() as within:
         within.enter_context(memory_advice("lower dataset.batch_size_val (train.py: and go on with --resume)"))
         for trunk in [] if options.optim.compile else model.trunks():
             if isinstance(trunk, Trunk):
                 within.enter_context(trunk.folded(options.dataset.image_size))
         within.enter_context(autocast(options, device))
-        for batch in image_batches(data, min(size, IMAGE_BATCH) if device.type == "cpu" else size):
-            check()
-            vectors.append(model.encode_image(*batch))
-    return torch.cat(vectors)
+        batches = _checked(image_batches(data, size, in_turn()), len(rows), check)
+        vectors = [model.encode_image(*batch) for batch in batches]
+    return put_together(rows[in_turn()], vectors, len(data.paths), device)
 
 
 @torch.no_grad()
@@ -191,15 +209,20 @@ def embed_captions(model: Model, token_ids: Tensor, options: Options, check: Cal
     model.eval()
     device = token_ids.device
     distinct, place = token_ids.unique(dim=0, return_inverse=True)
-    vectors: Tensor | None = None
+    places, vectors = [], []
     with autocast(options, device):
-        for rows, ids, lengths in caption_batches(distinct, CAPTION_BATCH):
-            check()
-            encoded = model.encode_text(ids, lengths)
-            if vectors is None:
-                vectors = encoded.new_empty(len(distinct), encoded.shape[1])
-            vectors[rows.to(device)] = encoded
-    return Captions(vectors, place.cpu().numpy())
+        batches = caption_batches(distinct, CAPTION_BATCH, in_turn())
+        for rows, ids, lengths in _checked(batches, -(-len(distinct) // CAPTION_BATCH), check):
+            places.append(rows)
+            vectors.append(model.encode_text(ids, lengths))
+    return Captions(put_together(places, vectors, len(distinct), device), place.cpu().numpy())
+
+
+def _checked(batches: Iterator, total: int, check: Callable[[], None]) -> Iterator:
+    """This process's batches of `total`. `check` comes before each, equally often in every process: they may agree."""
+    for _ in range(-(-total // process_count())):
+        check()
+        yield from islice(batches, 1)
 
 
 @torch.no_grad()
@@ -218,10 +241,16 @@ def similarities(model: Model, images: Tensor, captions: Captions, out: np.ndarr
     return out
 
 
-def encode_split(model: Model, data: Data, options: Options, check: Callable[[], None] = _nothing) -> np.ndarray:
-    """The similarities of a split, images x captions, float32; `check` as in `embed_images`."""
-    images = embed_images(model, data, options, check)
-    return similarities(model, images, embed_captions(model, data.token_ids, options, check))
+def embed_split(
+    model: Model, data: Data, options: Options, check: Callable[[], None] = _nothing
+) -> tuple[Tensor, Captions]:
+    """The vectors of a split, of which each process encodes its share; `check` as in `embed_images`."""
+    return embed_images(model, data, options, check), embed_captions(model, data.token_ids, options, check)
+
+
+def encode_split(model: Model, data: Data, options: Options) -> np.ndarray:
+    """The similarities of a split, images x captions, float32."""
+    return similarities(model, *embed_split(model, data, options))
 
 
 # ---------------------------------------------------------------- models of checkpoints

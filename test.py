@@ -1,6 +1,6 @@
 """Score the k folds of a run on the test split: a recall table.
 
-    python test.py --path_opt option/RSITMD/RSITMD_GaLR.yaml [--rerank]
+    python test.py --path_opt option/RSITMD/RSITMD_GaLR.yaml [--rerank]      torchrun --nproc_per_node N test.py alike
 
 Leaves results.json, .md, .csv and .tex and figures in checkpoint/{experiment_name}/, and the similarity matrices of
 test and validation in the folder `logs.matrices`, postprocessing/file/.
@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from data import Data, Split, load_data, read_split, validation_split
-from engine import encode_split, load_model
+from engine import embed_split, load_model, similarities
 from option.schema import Options, load_options
 from postprocessing import matrices
 from postprocessing.figures import draw_run
@@ -29,6 +29,7 @@ from tokens import load_words
 from util.checkpoints import BEST, read_checkpoint
 from util.errors import InputError
 from util.files import check_writable, write_json
+from util.processes import check_alike, is_main, joined
 from utils import Parser, pick_device, run_command, same_options
 
 logger = logging.getLogger("galr")
@@ -50,7 +51,10 @@ def main() -> None:
     words = load_words(options)
     test = load_data(read_split(options.dataset.data_path, "test"), options, words, device, training=False)
     logger.info(describe("test", test))
-    scored = {fold: score_fold(run, fold, test, options, words, device) for fold in folds}
+    with joined(device):
+        scored = {fold: score_fold(run, fold, test, options, words, device) for fold in folds}
+    if not is_main():  # it has helped to encode
+        return
     results = results_of({fold: of_test for fold, (of_test, _) in scored.items()}, options, arguments.rerank)
     for fold, (of_test, of_val) in scored.items():  # nothing is written before every fold has been scored
         of_test.save(folder / f"{options.k_fold.experiment_name}_{fold}.npy")
@@ -97,12 +101,20 @@ class Matrix(NamedTuple):
 
 def score_fold(
     run: Path, fold: int, test: Data, options: Options, words: tuple[str, ...], device: torch.device
-) -> tuple[Matrix, Matrix]:
-    """The test and the validation similarities of a fold's best checkpoint."""
+) -> tuple[Matrix, Matrix] | None:
+    """The test and the validation similarities of a fold's best checkpoint; of several processes the main one's."""
     folder = run / str(fold)
-    model = load_model(read_checkpoint(folder / BEST), options, words, device)
+    checkpoint = read_checkpoint(folder / BEST)
+    check_alike(f"the checkpoint {folder / BEST}", checkpoint.get("Eiters"))
+    model = load_model(checkpoint, options, words, device)
     val = load_data(validation_split(folder, options), options, words, device, training=False)
-    of_test, of_val = (Matrix(encode_split(model, data, options), data.split, data.paths) for data in (test, val))
+    vectors = [embed_split(model, data, options) for data in (test, val)]
+    if not is_main():
+        return None
+    of_test, of_val = (
+        Matrix(similarities(model, *of_split), data.split, data.paths)
+        for of_split, data in zip(vectors, (test, val), strict=True)
+    )
     return of_test, of_val
 
 

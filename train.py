@@ -3,6 +3,7 @@
     python train.py --path_opt option/RSITMD/RSITMD_GaLR.yaml [--set optim.lr=1e-4 ...] [--fold K] [--resume]
 
 Each fold leaves checkpoint/{experiment_name}/{fold}/: best and last checkpoint, split, options, log.
+`torchrun --nproc_per_node N train.py ...` is the same run in N processes (docs/SCALING.md); the first of them writes.
 """
 
 from __future__ import annotations
@@ -32,13 +33,14 @@ from data import (
 )
 from engine import (
     bf16_gain,
-    encode_split,
+    embed_split,
     learning_rate,
     make_average,
     make_loss,
     make_model,
     make_optimizer,
     prepare,
+    similarities,
     train_step,
 )
 from layers.model import Model
@@ -49,6 +51,7 @@ from tokens import load_words
 from util.checkpoints import BEST, LAST, load_weights, read_checkpoint, save_checkpoint
 from util.errors import InputError, Interrupted, RunError, worker_died
 from util.files import check_writable
+from util.processes import check_alike, is_main, joined, wait_for_all
 from util.progress import Bar, Meter
 from util.record import only_writer, recorded
 from util.resume import (
@@ -79,22 +82,28 @@ def main() -> None:
     arguments = parse()
     options = load_options(arguments.path_opt, arguments.set)
     device = pick_device(arguments.device)
+    with joined(device):
+        train_folds(arguments, options, device)
+
+
+def train_folds(arguments: argparse.Namespace, options: Options, device: torch.device) -> None:
+    """Train the folds that the command line asks for, one after the other."""
     if options.optim.precision == "bf16" and (gain := bf16_gain(device)) < 1:
         logger.info("note: bf16 has %.2f times the speed of float32 here: start runs with optim.precision=fp32", gain)
     words = load_words(options)
     folds = make_folds(options, arguments.fold)
     for key in ("ckpt_save_path", "logger_name"):
         check_writable(Path(getattr(options.logs, key)) / options.k_fold.experiment_name, f"logs.{key}")
-    if not arguments.resume:
+    if is_main() and not arguments.resume:
         for fold in folds:
             refuse_existing(fold.folder)
     for fold in folds:
         with only_writer(fold.folder):
+            state = None
             if arguments.resume:
                 state = earlier_state(fold.folder, fold.names, options, arguments.force)
-            else:
+            elif is_main():
                 refuse_existing(fold.folder)  # once more: another run may have held the lock until now
-                state = None
             if state and state["epoch"] >= options.optim.epochs:
                 logger.info("fold %d is finished: skipped", fold.number)
             else:
@@ -128,6 +137,7 @@ def train_fold(
     if state:
         check_inputs(state, inputs, fold.folder, force)
         progress, rows = restore(state, learner, fold.folder, device), state["rows"]
+    check_alike("the checkpoint, captions or local features", (inputs, progress.steps, progress.batch))
     scored = average.module if average else model
     batches = batch_count(train, options.dataset)
     pairs = pair_count(train, options.dataset)
@@ -142,7 +152,8 @@ def train_fold(
             check_finite(content["model"], progress)
             if name == LAST:
                 content |= content_for_resume(learner, progress, losses, log.rows, inputs)
-            save_checkpoint(content, fold.folder / name, keep_previous=name == LAST)
+            if is_main():
+                save_checkpoint(content, fold.folder / name, keep_previous=name == LAST)
 
         with saved_when_stopped(save, signals, fold.folder):
             while progress.epoch < options.optim.epochs:
@@ -167,12 +178,14 @@ def train_fold(
 
                 # evaluate
                 if (progress.epoch + 1) % options.logs.eval_step == 0 or progress.epoch + 1 == options.optim.epochs:
-                    sims = encode_split(scored, val, options, signals.check)
-                    row = validation_row(sims, val, progress)
-                    log.val_row(row, retrieval_sheet(sims, val.paths, val.split.captions, val.split.image_of_caption))
-                    if 6 * row["mr"] > progress.best_rsum:
-                        progress.best_rsum = 6 * row["mr"]
-                        save(BEST)
+                    vectors = embed_split(scored, val, options, signals.check)
+                    if is_main():
+                        sims, split = similarities(scored, *vectors), val.split
+                        row = validation_row(sims, val, progress)
+                        log.val_row(row, retrieval_sheet(sims, val.paths, split.captions, split.image_of_caption))
+                        if 6 * row["mr"] > progress.best_rsum:
+                            progress.best_rsum = 6 * row["mr"]
+                            save(BEST)
 
                 # save
                 progress.next_epoch()
@@ -270,6 +283,7 @@ def saved_when_stopped(save: Callable[[str], None], signals: StopSignals, folder
         yield
     except Interrupted as stop:
         save(LAST)
+        wait_for_all()  # torchrun ends the others soon after the first that ends
         message = f"{stop}; saved in {folder}: go on with the same command and --resume"
         raise Interrupted(stop.signum, message) from None
     except RuntimeError as error:  # the signal also went to the loader's workers, and ended a step half-way

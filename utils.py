@@ -31,6 +31,7 @@ from util.errors import (
     out_of_memory,
     worker_died,
 )
+from util.processes import count, failure_elsewhere, first_failure, is_main, local_rank, lost, rank
 
 if TYPE_CHECKING:
     import torch
@@ -76,7 +77,10 @@ def run_command(main: Callable[[], None]) -> NoReturn:
 
 
 def exit_status(main: Callable[[], None]) -> int:
-    """0 done, 2 wrong input, 3 the run could not go on, 130 and 143 after Ctrl-C and SIGTERM; one line on stderr."""
+    """0 done, 2 wrong input, 3 the run could not go on, 130 and 143 after Ctrl-C and SIGTERM; one line on stderr.
+
+    Of several processes the first to fail says why, and the others end with its status.
+    """
     start_logging()
     try:
         main()
@@ -99,6 +103,11 @@ def exit_status(main: Callable[[], None]) -> int:
             return _complain(f"cannot write {what}: {os.strerror(error.errno)}; make room and run again", 3)
         return _complain(error, 2)
     except RuntimeError as error:
+        if failure := failure_elsewhere():
+            return failure.status
+        if lost(error):
+            reason = "did not answer in time" if "imed out" in str(error) else "is gone (killed, or out of memory?)"
+            return _complain(f"one of {count()} processes {reason}; go on from the last checkpoint with --resume", 3)
         if worker_died(error):
             return _complain(f"a loader worker died ({error}); run again (train.py: with --resume)", 3)
         if compiler_failed(error):
@@ -128,15 +137,17 @@ class Messages(logging.Handler):
 
 def start_logging() -> None:
     """Let people read what the logger `galr` says: plain lines, by `Messages`."""
-    logger.setLevel(logging.INFO)
+    logger.setLevel(logging.INFO if is_main() else logging.ERROR)
     logger.handlers[:] = [Messages()]
     for library in ("HF_HUB", "TRANSFORMERS"):  # what they warn of, our errors say
         os.environ.setdefault(f"{library}_VERBOSITY", "error")
 
 
 def _complain(error: Exception | str, status: int) -> int:
-    logger.error(" ".join(str(error).split()))
-    return status
+    first = first_failure(status)
+    if first.rank == rank():
+        logger.error(" ".join(str(error).split()))
+    return first.status
 
 
 def pick_device(name: str) -> torch.device:
@@ -154,9 +165,22 @@ def pick_device(name: str) -> torch.device:
         )
     device = torch.device("cuda" if found else "cpu")
     if found:
+        device = own_gpu() if count() > 1 else device
         check_kernels(device)
-    logger.info(f"device: {device_name(device)}" + (f"; no GPU is found ({why})" if why else ""))
+    together = f"; {count()} processes" if count() > 1 else ""
+    logger.info(f"device: {device_name(device)}{together}" + (f"; no GPU is found ({why})" if why else ""))
     return device
+
+
+def own_gpu() -> torch.device:
+    """Of several processes each takes the GPU of its number. Raises InputError where there are fewer GPUs."""
+    import torch
+
+    if local_rank() >= torch.cuda.device_count():
+        gpus = torch.cuda.device_count()
+        raise InputError(f"torchrun starts more processes here than there are GPUs: --nproc_per_node {gpus}")
+    torch.cuda.set_device(local_rank())
+    return torch.device("cuda", local_rank())
 
 
 def find_gpu() -> tuple[bool, str]:

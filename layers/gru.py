@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from layers.transfer import send
+from layers.whole_batch import PartOfBatch
 
 
 class Packing(NamedTuple):
@@ -27,12 +28,16 @@ class Packing(NamedTuple):
 
     rows: (M,) row of each packed word among the sorted sequences; words: (M,) its place in the flattened (B, T);
     order: (B,) sorted -> given; sizes: the number of sequences that have a word t, for each t.
+    Where the B are a part of a batch: whole, the number of all its sequences, and places (B,), those of the B among all
+    when these are sorted alike; None where they are all.
     """
 
     rows: Tensor
     words: Tensor
     order: Tensor
     sizes: list[int]
+    whole: int
+    places: Tensor | None
 
 
 def pack(lengths: Tensor, width: int, device: torch.device, reverse: bool = False) -> Packing:
@@ -43,7 +48,11 @@ def pack(lengths: Tensor, width: int, device: torch.device, reverse: bool = Fals
     place = lengths[rows] - 1 - t if reverse else t
     words = order[rows] * width + place
     sizes = torch.bincount(t).tolist()
-    return Packing(send(rows, device), send(words, device), send(order, device), sizes)
+    whole, places = len(lengths), None
+    if part := PartOfBatch.current:
+        longest_first = part.lengths.clamp(min=1).sort(descending=True, stable=True).indices
+        whole, places = part.whole, send(longest_first.argsort()[part.rows][order], device)
+    return Packing(send(rows, device), send(words, device), send(order, device), sizes, whole, places)
 
 
 class GRU(nn.Module):
@@ -67,20 +76,23 @@ class GRU(nn.Module):
 
     def forward(self, words: Tensor, packing: Packing) -> Tensor:
         """words (M, E), packed -> the state after the last word of each sequence (B, H), in the given order."""
-        batch = packing.sizes[0]
-        input_mask, hidden_mask = self._masks(words, batch)
+        input_mask, hidden_mask = self._masks(words, packing)
         words = words.expand(3, -1, -1) if input_mask is None else words * input_mask[:, packing.rows]
         gates = torch.baddbmm(self.input_bias.unsqueeze(1), words, self.input_weight.transpose(1, 2))
         last = _Recurrence.apply(gates.float(), self.hidden_weight, hidden_mask, packing, torch.is_grad_enabled())
         return torch.empty_like(last).index_copy(0, packing.order, last)
 
-    def _masks(self, words: Tensor, batch: int) -> tuple[Tensor, Tensor] | tuple[None, None]:
-        """Masks (3, B, E) and (3, B, H): one for each gate and sequence, with values 0 and 1 / keep rate."""
+    def _masks(self, words: Tensor, packing: Packing) -> tuple[Tensor, Tensor] | tuple[None, None]:
+        """Masks (3, B, E) and (3, B, H): one for each gate and sequence, with values 0 and 1 / keep rate.
+
+        They are drawn for the whole batch, of which these sequences may be a part.
+        """
         if not self.training or self.dropout == 0:
             return None, None
         keep = 1 - self.dropout
         widths = self.input_weight.shape[2], self.input_weight.shape[1]
-        return tuple(words.new_empty(3, batch, width).bernoulli_(keep).div_(keep) for width in widths)
+        drawn = (words.new_empty(3, packing.whole, width).bernoulli_(keep).div_(keep) for width in widths)
+        return tuple(mask if packing.places is None else mask[:, packing.places] for mask in drawn)
 
 
 class _Recurrence(torch.autograd.Function):

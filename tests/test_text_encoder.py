@@ -187,7 +187,7 @@ def test_what_stands_behind_the_last_word_never_matters() -> None:
 def test_bayesian_masks_differ_by_gate_and_sequence_keep_the_mean_and_three_quarters() -> None:
     torch.manual_seed(0)
     gru = GRU(620, 2400, dropout=0.25).train()
-    for mask in gru._masks(torch.zeros(1, 620), 50):
+    for mask in gru._masks(torch.zeros(1, 620), pack(torch.ones(50, dtype=torch.int64), 1, torch.device("cpu"))):
         assert mask.unique().tolist() == pytest.approx([0, 1 / 0.75])
         n = mask.numel()
         kept = (mask > 0).double().mean().item()

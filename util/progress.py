@@ -9,17 +9,19 @@ from typing import Any
 
 from tqdm import tqdm
 
+from util.processes import is_main
+
 logger = logging.getLogger("galr")
 INTERVAL = 60  # seconds between two lines
 
 
 class Bar(tqdm):
-    """tqdm, whose bar becomes a line a minute where standard error is no terminal."""
+    """tqdm, whose bar becomes a line a minute where standard error is no terminal; of several processes one draws."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.in_terminal, self.said = sys.stderr.isatty(), time.monotonic()
         pace = {} if self.in_terminal else {"mininterval": INTERVAL, "maxinterval": INTERVAL, "leave": False}
-        super().__init__(*args, **pace, **kwargs)
+        super().__init__(*args, disable=not is_main(), **pace, **kwargs)
 
     def display(self, *args: Any, **kwargs: Any) -> None:
         if self.in_terminal:

@@ -21,6 +21,7 @@ from torch.utils.tensorboard import SummaryWriter
 from option.schema import Options, save_options
 from util.errors import InputError, RunError, disk_full
 from util.files import read_json, write_json, write_text
+from util.processes import is_main, wait_for_all
 from utils import ROOT, device_name
 
 logger = logging.getLogger("galr")
@@ -33,12 +34,18 @@ def only_writer(folder: Path) -> Iterator[None]:
     """Hold the folder's lock. Raises InputError if another run holds it; a dead one's lock is free at once.
 
     What this made and nothing was written into, is removed again while the lock is still held. A run that was waiting
-    for it notices that the file is gone (filelock does) and begins anew.
+    for it notices that the file is gone (filelock does) and begins anew. Of several processes the main one holds it,
+    and the others wait until it does.
     """
+    if not is_main():
+        wait_for_all()
+        yield
+        return
     path = folder / ".lock"
     lock = filelock.FileLock(path, timeout=LOCK_WAIT)
     made = _acquire(lock, folder)
     try:
+        wait_for_all()
         yield
     finally:
         path.unlink(missing_ok=True)
@@ -94,11 +101,15 @@ def now() -> str:
 @contextlib.contextmanager
 def recorded(
     folder: Path, names: dict[str, list[str]], options: Options, rows: list[dict[str, Any]], device: torch.device
-) -> Iterator[RunLog]:
+) -> Iterator[RunLog | NoLog]:
     """The log of a fold, and its run.json, ended in any case. On a full disk that fails too: the first error counts.
 
-    names: the images that train and validate; rows: of the log so far, when the run goes on.
+    names: the images that train and validate; rows: of the log so far, when the run goes on. Of several processes the
+    main one keeps it.
     """
+    if not is_main():
+        yield NoLog()
+        return
     record = start_record(folder, names, options, device)
     board = Path(options.logs.logger_name) / folder.relative_to(options.run_folder.parent)
 
@@ -131,6 +142,17 @@ def start_record(folder: Path, names: dict[str, list[str]], options: Options, de
     record = {"seed": options.seed, "started": before.get("started", now()), "ended": None, "sessions": sessions}
     write_json(path, record)
     return record
+
+
+class NoLog:
+    """The log of a process that keeps none."""
+
+    rows: tuple = ()
+
+    def train_row(self, row: dict[str, Any]) -> None:
+        """Note nothing."""
+
+    val_row = train_row
 
 
 class RunLog:

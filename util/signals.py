@@ -6,6 +6,7 @@ import logging
 import signal
 
 from util.errors import Interrupted
+from util.processes import largest
 
 logger = logging.getLogger("galr")
 
@@ -13,7 +14,8 @@ logger = logging.getLogger("galr")
 class StopSignals:
     """Within it, Ctrl-C and SIGTERM are noted, and `check` raises Interrupted where the run can stop.
 
-    The first is answered by a line; a second Ctrl-C stops at once.
+    The first is answered by a line; a second Ctrl-C stops at once. Of several processes all stop at the same `check`,
+    whichever of them had a signal.
     """
 
     def __enter__(self) -> StopSignals:
@@ -32,6 +34,6 @@ class StopSignals:
         logger.info("stopping after this step, and saving; Ctrl-C again stops at once")
 
     def check(self) -> None:
-        """Raise Interrupted if a signal has come."""
-        if self.signum:
-            raise Interrupted(self.signum, f"stopped by {signal.Signals(self.signum).name}")
+        """Raise Interrupted if a signal has come, to this process or another."""
+        if signum := largest(self.signum):
+            raise Interrupted(signum, f"stopped by {signal.Signals(signum).name}")

@@ -1,0 +1,86 @@
+"""A few training steps, in however many processes there are: what they give is compared by test_processes.py.
+
+    python tests/several.py OUT STEPS real|short OPTIONS [KEY=VALUE ...] [-- OPTIONS ...]
+
+Here one process is the reference; torchrun, or `start` below, starts several.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import subprocess
+import sys
+from itertools import chain, count, islice
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from conftest import environment, shortened
+from torch import Tensor
+
+from data import load_data, make_folds, random_stream, train_batches
+from engine import make_loss, make_model, make_optimizer, prepare, train_step
+from option import load_options
+from tokens import load_words
+from util import processes
+
+
+class Trained(NamedTuple):
+    """The losses of some steps, the gradients of the first, and the model's state after the last."""
+
+    losses: list[float]
+    gradients: dict[str, Tensor]
+    state: dict[str, Tensor]
+
+
+def train(path: str, overrides: list[str], steps: int, short: bool) -> Trained:
+    """The first steps of a run of these options, with dropout drawn as train.py does."""
+    options, device = load_options(path, overrides), torch.device("cpu")
+    words = load_words(options)
+    (fold,) = make_folds(options, 0)
+    torch.manual_seed(0)
+    with shortened() if short else contextlib.nullcontext():
+        model = prepare(make_model(options, words), options, device)
+    data = load_data(fold.train, options, words, device, training=True)
+    loss_of = make_loss(options.optim, device)
+    optimizer = make_optimizer(model, options.optim, loss_of)
+    batches = chain.from_iterable(train_batches(data, options, 0, epoch) for epoch in count())
+    model.train()
+    losses, gradients = [], {}
+    named = dict(chain(model.named_parameters(), loss_of.named_parameters(prefix="loss")))
+    for step, batch in enumerate(islice(batches, steps)):
+        torch.manual_seed(int(random_stream(3, 0, step).integers(2**63)))
+        losses.append(float(train_step(model, batch, loss_of, optimizer, options.optim.lr, options)))
+        gradients = gradients or {name: p.grad.clone() for name, p in named.items() if p.grad is not None}
+    return Trained(losses, gradients, {**model.state_dict(), **loss_of.state_dict(prefix="loss.")})
+
+
+def start(number: int, words: list[str], folder: Path) -> list[subprocess.Popen]:
+    """Start a Python command line in several processes, as torchrun does."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    shared = {
+        "WORLD_SIZE": str(number),
+        "MASTER_ADDR": "localhost",
+        "MASTER_PORT": str(port),
+        "TORCHELASTIC_RUN_ID": "t",
+    }
+    return [
+        subprocess.Popen(
+            [sys.executable, *words], cwd=folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            env={**environment(), **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+        )
+        for rank in range(number)
+    ]  # fmt: skip
+
+
+if __name__ == "__main__":
+    out, steps, trunk, *cases = sys.argv[1:]
+    with processes.joined(torch.device("cpu")):
+        for number, (path, *overrides) in enumerate(map(str.split, " ".join(cases).split(" -- "))):
+            trained = train(path, overrides, int(steps), trunk == "short")
+            if processes.is_main():
+                torch.save(tuple(trained), f"{out}.{number}")
+        processes.wait_for_all()
