@@ -1,8 +1,9 @@
 """A few training steps, in however many processes there are: what they give is compared by test_processes.py.
 
-    python tests/several.py OUT STEPS real|short OPTIONS [KEY=VALUE ...] [-- OPTIONS ...]
+    python tests/several.py OUT STEPS real|short float32|float64 OPTIONS [KEY=VALUE ...] [-- OPTIONS ...]
 
-Here one process is the reference; torchrun, or `start` below, starts several.
+Here one process is the reference; torchrun, or `start` below, starts several. In float64 rounding is out of the way:
+from random weights, gradients of float32 can differ by percents between one thread and two.
 """
 
 from __future__ import annotations
@@ -34,14 +35,14 @@ class Trained(NamedTuple):
     state: dict[str, Tensor]
 
 
-def train(path: str, overrides: list[str], steps: int, short: bool) -> Trained:
+def train(path: str, overrides: list[str], steps: int, short: bool, precision: str = "float32") -> Trained:
     """The first steps of a run of these options, with dropout drawn as train.py does."""
     options, device = load_options(path, overrides), torch.device("cpu")
     words = load_words(options)
     (fold,) = make_folds(options, 0)
     torch.manual_seed(0)
     with shortened() if short else contextlib.nullcontext():
-        model = prepare(make_model(options, words), options, device)
+        model = prepare(make_model(options, words), options, device).to(getattr(torch, precision))
     data = load_data(fold.train, options, words, device, training=True)
     loss_of = make_loss(options.optim, device)
     optimizer = make_optimizer(model, options.optim, loss_of)
@@ -50,6 +51,9 @@ def train(path: str, overrides: list[str], steps: int, short: bool) -> Trained:
     losses, gradients = [], {}
     named = dict(chain(model.named_parameters(), loss_of.named_parameters(prefix="loss")))
     for step, batch in enumerate(islice(batches, steps)):
+        batch = batch._replace(
+            **{name: getattr(batch, name).to(getattr(torch, precision)) for name in batch._fields[:3]}
+        )
         torch.manual_seed(int(random_stream(3, 0, step).integers(2**63)))
         losses.append(float(train_step(model, batch, loss_of, optimizer, options.optim.lr, options)))
         gradients = gradients or {name: p.grad.clone() for name, p in named.items() if p.grad is not None}
@@ -77,10 +81,12 @@ def start(number: int, words: list[str], folder: Path) -> list[subprocess.Popen]
 
 
 if __name__ == "__main__":
-    out, steps, trunk, *cases = sys.argv[1:]
+    out, steps, trunk, precision, *cases = sys.argv[1:]
+    if precision == "float64":
+        torch.Tensor.float = torch.Tensor.double  # the models ask for no less than float32 in places
     with processes.joined(torch.device("cpu")):
         for number, (path, *overrides) in enumerate(map(str.split, " ".join(cases).split(" -- "))):
-            trained = train(path, overrides, int(steps), trunk == "short")
+            trained = train(path, overrides, int(steps), trunk == "short", precision)
             if processes.is_main():
                 torch.save(tuple(trained), f"{out}.{number}")
         processes.wait_for_all()

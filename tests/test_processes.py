@@ -31,7 +31,7 @@ def trained(demo, tmp_path_factory) -> list[tuple[Trained, Trained]]:
     for name in ("data", "vocab.json", "tiny.yaml"):
         (folder / name).symlink_to(demo / name)
     (folder / "amfmn.yaml").write_text(yaml.safe_dump(yaml.safe_load(OPTIONS) | {"model": AMFMN}))
-    words = [f"{Path(several.__file__)}", "out", str(STEPS), "short", *" -- ".join(CASES).split()]
+    words = [f"{Path(several.__file__)}", "out", str(STEPS), "short", "float32", *" -- ".join(CASES).split()]
     processes = several.start(3, words, folder)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
