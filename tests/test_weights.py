@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 from collections import OrderedDict
 from collections.abc import Callable
@@ -69,13 +70,41 @@ def test_every_form_of_a_resnet_18_file_loads(form, archive, tmp_path) -> None:
             assert torch.equal(value, expected[name]), name
 
 
-def test_the_downloaded_weights_load_without_counters(monkeypatch) -> None:
-    """torchvision's file, as published, has none; the way from its cache is the same."""
+@pytest.fixture
+def downloads(tmp_path, monkeypatch) -> Path:
+    """Where ResNet-18's weights are kept once they are downloaded."""
+    monkeypatch.setattr("torch.hub.get_dir", lambda: str(tmp_path / "hub"))
+    return tmp_path / "hub/checkpoints/resnet18-f37072fd.pth"
+
+
+def test_the_weights_that_torchvision_keeps_load_without_counters(downloads) -> None:
     state = without_counters(resnet18().state_dict())
-    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", lambda *args, **kwargs: state)
+    downloads.parent.mkdir(parents=True)
+    torch.save(state, downloads)
     trunk = ResNet18()
     load_trunk(trunk, "imagenet")
     assert torch.equal(trunk.net.conv1.weight, state["conv1.weight"])
+
+
+def test_a_hostile_file_among_those_that_torchvision_keeps_runs_nothing(downloads) -> None:
+    downloads.parent.mkdir(parents=True)
+    torch.save({"conv1.weight": Names(os.system, f"touch {downloads.parent}/canary")}, downloads)
+    with pytest.raises(InputError, match=r"resnet18-f37072fd\.pth .* posix\.system"):
+        load_trunk(ResNet18(), "imagenet")
+    assert not (downloads.parent / "canary").exists()
+
+
+def test_weights_are_downloaded_where_torchvision_would_and_their_digest_is_checked(downloads, monkeypatch) -> None:
+    asked = []
+
+    def download(url: str, path: str, hash_prefix: str, progress: bool) -> None:
+        asked.append((url, hash_prefix))
+        torch.save(resnet18().state_dict(), path)
+
+    monkeypatch.setattr("torch.hub.download_url_to_file", download)
+    load_trunk(ResNet18(), "imagenet")
+    load_trunk(ResNet18(), "imagenet")
+    assert asked == [("https://download.pytorch.org/models/resnet18-f37072fd.pth", "f37072fd")] and downloads.is_file()
 
 
 def small() -> nn.Module:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from urllib.error import URLError
 
+import torch
 import torchvision
 from torch import Tensor
 
@@ -38,14 +40,20 @@ def load_trunk(trunk: Trunk, pretrained: str) -> None:
         raise InputError(f"{WHAT} {pretrained}: {error}") from None
 
 
-def _resnet_weights() -> dict[str, Tensor]:
-    try:
-        return torchvision.models.ResNet18_Weights.IMAGENET1K_V1.get_state_dict(check_hash=True)
-    except (URLError, OSError, RuntimeError) as error:
-        raise InputError(
-            f"the ImageNet weights of ResNet-18 cannot be downloaded ({error}); fetch {RESNET_URL} elsewhere and set "
-            "model.pretrained to the file's path, or set model.pretrained to none"
-        ) from None
+def _resnet_weights() -> dict[str, Tensor] | None:
+    """From where torchvision keeps what it downloads; it would execute what such a file names, and so is not asked."""
+    path = Path(torch.hub.get_dir(), "checkpoints", Path(RESNET_URL).name)
+    if not path.is_file():
+        digest = path.stem.partition("-")[2]  # the first digits of its sha256, which its name holds
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            torch.hub.download_url_to_file(RESNET_URL, str(path), hash_prefix=digest, progress=sys.stderr.isatty())
+        except (URLError, OSError, RuntimeError) as error:
+            raise InputError(
+                f"the ImageNet weights of ResNet-18 cannot be downloaded ({error}); fetch {RESNET_URL} elsewhere and "
+                "set model.pretrained to the file's path, or set model.pretrained to none"
+            ) from None
+    return weights_of(load_torch(path, WHAT))
 
 
 def _timm_weights(trunk: TimmTrunk) -> dict[str, Tensor]:
