@@ -139,6 +139,8 @@ def start_logging() -> None:
     """Let people read what the logger `galr` says: plain lines, by `Messages`."""
     logger.setLevel(logging.INFO if is_main() else logging.ERROR)
     logger.handlers[:] = [Messages()]
+    if not logging.root.handlers:  # a library that logs to the root itself (open_clip) would give it one that prints
+        logging.root.addHandler(logging.NullHandler())
     for library in ("HF_HUB", "TRANSFORMERS"):  # what they warn of, our errors say
         os.environ.setdefault(f"{library}_VERBOSITY", "error")
 

@@ -5,10 +5,6 @@ Images come normalised by ImageNet's mean and deviation, token ids are those of 
 
 from __future__ import annotations
 
-import contextlib
-import logging
-from collections.abc import Iterator
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -33,12 +29,11 @@ class CLIPNetwork(nn.Module):
         if named and named.get("quick_gelu", False) != config.get("quick_gelu", False):
             other = arch.removesuffix("-quickgelu") if config.get("quick_gelu") else f"{arch}-quickgelu"
             raise ValueError(f"the weights {weights} were trained as {other}: set model.clip.arch to it")
-        with _quiet():
-            try:
-                self.net = open_clip.create_model(arch, load_weights=False, pretrained_text=False,
-                                                  force_image_size=image_size)  # fmt: skip
-            except Exception as error:  # of an image size, a folder, the hub
-                raise ValueError(f"model.clip.arch {arch} at image size {image_size}: {error}") from None
+        try:
+            self.net = open_clip.create_model(arch, load_weights=False, pretrained_text=False,
+                                              force_image_size=image_size)  # fmt: skip
+        except Exception as error:  # of an image size, a folder, the hub
+            raise ValueError(f"model.clip.arch {arch} at image size {image_size}: {error}") from None
         self.width = self.net.visual.output_dim
         usual = open_clip.get_model_preprocess_cfg(self.net)
         self.renormalise = Renormalise(named.get("mean") or usual["mean"], named.get("std") or usual["std"])
@@ -72,14 +67,3 @@ def _config(arch: str) -> dict:
         near = ", ".join(name for name in open_clip.list_models() if arch.lower() in name.lower())
         raise ValueError(f"model.clip.arch {arch} is no architecture of open_clip" + (near and f" ({near})"))
     return config
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """open_clip tells the root logger of each step, and that weights are random, as they are to be."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        yield
-    finally:
-        logging.disable(before)

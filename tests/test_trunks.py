@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 from pathlib import Path
 
 import pytest
@@ -235,3 +236,23 @@ def test_a_text_encoder_that_cannot_be_is_one_line(block, says, work, run) -> No
     with_encoder(block)
     refused = run("train.py --path_opt tiny.yaml")
     assert refused.status == 2 and says in refused.message
+
+
+@pytest.mark.parametrize(
+    ("package", "model"),
+    [
+        ("timm", f"trunk: {NET}"),
+        ("transformers", "seq2vec: {arch: transformer, path: somewhere}"),
+        ("open_clip", "trunk: clip"),
+    ],
+)
+def test_a_package_that_is_not_installed_is_one_line_that_says_what_to_do(
+    package, model, work, run, monkeypatch
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    lines = [line for line in Path("tiny.yaml").read_text().splitlines() if model.split(":")[0] not in line]
+    lines = [line for line in lines if package != "open_clip" or not line.startswith(("    seq2vec", "    pretrained"))]
+    Path("tiny.yaml").write_text("\n".join([lines[0], f"    {model}", *lines[1:]]))
+    refused = run("train.py --path_opt tiny.yaml")
+    assert refused.status == 2
+    assert f"needs the package {package}: pip install -r requirements-models.txt" in refused.message
