@@ -139,6 +139,38 @@ def test_training_moves_scales_and_no_statistics(work) -> None:
     assert not any("running" in name or "num_batches" in name for name in moved)
 
 
+@pytest.fixture(scope="module")
+def settled() -> ResNet18:
+    """With statistics, scales and shifts that do something."""
+    torch.manual_seed(0)
+    trunk = ResNet18().eval()
+    for norm in (module for module in trunk.modules() if isinstance(module, nn.BatchNorm2d)):
+        nn.init.uniform_(norm.running_var, 0.5, 2)
+        for tensor in (norm.running_mean, norm.weight.data, norm.bias.data):
+            nn.init.normal_(tensor)
+    return trunk
+
+
+def test_evaluation_folds_normalisation_and_gives_the_same_features_without_a_pass_of_its_own(settled) -> None:
+    images = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        plain = settled(images)
+        with settled.folded(64):
+            assert not any(isinstance(module, nn.BatchNorm2d) for module in settled.modules())
+            folded = settled(images)
+    for one, other in zip(plain, folded, strict=True):
+        assert (one - other).abs().max() < 1e-5 * one.abs().max()
+
+
+def test_a_trunk_is_as_before_once_it_is_no_longer_folded(settled) -> None:
+    modules, state = list(settled.named_modules()), {name: x.clone() for name, x in settled.state_dict().items()}
+    with pytest.raises(KeyboardInterrupt), settled.folded(64):
+        assert settled.state_dict().keys() == state.keys()
+        raise KeyboardInterrupt
+    assert [(name, id(module)) for name, module in settled.named_modules()] == [(n, id(m)) for n, m in modules]
+    assert all(torch.equal(x, state[name]) for name, x in settled.state_dict().items())
+
+
 def test_a_copy_has_its_own_normalisation() -> None:
     net = nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4))
     fold_norms(net, torch.rand(1, 3, 8, 8))
