@@ -137,8 +137,10 @@ def terminal(comparison: Comparison) -> str:
             for row in others
             if row.lists == lists
         ]
-    lines = [["", "mR", "queries", "seeds", ""], *map(difference_line, comparison.differences)]
-    return f"{title(comparison)}\n{comparison.gallery}\n{columns(scores)}\n{explanation(comparison)}\n{columns(lines)}"
+    text = f"{title(comparison)}\n{comparison.gallery}\n{columns(scores)}"
+    if not comparison.differences:
+        return text
+    return f"{text}\n{explanation(comparison)}\n{columns(difference_lines(comparison))}"
 
 
 def markdown(comparison: Comparison) -> str:
@@ -148,10 +150,10 @@ def markdown(comparison: Comparison) -> str:
     for row in published(comparison.dataset):
         source = row.source + (f"; lists: {row.lists}" if row.lists else "")
         scores.append([*six_cells(row.name, row.scores), "-" if row.std is None else f"{row.std:.2f}", "-", source])
-    lines = [["", "mR", "queries", "seeds", ""], *map(difference_line, comparison.differences)]
-    return (
-        f"{title(comparison)}, {comparison.gallery}\n\n{aligned(scores)}\n{explanation(comparison)}\n\n{aligned(lines)}"
-    )
+    text = f"{title(comparison)}, {comparison.gallery}\n\n{aligned(scores)}"
+    if not comparison.differences:
+        return text
+    return f"{text}\n{explanation(comparison)}\n\n{aligned(difference_lines(comparison))}"
 
 
 def title(comparison: Comparison) -> str:
@@ -179,10 +181,13 @@ def score_line(name: str, scores: Scores, deviation: Deviations) -> list[str]:
     return [*six_cells(name, scores), *("-" if value is None else f"{value:.2f}" for _, value in deviation)]
 
 
-def difference_line(difference: Difference) -> list[str]:
-    intervals = ("-" if at is None else f"{at.low:+.2f} to {at.high:+.2f}"
-                 for at in (difference.queries, difference.seeds))  # fmt: skip
-    return [f"{difference.one} - {difference.other}", f"{difference.mr:+.2f}", *intervals, difference.verdict]
+def difference_lines(comparison: Comparison) -> list[list[str]]:
+    """The second table: a head, and a line for each pair."""
+    lines = [["", "mR", "queries", "seeds", ""]]
+    for pair in comparison.differences:
+        intervals = ("-" if at is None else f"{at.low:+.2f} to {at.high:+.2f}" for at in (pair.queries, pair.seeds))
+        lines.append([f"{pair.one} - {pair.other}", f"{pair.mr:+.2f}", *intervals, pair.verdict])
+    return lines
 
 
 def interval_figure(comparison: Comparison) -> Figure:

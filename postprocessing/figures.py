@@ -192,8 +192,9 @@ def _mr_bars(axes, series: list[Series], at_random: Scores | None) -> None:
     if at_random:
         axes.axvline(at_random.mr, color=INK, linestyle="--", linewidth=1.2)
         axes.set_title(f"mR (%); chance is {at_random.mr:.2f}", fontsize=10)
-    names = [textwrap.fill(row.name, 32, break_on_hyphens=False) for row in series]
-    axes.set_yticks(range(len(series)), names, fontsize=9 if len(series) < 10 else 7.5)
+    few = len(series) < 10
+    names = [textwrap.fill(row.name, 24 if few else 36, break_on_hyphens=False) for row in series]
+    axes.set_yticks(range(len(series)), names, fontsize=9 if few else 7.5)
     axes.set_xlim(right=1.15 * max(axes.get_xlim()[1], 1e-9))
     axes.set_ylim(max(len(names), 5) - 0.4, -0.6)
     _quiet(axes, "x")

@@ -10,7 +10,7 @@ exact expectation is given. Data sets repeat captions, so the three differ.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import NamedTuple, SupportsIndex
 
 import numpy as np
 
@@ -31,7 +31,7 @@ class Recalls(NamedTuple):
     medr: float | None = None
     meanr: float | None = None
 
-    def __getitem__(self, key):
+    def __getitem__(self, key: str | SupportsIndex | slice) -> float | tuple | None:
         return getattr(self, key) if isinstance(key, str) else tuple.__getitem__(self, key)
 
 

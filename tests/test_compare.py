@@ -182,6 +182,30 @@ def test_one_seed_says_nothing_of_seeds(runs, monkeypatch, capsys):
     assert row.split()[-5:] == ["-", "shown", "for", "this", "seed"]
 
 
+def test_one_model_alone_has_a_table_and_no_pairs(runs, monkeypatch, capsys):
+    places = ["--runs", str(runs / "runs"), "--matrices", str(runs / "file")]
+    monkeypatch.setattr(sys, "argv", ["compare", "X", "GaLR", "--seeds", "2", *places])
+    assert exit_status(compare.main) == 0
+    out = capsys.readouterr().out
+    assert "GaLR, ties at random" in out and "Differences" not in out
+    assert not (runs / "runs/X_compare/intervals.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--seeds", "0"], "--seeds is a whole number"),
+        (["--level", "1.5"], "--level lies between"),
+        (["--seeds", "3"], "X_GaLR_s2/results.json is not there"),
+        (["--out", __file__], "is not a folder that you may write to"),
+    ],
+)
+def test_wrong_arguments_are_one_line(runs, monkeypatch, capsys, arguments, message):
+    assert command(runs, monkeypatch, *arguments) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+
+
 def other_images(folder: Path) -> None:
     save_run(folder, "X_GaLR_s1", [1, 11], 2.5, images=31)
 

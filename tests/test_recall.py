@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from postprocessing.matrices import load
 from postprocessing.recall import TIES, chance, image_of_caption, ranks, recall, standings
 from util.errors import InputError
+from util.record import log_line
 
 GOLDEN = np.load(Path(__file__).parent / "golden" / "similarity_a.npz", allow_pickle=False)
 
@@ -150,6 +151,14 @@ def test_a_constant_matrix_with_ties_at_random_scores_like_chance_and_for_the_qu
     assert recall(sims, owner, "for").mr == 100
     with pytest.raises(InputError, match="ties are against, random or for, not 'both'"):
         recall(sims, owner, ties="both")
+
+
+def test_the_line_of_a_validation_shows_ties_at_random_where_they_matter():
+    way = recall(np.eye(2), np.arange(2)).i2t._asdict()
+    row = {"epoch": 3, "images": 2, "captions": 2, "i2t": way, "t2i": way, "mr": 37.08, "chance": 2.52}
+    assert "mR 37.08 (with ties at random 43.05, chance 2.52)" in log_line(row | {"mr_random": 43.05})
+    assert "mR 37.08 (chance 2.52)" in log_line(row | {"mr_random": 37.10})
+    assert "mR 37.08 (chance 2.52)" in log_line(row)  # of a run of an earlier version
 
 
 def test_the_median_rank_is_the_floor_of_the_median_from_0_plus_1():

@@ -167,7 +167,7 @@ class RunLog:
         self.rows = list(rows)
         self._folder = folder
         self._board = SummaryWriter(str(board), purge_step=rows[-1]["step"] + 1 if rows else 0)
-        write_text(folder / "log.txt", "".join(_log_line(row) + "\n" for row in rows))
+        write_text(folder / "log.txt", "".join(log_line(row) + "\n" for row in rows))
         self._file = (folder / "log.txt").open("a", encoding="utf-8")
 
     def train_row(self, row: dict[str, Any]) -> None:
@@ -187,7 +187,7 @@ class RunLog:
     def _add(self, row: dict[str, Any], scalars: dict[str, float]) -> None:
 
         self.rows.append(row)
-        line = _log_line(row)
+        line = log_line(row)
         print(line, file=self._file, flush=True)
         logger.info(line)
         for name, value in scalars.items():
@@ -198,7 +198,7 @@ class RunLog:
         self._board.close()
 
 
-def _log_line(row: dict[str, Any]) -> str:
+def log_line(row: dict[str, Any]) -> str:
     if "loss" in row:
         return (
             f"epoch {row['epoch']} batch {row['batch']}/{row['of']} loss {row['loss']:.4f} lr {row['lr']:.3g} "
