@@ -22,6 +22,7 @@ from tqdm import trange
 
 import bench.train
 import engine
+import util.image_cache
 import util.images
 from bench import Case, figures, measured
 from bench.baseline import loader
@@ -57,7 +58,7 @@ def our_loader(
     if cache is None:
         pixels = torch.from_numpy(util.images.load_pixels(paths, size, 2)).to(device)
     else:
-        pixels = torch.from_numpy(util.images.map_cache(cache, size))
+        pixels = torch.from_numpy(util.image_cache.map_cache(cache, size))
     data = made_up(options, len(paths), 1, device)._replace(pixels=MemoryPixels(pixels))
 
     def work() -> None:
@@ -126,7 +127,7 @@ def cases(
     rounds = []
     with tempfile.TemporaryDirectory(prefix="galr-bench-") as name:
         paths, cache = image_files(Path(name)), Path(name) / "images.h5"
-        util.images.build_cache(cache, paths, [resize_size(settings(overrides).dataset.image_size)], 2)
+        util.image_cache.build_cache(cache, paths, [resize_size(settings(overrides).dataset.image_size)], 2)
         sides = (
             (our_loader, overrides, paths, None, samples, device),
             (our_loader, overrides, paths, cache, samples, device),

@@ -38,6 +38,7 @@ class Dataset(Section):
     `augment`: rotations of 0-90 degrees, as published, or quarter turns and mirror images. `captions_per_image`: 0 for
     batches of pairs, as published; K for batches of `batch_size` images, each with K of its captions.
     `val_list`: a file that names the validation images, which are taken out of the train list; absent: random folds.
+    `truncated`: image files that are cut short are an error, or what is there is decoded.
     """
 
     datatype: Name
@@ -51,6 +52,7 @@ class Dataset(Section):
     image_size: Annotated[int, Field(ge=32, le=1024)] = 256
     cache: Literal["none", "ram", "h5"] = "ram"
     val_list: Name | None = None
+    truncated: Literal["error", "allow"] = "error"
     augment: Literal["rotate", "flips"] = "rotate"
     captions_per_image: Annotated[int, Field(ge=0, le=1000)] = 0
 

@@ -167,11 +167,14 @@ def _thumbnail(axes, x: float, y: float, path: str | os.PathLike, color: str) ->
 
 
 def _picture(path: str | os.PathLike) -> np.ndarray:
-    """The image as a square of 160 x 160 RGB, padded with white."""
+    """The image as a square of 160 x 160 RGB, padded with white; of a damaged file, what is there."""
     from PIL import Image, ImageOps
 
-    with warnings.catch_warnings():
+    from util.images import what_is_there
+
+    with warnings.catch_warnings(), what_is_there():
         warnings.simplefilter("ignore")  # Pillow's notes about odd files
         with Image.open(ROOT / path) as image:
             image.draft("RGB", (320, 320))
-            return np.asarray(ImageOps.pad(image.convert("RGB"), (160, 160), color="white"))
+            upright = ImageOps.exif_transpose(image)
+            return np.asarray(ImageOps.pad(upright.convert("RGB"), (160, 160), color="white"))

@@ -13,6 +13,7 @@ import torchvision.transforms.functional as pil_path
 from PIL import Image
 
 import data
+import util.image_cache
 import util.images
 import util.pixels
 from option import load_options
@@ -353,14 +354,14 @@ def test_the_image_cache_is_rebuilt_when_a_source_changes(small, tmp_path) -> No
     options, _ = small
     cache, paths = util.pixels.open_cache(options.dataset)
     sizes = (transforms.resize_size(32), 32)
-    assert util.images.cache_is_fresh(cache, paths, sizes)
+    assert util.image_cache.cache_is_fresh(cache, paths, sizes)
     Image.new("RGB", (50, 50), "red").save(paths[3])
-    assert not util.images.cache_is_fresh(cache, paths, sizes)
+    assert not util.image_cache.cache_is_fresh(cache, paths, sizes)
     util.pixels.open_cache(options.dataset)
     with h5py.File(cache) as file:
         assert (file["32"][3] == [255, 0, 0]).all()
     cache.write_bytes(cache.read_bytes()[:3000])
-    assert not util.images.cache_is_fresh(cache, paths, sizes)
+    assert not util.image_cache.cache_is_fresh(cache, paths, sizes)
 
 
 def test_an_image_cache_that_was_compressed_is_rebuilt(small) -> None:
@@ -373,7 +374,7 @@ def test_an_image_cache_that_was_compressed_is_rebuilt(small) -> None:
             pixels = file[name][:]
             del file[name]
             file.create_dataset(name, data=pixels, compression="gzip")
-    assert not util.images.cache_is_fresh(cache, paths, (32, transforms.resize_size(32)))
+    assert not util.image_cache.cache_is_fresh(cache, paths, (32, transforms.resize_size(32)))
     assert torch.equal(epoch(options, split, "h5")[0].images, expected[0].images)
 
 

@@ -33,6 +33,7 @@ import engine
 import train
 import util.checkpoints
 import util.files
+import util.image_cache
 import util.images
 import util.record
 import utils
@@ -574,7 +575,12 @@ def test_an_image_cache_that_is_removed_in_mid_run_makes_no_difference(work, run
 
 def test_runs_that_need_the_same_image_cache_at_once_build_it_once(work, monkeypatch, capsys) -> None:
     """As the folds of an array job do; whoever waits says so."""
-    options, build, built, building = load_options("tiny.yaml").dataset, util.images.build_cache, [], threading.Event()
+    options, build, built, building = (
+        load_options("tiny.yaml").dataset,
+        util.image_cache.build_cache,
+        [],
+        threading.Event(),
+    )
 
     def build_slowly(*arguments) -> None:
         building.set()
@@ -582,7 +588,7 @@ def test_runs_that_need_the_same_image_cache_at_once_build_it_once(work, monkeyp
         build(*arguments)
         built.append(arguments)
 
-    monkeypatch.setattr(util.images, "build_cache", build_slowly)
+    monkeypatch.setattr(util.image_cache, "build_cache", build_slowly)
     with ThreadPoolExecutor() as pool:
         first = pool.submit(open_cache, options)
         building.wait()

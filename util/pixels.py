@@ -9,11 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-import util.images
 from layers.transfer import send
 from option.schema import Dataset
+from util import image_cache
 from util.errors import InputError, RunError
 from util.files import check_writable, one_at_a_time
+from util.images import BadImages, Truncated, check_images, decode, decode_all, load_pixels, safe_paths
 from util.lists import read_names
 from util.transforms import resize_size
 
@@ -52,13 +53,13 @@ class MemoryPixels(Pixels):
 class FilePixels(Pixels, torch.utils.data.Dataset):
     """Images decoded anew by loader workers."""
 
-    def __init__(self, paths: list[str], size: int, workers: int) -> None:
-        self.paths, self.size, self.workers = paths, size, workers
+    def __init__(self, paths: list[str], size: int, workers: int, truncated: Truncated = "error") -> None:
+        self.paths, self.size, self.workers, self.truncated = paths, size, workers, truncated
 
     def __getitem__(self, row: int) -> np.ndarray | InputError:
         """An image, or what keeps it from being one: raised in a worker, it would arrive as a traceback's text."""
         try:
-            return util.images.decode(self.paths[row], self.size)
+            return decode(self.paths[row], self.size, self.truncated)
         except InputError as error:
             return error
 
@@ -86,9 +87,23 @@ def _stack(images: list[np.ndarray | InputError]) -> Tensor | InputError:
 
 
 def open_pixels(paths: list[str], size: int, options: Dataset, device: torch.device) -> Pixels:
-    """The images of a split in the way that `dataset.cache` asks for, every one checked."""
+    """The images of a split in the way that `dataset.cache` asks for, every one checked.
+
+    Raises BadImages for those that cannot be decoded, of both lists, so that they can be mended at once.
+    """
+    try:
+        return _open(paths, size, options, device)
+    except BadImages as error:
+        if options.cache == "h5":  # which is of all
+            raise
+        others = [path for path in all_paths(options) if path not in set(paths) and Path(path).is_file()]
+        faults = error.faults | check_images(others, options.workers, options.truncated)
+        raise BadImages(faults, len(paths) + len(others)) from None
+
+
+def _open(paths: list[str], size: int, options: Dataset, device: torch.device) -> Pixels:
     if options.cache == "ram":
-        pixels = util.images.load_pixels(paths, size, options.workers)
+        pixels = load_pixels(paths, size, options.workers, truncated=options.truncated)
         try:
             return MemoryPixels(torch.from_numpy(pixels).to(device))
         except torch.OutOfMemoryError:
@@ -97,24 +112,30 @@ def open_pixels(paths: list[str], size: int, options: Dataset, device: torch.dev
                 f"{len(paths)} images ({mib:.0f} MiB) do not fit the GPU's memory; set dataset.cache=h5"
             ) from None
     if options.cache == "none":
-        for _ in util.images.decode_all(paths, size, options.workers, "checking images"):
+        for _ in decode_all(paths, size, options.workers, "checking images", options.truncated):
             pass
-        return FilePixels(paths, size, options.workers)
-    cache, all_paths = open_cache(options)
-    row = {path: i for i, path in enumerate(all_paths)}
-    pixels = torch.from_numpy(util.images.map_cache(cache, size))
+        return FilePixels(paths, size, options.workers, options.truncated)
+    cache, cached = open_cache(options)
+    row = {path: i for i, path in enumerate(cached)}
+    pixels = torch.from_numpy(image_cache.map_cache(cache, size))
     return MemoryPixels(pixels, np.array([row[path] for path in paths]))
+
+
+def all_paths(options: Dataset) -> list[str]:
+    """The paths of all images of both lists. Raises InputError."""
+    names = dict.fromkeys(read_names(options.data_path, "train") + read_names(options.data_path, "test"))
+    return safe_paths(options.image_path, list(names))
 
 
 def open_cache(options: Dataset) -> tuple[Path, list[str]]:
     """The HDF5 cache of a data set's images, built where it is missing or stale -> its path, the paths in its order."""
-    names = dict.fromkeys(read_names(options.data_path, "train") + read_names(options.data_path, "test"))
-    paths = util.images.safe_paths(options.image_path, list(names))
+    paths = all_paths(options)
     sizes = resize_size(options.image_size), options.image_size
     cache = Path(options.data_path) / f"images_{options.image_size}.h5"
-    if not util.images.cache_is_fresh(cache, paths, sizes):
+    if not image_cache.cache_is_fresh(cache, paths, sizes):
         check_writable(cache.parent, "no room for the image cache (dataset.cache=ram or none needs none): folder")
         with one_at_a_time(cache):  # runs that start together
-            if not util.images.cache_is_fresh(cache, paths, sizes):
-                util.images.build_cache(cache, paths, sizes, options.workers)
+            if not image_cache.cache_is_fresh(cache, paths, sizes):
+                image_cache.build_cache(cache, paths, sizes, options.workers, options.truncated)
+    image_cache.check_cut(cache, paths, options.truncated)
     return cache, paths
