@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw
 
 from layers.drea import DreaOptions, Regions, denoise, enhanced_adjacency
 from util import build_local
-from util.errors import InputError
+from util.errors import InputError, Interrupted
 from util.local_features import load_local
 
 TRAIN = ["t0.png", "t1.part.png", "t2.png", "t3.png"]
@@ -118,6 +118,78 @@ def test_proposals_are_the_same_for_any_number_of_processes(run):
     one = run("--workers", "1", regions="proposals", out="one.h5").read_bytes()
     two = run("--workers", "2", regions="proposals", out="two.h5").read_bytes()
     assert one == two
+
+
+def noted(work, seen: list):
+    """The work on a file, and a note of it."""
+    return lambda path, truncated: seen.append(path) or work(path, truncated)
+
+
+def spoil(path: Path) -> bytes:
+    """Cut an image short -> what it was."""
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-60])
+    return whole
+
+
+def test_a_damaged_image_is_named_and_the_proposals_of_the_others_are_kept(run, data, monkeypatch, capsys):
+    expected = run("--workers", "1", regions="proposals", out="whole.h5").read_bytes()
+    good = spoil(data / "images/t2.png")
+    with pytest.raises(InputError, match=r"1 of 6 images .*t2\.png .*proposals of the others are kept"):
+        run("--workers", "1", regions="proposals")
+    assert "the others are done first" in capsys.readouterr().err
+    assert [path.name for path in (data / "out").iterdir()] == [".local.h5.proposals.jsonl"]
+    (data / "images/t2.png").write_bytes(good)
+    seen, original = [], build_local._propose_file
+    monkeypatch.setattr(
+        build_local, "_propose_file", lambda path, truncated: seen.append(path) or original(path, truncated)
+    )
+    assert run("--workers", "1", regions="proposals").read_bytes() == expected
+    assert [Path(path).name for path in seen] == ["t2.png"]
+    assert [path.name for path in (data / "out").iterdir()] == ["local.h5"]
+
+
+def test_what_is_there_of_a_damaged_image_is_taken_on_request(run, data, capsys):
+    spoil(data / "images/t2.png")
+    run("--workers", "1", "--truncated", "allow", regions="proposals")
+    assert "1 of 6 images are cut short" in capsys.readouterr().err
+
+
+def test_stopped_proposals_go_on_where_they_were(run, data, monkeypatch):
+    expected = run("--workers", "1", regions="proposals", out="whole.h5").read_bytes()
+    original, seen = build_local._propose_file, []
+
+    def stop_at_third(path, truncated):
+        if len(seen) == 2:
+            raise Interrupted(15, "stopped")
+        return seen.append(path) or original(path, truncated)
+
+    monkeypatch.setattr(build_local, "_propose_file", stop_at_third)
+    with pytest.raises(Interrupted):
+        run("--workers", "1", regions="proposals")
+    monkeypatch.setattr(build_local, "_propose_file", noted(original, seen))
+    assert run("--workers", "1", regions="proposals").read_bytes() == expected
+    assert len(seen) == len(set(seen)) == 6
+
+
+def test_images_whose_sizes_are_not_known_are_all_named(run, data):
+    for name in ("t1.part.png", "t3.png"):
+        (data / "images" / name).write_bytes(b"no image")
+    with pytest.raises(InputError, match=r"2 of 6 images .*t1\.part\.png .*t3\.png"):
+        run()
+    assert not (data / "out").exists()
+
+
+def test_images_that_share_a_name_up_to_the_first_dot_keep_their_whole_stems(run, data):
+    (data / "train_filename.txt").write_text("\n".join([*TRAIN, "t1.other.png"]) + "\n")
+    draw(data / "images/t1.other.png", 9)
+    (data / "boxes/t1.txt").rename(data / "boxes/t1.part.txt")
+    (data / "boxes/t1.other.txt").write_text("0 0 9 0 9 9 0 9 ship\n")
+    path = run()
+    with h5py.File(path) as file:
+        assert file["name"].asstr()[:].tolist() == ["t0", "t1.part", "t2", "t3", "t1.other", "s0", "s1"]
+    rep, _ = load_local(path, ["t1.other.png", "t1.part.png"])
+    assert rep[0, 0, 1] == 1 and rep[1, 0, 0] == 1
 
 
 def test_prototypes_see_the_train_images_only(run, data):

@@ -59,7 +59,7 @@ def run(tmp_path, images, weights, load_once, monkeypatch):
         arguments += ["--batch_size", "2", "--device", "cpu", *extra]
         monkeypatch.setattr(sys, "argv", ["detect", *arguments])
         detect.main()
-        return {path.name: path.read_text().splitlines() for path in sorted((tmp_path / out).iterdir())}
+        return {path.name: path.read_text().splitlines() for path in sorted((tmp_path / out).glob("*.txt"))}
 
     return command
 
@@ -109,16 +109,63 @@ def test_a_stopped_run_goes_on_where_it_was(run, tmp_path, monkeypatch):
         file.write('["4", [[1, 0.9')  # a line that a crash cut short
     seen = []
     original = detect._pixels
-    monkeypatch.setattr(detect, "_pixels", lambda path: seen.append(path.stem) or original(path))
+    monkeypatch.setattr(detect, "_pixels", lambda path, cut: seen.append(path.stem) or original(path, cut))
     assert run() == whole
     assert seen == ["4"]
 
 
-def test_a_damaged_image_is_named_and_the_others_are_not_lost(run, images, tmp_path):
+def test_a_damaged_image_is_named_the_others_are_done_and_it_alone_when_mended(
+    run, images, tmp_path, monkeypatch, capsys
+):
+    whole = run(out="whole")
+    good = (images / "3.png").read_bytes()
+    (images / "3.png").write_bytes(good[:-100])
+    with pytest.raises(InputError, match=r"1 of 5 images .*3\.png .*out has the regions of the others"):
+        run()
+    assert "3.png" in capsys.readouterr().err  # before the work, too
+    there = {path.name: path.read_text().splitlines() for path in (tmp_path / "out").glob("*.txt")}
+    assert there == {name: [line for line in lines if line[:2] != "3 "] for name, lines in whole.items()}
+    seen, original = [], detect._pixels
+    monkeypatch.setattr(detect, "_pixels", lambda path, cut: seen.append(path.stem) or original(path, cut))
+    (images / "3.png").write_bytes(good)
+    assert {name: sorted(lines) for name, lines in run().items()} == {n: sorted(lines) for n, lines in whole.items()}
+    assert seen == ["3"]
+
+
+def test_what_is_there_of_a_damaged_image_is_taken_on_request(run, images):
+    (images / "3.png").write_bytes((images / "3.png").read_bytes()[:-100])
+    assert any(line[:2] == "3 " for lines in run("--truncated", "allow").values() for line in lines)
+
+
+def test_an_image_that_spoils_while_others_are_done_is_named_at_the_end(run, images, tmp_path, monkeypatch):
+    original = detect.find_damaged
+    monkeypatch.setattr(detect, "find_damaged", lambda *a: original(*a) or (images / "3.png").write_bytes(b"") or {})
+    with pytest.raises(InputError, match=r"3\.png cannot be decoded"):
+        run()
+    assert (tmp_path / "out/Task2_plane.txt").exists()
+
+
+def test_what_is_no_image_is_an_error_before_anything_is_written(run, images, tmp_path):
     (images / "3.png").write_bytes(b"\x89PNG no more")
     with pytest.raises(InputError, match=r"3\.png"):
         run()
-    assert [path.name for path in (tmp_path / "out").iterdir()] == [detect.JOURNAL]
+    assert not (tmp_path / "out").exists()
+
+
+def test_another_folder_of_images_adds_to_the_results(run, images, tmp_path):
+    whole = run(out="whole")
+    (tmp_path / "test").mkdir()
+    for name in ("3.png", "4.png"):
+        (images / name).rename(tmp_path / "test" / name)
+    run()
+    added = run("--image_path", str(tmp_path / "test"))
+    assert {name: sorted(lines) for name, lines in added.items()} == {n: sorted(lines) for n, lines in whole.items()}
+    Image.new("RGB", (9, 9)).save(tmp_path / "test/0.png")
+    with pytest.raises(InputError, match=r"images/0.png and .*test/0.png share a name"):
+        run("--image_path", str(tmp_path / "test"))
+    (tmp_path / "out" / detect.JOURNAL).unlink()
+    with pytest.raises(InputError, match="cannot be added to"):
+        run()
 
 
 def test_other_settings_do_not_go_on_from_a_journal(run, tmp_path):
@@ -180,7 +227,7 @@ def test_a_retinanet_loads_and_detects(tmp_path, images):
     model = detect.load_detector("retinanet_resnet50_fpn", tmp_path / "retina.pth", 15, 0.0, 64, 96)
     assert not model.training
     batches = list(detect.detect(model, sorted(images.glob("*.png"))[:3], torch.device("cpu"), 2, 1))
-    assert [[name for name, _ in batch] for batch in batches] == [["0", "1"], ["2"]]
+    assert [[path.stem for path, _ in batch] for batch in batches] == [["0", "1"], ["2"]]
     rows = [row for batch in batches for _, found in batch for row in found]
     assert rows and all(1 <= label <= 15 and 0 <= score <= 1 for label, score, *_ in rows)
 

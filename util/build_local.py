@@ -8,6 +8,7 @@ docs/REGIONS.md tells how to get regions for one's own images.
 from __future__ import annotations
 
 import argparse
+import functools
 import logging
 import os
 import signal
@@ -16,7 +17,7 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import h5py
 import numpy as np
@@ -24,7 +25,8 @@ import numpy as np
 from layers.drea import THRESHOLDS, Denoised, DreaOptions, Regions, denoise, enhanced_adjacency
 from util.errors import InputError, Interrupted, RunError
 from util.files import atomic, check_writable_file, some
-from util.images import image_size, open_image, safe_paths
+from util.images import BadImages, Truncated, find_damaged, image_size, open_image, safe_paths
+from util.journal import Journal
 from util.lists import read_names
 from util.names import unique_keys
 from util.progress import Bar
@@ -48,13 +50,15 @@ def main() -> None:
     else:
         regions, attributes = detected_regions(arguments, names)
     shown = np.linspace(0, len(names) - 1, min(arguments.preview, len(names))).astype(int)
-    pictures = [open_image(path) for path in safe_paths(arguments.image_path, [names[index] for index in shown])]
+    shown_paths = safe_paths(arguments.image_path, [names[index] for index in shown])
+    pictures = [open_image(path, arguments.truncated) for path in shown_paths]
 
     denoised, adjacency = drea(Bar(regions, "DREA", unit="image"), arguments.options)
     attributes |= {f"drea.{key}": value for key, value in asdict(arguments.options).items()}
     rep = np.stack([one.nodes for one in denoised])
     keys = unique_keys(names, str(arguments.data_path))
     write_local(arguments.out, keys, rep, adjacency, attributes)
+    journal_of(arguments.out).unlink(missing_ok=True)
     if arguments.published:
         write_published(arguments.published, keys, rep, adjacency)
     if pictures:
@@ -82,10 +86,19 @@ def detected_regions(arguments: argparse.Namespace, names: list[str]) -> tuple[l
     source = Path(arguments.regions)
     detections, form = read_detections(source, arguments.format, arguments.classes, arguments.coco_images)
 
+    faults: dict[str, InputError] = {}
+
     def size_of(name: str) -> tuple[int, int]:
-        return image_size(safe_paths(arguments.image_path, [name])[0])
+        path = safe_paths(arguments.image_path, [name])[0]
+        try:
+            return image_size(path)
+        except InputError as error:
+            faults[path] = error
+            return 1, 1
 
     regions = to_regions(detections, names, size_of, arguments.allow_missing, parse_class_map(arguments.class_map))
+    if faults:
+        raise BadImages(faults, len(names))
     return regions, {"source": str(source), "format": form}
 
 
@@ -100,10 +113,12 @@ def proposed_regions(arguments: argparse.Namespace, names: list[str]) -> tuple[l
             f"{len(missing)} of {len(names)} images are not in {arguments.image_path}: {some(missing)}; "
             "add them, or give --allow-missing"
         )
-    found = dict.fromkeys(names, proposals.NOTHING)
     for name in missing:
         del paths[name]
-    found |= zip(paths, in_parallel(_propose_file, list(paths.values()), arguments.workers, "proposals"), strict=True)
+    journal = Journal(journal_of(arguments.out), {"proposals": asdict(proposals.DEFAULTS)})
+    propose_all(paths, journal, arguments)
+    found = dict.fromkeys(names, proposals.NOTHING)
+    found |= {name: proposals.unpack(journal.results[name]) for name in paths}
     train = dict.fromkeys(read_names(arguments.data_path, "train"))
     prototypes = proposals.fit_prototypes(np.concatenate([found[name].description for name in train]))
     attributes: dict[str, Any] = {"source": PROPOSALS, "prototypes.description": proposals.DESCRIPTION}
@@ -112,10 +127,41 @@ def proposed_regions(arguments: argparse.Namespace, names: list[str]) -> tuple[l
     return [proposals.classify(found[name], prototypes) for name in names], attributes
 
 
-def _propose_file(path: str) -> Any:
-    from util.regions.proposals import propose
+def journal_of(out: Path) -> Path:
+    """Where proposals are kept until `out` is written."""
+    return out.with_name(f".{out.name}.proposals.jsonl")
 
-    return propose(open_image(path))
+
+def propose_all(paths: dict[str, str], journal: Journal, arguments: argparse.Namespace) -> None:
+    """Add to the journal the proposals of the images (name -> path) that it lacks.
+
+    Raises InputError for damaged images, when the others are done.
+    """
+    left = {name: path for name, path in paths.items() if not journal.has(name, Path(path))}
+    faults = find_damaged(list(left.values()), arguments.workers, arguments.truncated)
+    good = {name: path for name, path in left.items() if path not in faults}
+    work = functools.partial(_propose_file, truncated=arguments.truncated)
+    results = in_parallel(work, list(good.values()), arguments.workers, "proposals")
+    for (name, path), result in zip(good.items(), results, strict=True):
+        if isinstance(result, InputError):
+            faults[path] = result
+        else:
+            journal.add([(name, Path(path), result)])
+    if faults:
+        raise InputError(
+            f"{BadImages(faults, len(paths))}; the proposals of the others are kept: mend these, and run the same "
+            "command again"
+        )
+
+
+def _propose_file(path: str, truncated: Truncated) -> str | InputError:
+    """The proposals of an image, packed, or what is wrong with it: raised in a worker, it would end the others."""
+    from util.regions.proposals import pack, propose
+
+    try:
+        return pack(propose(open_image(path, truncated)))
+    except InputError as error:
+        return error
 
 
 def in_parallel(function: Callable, items: list, workers: int, what: str) -> Iterator:
@@ -189,6 +235,8 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--class-map", nargs="+", action="extend", default=[], metavar="NAME=CLASS",
                         help="what other names of classes mean; NAME=none drops them")  # fmt: skip
     parser.add_argument("--coco-images", type=Path, help="COCO: the JSON file that names images and categories")
+    parser.add_argument("--truncated", choices=get_args(Truncated), default="error",
+                        help="images that are cut short: an error (default), or what is there of them")  # fmt: skip
     parser.add_argument("--allow-missing", action="store_true", help="images without regions get zeros")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes (default: one per core)")
     default = DreaOptions()

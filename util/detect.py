@@ -4,19 +4,19 @@
 
 The detector is one of torchvision's Faster R-CNN or RetinaNet, trained as torchvision has it: label 0 is the
 background, label i the i-th name of the class file. Each finished batch goes into a journal in --out; the same command
-run again goes on from there. docs/REGIONS.md shows the whole way.
+run again goes on from there, and on another folder of images it adds to what is there. docs/REGIONS.md shows the whole
+way.
 """
 
 from __future__ import annotations
 
 import argparse
 import hashlib
-import json
 import logging
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import get_args
 
 import numpy as np
 import torch
@@ -26,9 +26,10 @@ from torchvision.models import get_model
 from layers.drea import CLASSES
 from layers.loading import load_state
 from util.errors import InputError, RunError
-from util.files import read_text, some, write_text
-from util.images import open_image
-from util.names import stem
+from util.files import check_writable, some, write_text
+from util.images import BadImages, Truncated, find_damaged, open_image
+from util.journal import Journal
+from util.names import whole_stem
 from util.progress import Bar
 from util.regions.classes import read_classes
 from util.signals import StopSignals
@@ -45,13 +46,14 @@ ARCHITECTURES = (
     "retinanet_resnet50_fpn",
     "retinanet_resnet50_fpn_v2",
 )
-JOURNAL = ".detections.jsonl"  # first line: the settings; then one line an image
+JOURNAL = ".detections.jsonl"
 
 
 def main() -> None:
     arguments = _parse()
     classes = read_classes(arguments.classes) if arguments.classes else list(CLASSES)
     check_folder(arguments.out, classes)
+    check_writable(arguments.out, "results go to")
     device = pick_device(arguments.device)
     paths = image_paths(arguments.image_path)
     model = load_detector(
@@ -62,18 +64,24 @@ def main() -> None:
         "classes": classes,
         **{name: getattr(arguments, name) for name in ("arch", "threshold", "min_size", "max_size")},
     }
-    found = read_journal(arguments.out / JOURNAL, settings)
-    left = [path for path in paths if stem(path.name) not in found]
-    with StopSignals() as stop, (arguments.out / JOURNAL).open("a", encoding="utf-8") as journal:
-        batches = detect(model.to(device), left, device, arguments.batch_size, arguments.workers)
-        for batch in Bar(batches, "detecting", -(-len(left) // arguments.batch_size), unit="batch"):
-            journal.writelines(json.dumps(entry) + "\n" for entry in batch)
-            journal.flush()
-            found.update(batch)
+    journal = Journal(arguments.out / JOURNAL, settings)
+    left = [path for path in paths if not journal.has(whole_stem(path.name), path)]
+    faults = find_damaged([str(path) for path in left], arguments.workers, arguments.truncated)
+    good = [path for path in left if str(path) not in faults]
+    with StopSignals() as stop:
+        batches = detect(model.to(device), good, device, arguments.batch_size, arguments.workers, arguments.truncated)
+        for batch in Bar(batches, "detecting", -(-len(good) // arguments.batch_size), unit="batch"):
+            faults |= {str(path): rows for path, rows in batch if isinstance(rows, InputError)}
+            journal.add((whole_stem(path.name), path, rows) for path, rows in batch if str(path) not in faults)
             stop.check()
-    write_results(arguments.out, {stem(path.name): found[stem(path.name)] for path in paths}, classes)
-    (arguments.out / JOURNAL).unlink()
-    logger.info(f"{sum(len(found[stem(path.name)]) for path in paths)} regions in {len(paths)} images")
+    write_results(arguments.out, journal.results, classes)
+    number = sum(map(len, journal.results.values()))
+    if faults:
+        raise InputError(
+            f"{BadImages(faults, len(paths))}; {arguments.out} has the regions of the others: mend these, and run the "
+            "same command again"
+        )
+    logger.info(f"{number} regions in {len(journal.results)} images")
 
 
 def load_detector(
@@ -119,32 +127,40 @@ def image_paths(folder: Path) -> list[Path]:
         raise InputError(f"image folder {folder} holds no images")
     first: dict[str, Path] = {}
     for path in paths:
-        if first.setdefault(stem(path.name), path) is not path:
-            other = first[stem(path.name)].name
-            raise InputError(f"images {other} and {path.name} of {folder} share a name up to the first dot; rename one")
-        if stem(path.name).split() != [stem(path.name)]:
+        name = whole_stem(path.name)
+        if (other := first.setdefault(name, path)) is not path:
+            raise InputError(f"images {other.name} and {path.name} of {folder} share a name ({name}); rename one")
+        if name.split() != [name]:
             raise InputError(f"image {path.name!r} of {folder} has spaces in its name, which DOTA text cannot hold")
     return paths
 
 
 @torch.inference_mode()
 def detect(
-    model: torch.nn.Module, paths: list[Path], device: torch.device, batch_size: int, workers: int
-) -> Iterator[list[tuple[str, list[list[float]]]]]:
-    """Batches of (stem, detections); a detection is label, score, left, top, right, bottom, in pixels.
+    model: torch.nn.Module,
+    paths: list[Path],
+    device: torch.device,
+    batch_size: int,
+    workers: int,
+    truncated: Truncated = "error",
+) -> Iterator[list[tuple[Path, list[list[float]] | InputError]]]:
+    """Batches of (path, detections); a detection is label, score, left, top, right, bottom, in pixels.
 
-    Threads decode the next batch meanwhile. Raises InputError for a damaged image, RunError when memory is short.
+    Threads decode the next batch meanwhile. A damaged image has what is wrong with it in place of detections. Raises
+    RunError when memory is short.
     """
     batches = [paths[start : start + batch_size] for start in range(0, len(paths), batch_size)]
     with ThreadPoolExecutor(workers) as pool:
-        ahead = [pool.submit(_pixels, path) for path in batches[0]] if batches else []
+        ahead = [pool.submit(_pixels, path, truncated) for path in batches[0]] if batches else []
         for batch, following in zip(batches, [*batches[1:], []], strict=True):
-            pixels, ahead = ahead, [pool.submit(_pixels, path) for path in following]
+            pixels, ahead = ahead, [pool.submit(_pixels, path, truncated) for path in following]
+            found = {path: one.result() for path, one in zip(batch, pixels, strict=True)}
+            good = {path: one.to(device) for path, one in found.items() if not isinstance(one, InputError)}
             try:
-                outputs = model([one.result().to(device) for one in pixels])
+                outputs = model(list(good.values())) if good else []
             except torch.OutOfMemoryError:
                 raise RunError(f"the GPU has too little memory for {batch_size} images; lower --batch_size") from None
-            yield [(stem(path.name), _rows(output)) for path, output in zip(batch, outputs, strict=True)]
+            yield list((found | dict(zip(good, map(_rows, outputs), strict=True))).items())
 
 
 def check_folder(out: Path, classes: list[str]) -> None:
@@ -155,36 +171,13 @@ def check_folder(out: Path, classes: list[str]) -> None:
     other = sorted({path.name for path in out.glob("*.txt")} - {result_file(name) for name in classes})
     if other:
         raise InputError(f"{out} holds other text files ({some(other)}); choose another folder for --out")
+    if any(out.glob("*.txt")) and not (out / JOURNAL).exists():
+        raise InputError(f"{out} holds results without {JOURNAL}, so they cannot be added to; choose another --out")
 
 
 def result_file(class_name: str) -> str:
     """The name of a class's file of horizontal boxes, as DOTA's second task has it."""
     return f"Task2_{class_name}.txt"
-
-
-def read_journal(path: Path, settings: dict[str, Any]) -> dict[str, list[list[float]]]:
-    """What an interrupted run with the same settings has found so far; begins a journal where there is none.
-
-    A line that a crash cut short is taken off. Raises InputError for the journal of other settings.
-    """
-    head = json.dumps(settings) + "\n"
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except FileExistsError:
-        raise InputError(f"cannot make the folder {path.parent}: a file stands in its way") from None
-    if not path.exists():
-        write_text(path, head)
-        return {}
-    whole, _, _ = read_text(path, "journal").rpartition("\n")
-    first, *lines = whole.split("\n")
-    if first + "\n" != head:
-        raise InputError(f"{path} is from a run with other weights or options; delete it, or choose another --out")
-    try:
-        found = dict(json.loads(line) for line in lines)
-    except (ValueError, TypeError):
-        raise InputError(f"{path} is damaged; delete it and run again") from None
-    write_text(path, whole + "\n")
-    return found
 
 
 def write_results(folder: Path, found: dict[str, list[list[float]]], classes: list[str]) -> None:
@@ -197,9 +190,12 @@ def write_results(folder: Path, found: dict[str, list[list[float]]], classes: li
         write_text(folder / result_file(name), "".join(line + "\n" for line in part))
 
 
-def _pixels(path: Path) -> torch.Tensor:
-    """An image as (3, H, W) float32 in [0, 1]."""
-    return torch.from_numpy(np.array(open_image(path))).permute(2, 0, 1).float() / 255
+def _pixels(path: Path, truncated: Truncated) -> torch.Tensor | InputError:
+    """An image as (3, H, W) float32 in [0, 1], or what is wrong with it."""
+    try:
+        return torch.from_numpy(np.array(open_image(path, truncated))).permute(2, 0, 1).float() / 255
+    except InputError as error:
+        return error
 
 
 def _rows(output: dict[str, torch.Tensor]) -> list[list[float]]:
@@ -222,6 +218,8 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--max-size", type=int, help="but the longer side to no more than this")
     parser.add_argument("--batch_size", type=int, default=8, help="images at a time (default 8)")
     parser.add_argument("--workers", type=int, default=2, help="threads that decode images (default 2)")
+    parser.add_argument("--truncated", choices=get_args(Truncated), default="error",
+                        help="images that are cut short: an error (default), or what is there of them")  # fmt: skip
     parser.add_device()
     arguments = parser.parse_args()
     if not 0 <= arguments.threshold <= 1:

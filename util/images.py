@@ -265,6 +265,20 @@ def check_images(paths: Sequence[str], workers: int, truncated: Truncated = "err
     return faults
 
 
+def find_damaged(paths: Sequence[str], workers: int, truncated: Truncated) -> dict[str, InputError]:
+    """Look at images before long work on them -> path and fault of the damaged ones, which a warning names.
+
+    Raises BadImages for what `check_heads` finds, and where there is nothing else.
+    """
+    check_heads(paths, workers)
+    faults = check_images(paths, workers, truncated)
+    if faults and len(faults) == len(paths):
+        raise BadImages(faults, len(paths))
+    if faults:
+        logger.warning(f"{BadImages(faults, len(paths))}; the others are done first")
+    return faults
+
+
 def warn_of_cut(cut: Sequence[str], total: int) -> None:
     """Say which files are cut short, if any."""
     if cut:
