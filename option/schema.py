@@ -211,12 +211,13 @@ def _override(tree: dict, override: str) -> None:
         tree = tree.setdefault(block, {})
         if not isinstance(tree, dict):
             raise InputError(f"--set {override}: {block} is a value, not a block of options")
-    if isinstance(tree.get(last), dict):
-        raise InputError(f"--set {override}: {last} is a block of options, not a value")
     try:
-        tree[last] = yaml.load(value, Loader=_UniqueKeyLoader)
+        new = yaml.load(value, Loader=_UniqueKeyLoader)
     except Exception:  # as in _read_yaml
         raise InputError(f"--set {override}: the value is not YAML") from None
+    if isinstance(tree.get(last), dict) and not isinstance(new, dict):
+        raise InputError(f"--set {override}: {last} is a block of options, not a value")
+    tree[last] = new
 
 
 def _without_none(tree: dict) -> dict:
@@ -254,11 +255,10 @@ def _fault(fault: dict, model: str) -> str:
     place = [str(part) for part in fault["loc"]]
     if place[:2] == ["model", model]:
         del place[1]
-    if place[:2] == ["model", "seq2vec"] and place[2:3] and place[2] in ENCODERS:
-        del place[2]
+    encoder = place.pop(2) if place[:2] == ["model", "seq2vec"] and set(place[2:3]) & ENCODERS.keys() else ""
     name = ".".join(part for part in place if not part.startswith(("literal", "constrained-str")))
     if fault["type"] == "extra_forbidden":
-        return _unknown(name, model)
+        return _unknown(name, model, encoder)
     if fault["type"] == "encoder_name":
         return f"{name}.arch = {_short(repr(fault['input'].get('arch')))}: {fault['msg']}"
     if fault["type"] == "model_name":
@@ -274,12 +274,13 @@ def _fault(fault: dict, model: str) -> str:
         return f"{name}: {message}"
 
 
-def _unknown(key: str, model: str) -> str:
+def _unknown(key: str, model: str, encoder: str) -> str:
     """What to say of a key that is none: whose it is, or the nearest one that is known."""
     known = [*_known_keys(Options), *(_known_keys(MODELS[model], "model.") if model in MODELS else ())]
-    owners = [name for name, section in MODELS.items() if key in _known_keys(section, "model.")]
+    blocks, prefix, own = (ENCODERS, "model.seq2vec.", encoder) if encoder else (MODELS, "model.", model)
+    owners = [name for name, section in blocks.items() if key in _known_keys(section, prefix)]
     if owners:
-        return f"unknown key {key}: it belongs to {' and '.join(owners)}, not to {model}"
+        return f"unknown key {key}: it belongs to {' and '.join(owners)}, not to {own}"
     near = difflib.get_close_matches(key, known, n=1, cutoff=0)
     return f"unknown key {key}" + (f" (nearest known key: {near[0]})" if near else "")
 

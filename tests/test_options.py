@@ -230,6 +230,15 @@ def test_a_key_of_another_models_block_is_an_error_that_names_its_owner(publishe
         load_options(published_amfmn, ["model.seq2vek=3"])
 
 
+def test_a_key_of_another_text_encoder_names_it_and_a_whole_block_takes_its_place() -> None:
+    path = "option/UCM/UCM_GaLR.yaml"
+    with pytest.raises(InputError, match=r"unknown key model.seq2vec.dir_st: it belongs to skipthoughts, not to gru"):
+        load_options(path, ["model.seq2vec.arch=gru"])
+    assert load_options(path, ["model.seq2vec={arch: gru, hidden_dim: 64}"]).model.seq2vec.hidden_dim == 64
+    with pytest.raises(InputError, match="seq2vec is a block of options, not a value"):
+        load_options(path, ["model.seq2vec=gru"])
+
+
 @pytest.mark.parametrize("name", ["SCAN", "galr", "[GaLR]", "3"])
 def test_a_model_that_is_not_there_is_an_error_that_lists_those_that_are(published, name) -> None:
     with pytest.raises(InputError, match=r"published\.yaml: model\.name = .*there are GaLR, AMFMN, VSE\+\+, CLIP$"):
