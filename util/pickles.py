@@ -15,6 +15,8 @@ class Type:
     """Stands in for numpy.dtype: numbers and objects, nothing structured."""
 
     def __init__(self, kind: str, *_: object) -> None:
+        if not isinstance(kind, str):
+            raise pickle.UnpicklingError("it holds an array whose type is no name")
         self.dtype = np.dtype(kind)
         if self.dtype.kind not in "biufO":
             raise pickle.UnpicklingError(f"it holds an array of type {kind}")
