@@ -22,7 +22,7 @@ def _scores_to_json(scores: Scores) -> dict[str, Any]:
     return {"i2t": scores.i2t._asdict(), "t2i": scores.t2i._asdict(), "mr": scores.mr}
 
 
-Count = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=1, le=10**7)]
 Direction = Annotated[Recalls, PlainSerializer(Recalls._asdict)]
 Both = Annotated[Scores, PlainSerializer(_scores_to_json)]
 
@@ -86,8 +86,9 @@ class Summary(Part):
 
     @model_validator(mode="after")
     def _complete(self) -> Summary:
-        if any(None in score.numbers() for score in (*self.folds, self.mean)):
-            raise ValueError("a number of a fold or of the mean is missing")
+        numbers = [number for score in (*self.folds, self.mean) for number in score.numbers()]
+        if None in numbers or not np.isfinite(numbers).all():
+            raise ValueError("a number of a fold or of the mean is missing or not finite")
         if len({len(score.numbers()) for score in (*self.folds, self.mean, self.std)}) > 1:
             raise ValueError("some scores have ties at random, others have not")
         return self
@@ -138,14 +139,16 @@ File = TypeVar("File", Results, History)
 
 def load(path: Path, kind: type[File], advice: str = "") -> File:
     """Read a file of a run. Raises InputError that names the file, and what in it is not of its form."""
+    what = kind.__name__.lower()
+    tree = read_json(path, what, advice)
     try:
-        return kind.model_validate(read_json(path, kind.__name__.lower(), advice))
+        return kind.model_validate(tree)
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise InputError(f"{path}: not of the form of {kind.__name__.lower()}.json ({where}: {first['msg']})") from None
-    except InputError as error:  # of a rerank setting
-        raise InputError(f"{path}: {error}") from None
+        fault = ": ".join(filter(None, [".".join(map(str, first["loc"])), first["msg"]]))
+        raise InputError(f"{path}: not of the form of {what}.json ({fault})") from None
+    except InputError as error:
+        raise InputError(f"{path}: the rerank's setting: {error}") from None
 
 
 def score_of(standings: Standings) -> Score:

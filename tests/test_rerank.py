@@ -27,6 +27,7 @@ from postprocessing.rerank import (
 from postprocessing.rerank.__main__ import main
 from tests.test_recall import problems
 from util.errors import InputError
+from utils import exit_status
 
 ROOT = Path(__file__).parent.parent
 GOLDEN = np.load(Path(__file__).parent / "golden" / "similarity_a.npz", allow_pickle=False)
@@ -337,8 +338,6 @@ def test_a_setting_is_not_chosen_on_images_of_the_test_split(saved, shared, refu
     ],
 )
 def test_wrong_input_is_one_line_and_status_2(saved, monkeypatch, capsys, arguments, message):
-    from utils import exit_status
-
     np.save(saved / "nan.npy", np.array([[0, 0, 0, 0], [0, 0, np.nan, 0]]))
     before = sorted(saved.iterdir())
     monkeypatch.chdir(saved)
@@ -353,3 +352,17 @@ def test_the_rerank_needs_neither_torch_nor_matplotlib():
     code = "import sys, postprocessing.rerank; print({'torch', 'matplotlib'} & set(sys.modules))"
     process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert process.stdout.strip() == "set()"
+
+
+def test_the_command_shows_ties_at_random_before_and_after_where_they_matter(tmp_path, monkeypatch, capsys):
+    sims, owner = np.random.default_rng(0).random((12, 24)), np.arange(24) // 2
+    sims[:, 1::2] = np.roll(sims[:, ::2], 1, axis=1)  # every caption has a twin at the next image
+    np.save(tmp_path / "twins.npy", sims)
+    monkeypatch.setattr(sys, "argv", ["rerank", "--sims", str(tmp_path / "twins.npy"), "--k", "10"])
+    assert exit_status(main) == 0
+    out = capsys.readouterr().out
+    before, after = recall(sims, owner, "random").mr, rerank_recall(sims, owner, Setting(k=10), "random").mr
+    assert f"with ties at random {before:.2f} and {after:.2f}" in out
+    row = next(line for line in out.splitlines() if line.startswith("| mR, ties at random"))
+    assert [cell.strip() for cell in row.split("|")[2:4]] == [f"{before:.2f}", f"{after:.2f}"]
+    assert before - recall(sims, owner).mr > 0.05

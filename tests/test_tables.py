@@ -155,6 +155,30 @@ def test_what_is_no_results_file_is_an_input_error_and_nothing_is_written(tmp_pa
         load(tmp_path / "results.json", Results)
 
 
+@pytest.mark.parametrize(
+    ("place", "value", "message"),
+    [
+        (("mean", "mr"), float("nan"), "a number of a fold or of the mean is missing or not finite"),
+        (("mean", "i2t", "r1"), None, "missing or not finite"),
+        (("folds", 0, "images"), 0, "folds.0.images: Input should be greater"),
+        (("folds", 0, "captions"), 10**12, "folds.0.captions: Input should be less"),
+        (("std", "random"), None, "some scores have ties at random, others have not"),
+        (("rerank", "setting"), {"k": -1}, "the rerank's setting: k is a number from 0 to 1e9, not -1"),
+        (("rerank", "setting"), {"k": "x"}, "rerank.setting.k: Input should be a valid integer"),
+        (("experiment",), 5, "experiment: Input should be a valid string"),
+    ],
+)
+def test_damage_to_a_results_file_is_named_with_its_place(tmp_path, place, value, message):
+    tree = json.loads(results([fold(0, 0.0)], rerank=reranked([fold(0, 3.0)])).model_dump_json())
+    part = tree
+    for key in place[:-1]:
+        part = part[key]
+    part[place[-1]] = value
+    (tmp_path / "results.json").write_text(json.dumps(tree))
+    with pytest.raises(InputError, match=re.escape(message)):
+        load(tmp_path / "results.json", Results)
+
+
 def test_a_results_file_comes_back_as_it_was_and_an_earlier_version_s_has_no_ties_at_random(tmp_path):
     both = results([fold(0, 0.0, ties=1.0), fold(1, 2.0)], rerank=reranked([fold(0, 3.0)]))
     write_json(tmp_path / "results.json", both.model_dump())
