@@ -15,33 +15,37 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
 
 TABLES = """
-import resource, sys, time
+import time
 from pathlib import Path
-import vocab
-from util.skipthoughts import read_dictionary, table_rows
 import numpy as np
+import vocab
+from util.make_rehearsal import FULL, SMALL
+from util.skipthoughts import read_dictionary, table_rows
+
+def peak():
+    status = dict(line.split(":") for line in Path("/proc/self/status").read_text().splitlines())
+    return int(status["VmHWM"].split()[0]) / 1024
+
 words = vocab.load("vocab/rsitmd_vocab.json").words
-before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
-dictionary = read_dictionary(Path("seq2vec/dictionary.txt"))
-row = {word: i for i, word in enumerate(dictionary)}
-table_rows(Path("seq2vec/utable.npy"), np.array([row.get(word, row["UNK"]) for word in words]), (len(row), WIDTH))
-seconds, peak = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-print(f"the tables: {seconds:.1f} s, {(peak - before) / 1024:.0f} MiB more than the {before / 1024:.0f} before")
+before, start = peak(), time.perf_counter()
+row = {word: i for i, word in enumerate(read_dictionary(Path("seq2vec/dictionary.txt")))}
+width = {size.dictionary: size.embedding for size in (SMALL, FULL)}[len(row)]
+table_rows(Path("seq2vec/utable.npy"), np.array([row.get(word, row["UNK"]) for word in words]), (len(row), width))
+print(f"{time.perf_counter() - start:.1f} s, {peak() - before:.0f} MiB more than the {before:.0f} of the libraries")
 """
 
 
-def tables(folder: Path, width: int) -> str:
-    """Seconds and memory of the tables alone, in a process of its own."""
+def python(*arguments: str | Path, **options: Any) -> str:
+    """Run Python in a process of its own -> the last line that it printed."""
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    code = TABLES.replace("WIDTH", str(width))
-    return subprocess.run(
-        [sys.executable, "-c", code], cwd=folder, env=environment, capture_output=True, text=True, check=True
-    ).stdout.splitlines()[-1]
+    command = [sys.executable, *map(str, arguments)]
+    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True, **options)
+    return done.stdout.splitlines()[-1]
 
 
 def run(folder: Path, command: str) -> float:
@@ -59,22 +63,20 @@ def run(folder: Path, command: str) -> float:
 
 
 def main() -> None:
-    from util.make_rehearsal import FULL, SMALL, command, make_rehearsal
-
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="new folder")
     parser.add_argument("--lists", type=Path, required=True, help="folder of RSITMD's captions and lists")
     parser.add_argument("--full", action="store_true", help="in the real size")
     given = parser.parse_args()
-    size = FULL if given.full else SMALL
-    make_rehearsal(given.out, given.lists, size)
-    first = run(given.out, f"{command(size)} logs.print_freq=1")
-    whole = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+    sizes = ["--full"] if given.full else []
+    said = python("-m", "util.make_rehearsal", "--out", given.out, "--lists", given.lists, *sizes)
+    first = run(given.out, f"{said.partition(' && ')[2]} logs.print_freq=1")
+    whole = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
+    print(f"from nothing to the first training step: {first:.1f} s; largest process: {whole:.0f} MiB")
     for kept in (given.out / "seq2vec").glob(".utable_rows_*"):
         kept.unlink()
-    print(f"from nothing to the first training step: {first:.1f} s; largest process: {whole / 1024:.0f} MiB")
     for start in ("first", "second"):
-        print(f"{start} start, {tables(given.out, size.embedding)}")
+        print(f"the tables at the {start} start: {python('-c', TABLES, cwd=given.out)}", flush=True)
 
 
 if __name__ == "__main__":
