@@ -152,7 +152,7 @@ def our_step(overrides: tuple[str, ...], precision: str, device: torch.device) -
 def plain_batches(options: Options, device: torch.device) -> Iterator[list[Tensor]]:
     """The first batches that ours gets too, again and again, in the plain memory format."""
     batches = islice(train_batches(train_data(options, device), options, 0, 0), 4)
-    return cycle([[images.contiguous(), *others] for images, *others, _ in batches])
+    return cycle([[batch.images.contiguous(), *batch.inputs[1:]] for batch in batches])
 
 
 def baseline_step(overrides: tuple[str, ...], device: torch.device) -> Callable[[], None]:
