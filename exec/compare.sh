@@ -3,8 +3,8 @@
 #   bash exec/compare.sh UCM GaLR AMFMN VSEPP --seeds 5 [--set KEY=VALUE ...] [--device cpu]
 #   bash exec/compare.sh UCM GaLR GaLR:dataset.local_path=zeros AMFMN:model.cross_attention.att_type=fusion_att --seeds 3
 # A model is the name of an option file, option/UCM/UCM_MODEL.yaml, and after a colon what it changes, with commas between.
-# --set goes to all. Run again, it trains what is missing and goes on where it was stopped. Runs: checkpoint/UCM_MODEL_s0
-# and so on; the table: checkpoint/UCM_compare/. More seeds later add to those that are there.
+# --set goes to all. Run again, it trains what is missing and goes on where it was stopped. Runs: checkpoint/UCM_GaLR_s0,
+# checkpoint/UCM_GaLR-local_path-zeros_s0 and so on; the table: checkpoint/UCM_compare/. More seeds later add to those that are there.
 usage() {
     echo "error: $1: bash exec/compare.sh UCM GaLR AMFMN [--seeds 5] [--set KEY=VALUE ...]" >&2
     exit 2
@@ -35,8 +35,10 @@ LABELS=()
 for model in "${MODELS[@]}"; do
     file=option/$NAME/${NAME}_${model%%:*}.yaml
     [ -f "$file" ] || usage "$model: there is no $file"
-    LABELS+=("$(echo "$model" | tr -c 'A-Za-z0-9._+\n' '-')")
+    LABELS+=("$(echo "$model" | sed -E 's/([A-Za-z0-9_]+\.)+([A-Za-z0-9_]+=)/\2/g' | tr -c 'A-Za-z0-9._+\n' '-')")
 done
+TWICE=$(printf '%s\n' "${LABELS[@]}" | sort | uniq -d)
+[ -z "$TWICE" ] || usage "$TWICE is there twice"
 source exec/environment.sh
 
 for ((seed = 0; seed < SEEDS; seed++)); do

@@ -255,6 +255,7 @@ def test_what_does_not_compare_is_refused_in_one_line_and_nothing_is_written(
         ("", "name a data set"),
         ("DEMO", "name one or more models"),
         ("DEMO nope", "there is no option/DEMO/DEMO_nope.yaml"),
+        ("DEMO GaLR GaLR:optim.lr=1e-4 GaLR:optim.lr=1e-4", "GaLR-lr-1e-4 is there twice"),
         ("DEMO GaLR --seeds 0", "--seeds is a whole number"),
         ("DEMO GaLR --seeds", "--seeds is a whole number"),
     ],
@@ -281,7 +282,7 @@ def test_the_script_trains_every_model_with_every_seed_and_compares_them(tmp_pat
                    env=os.environ | {"GALR_VENV": str(tmp_path / "venv")})  # fmt: skip
     calls = (tmp_path / "calls").read_text().splitlines()
     train = [call.split() for call in calls if call.startswith("train.py")]
-    other = "GaLR-dataset.local_path-zeros-optim.lr-1e-4"
+    other = "GaLR-local_path-zeros-lr-1e-4"
     assert [call[-1] for call in train] == [
         f"k_fold.experiment_name=DEMO_{name}_s{seed}" for seed in (0, 1) for name in ("GaLR", other)
     ]
