@@ -336,8 +336,11 @@ def images(folder: Path, rng: random.Random) -> None:
     file = io.BytesIO()
     pixels = np.random.default_rng(0).integers(0, 256, (24, 20, 3), np.uint8)
     Image.fromarray(pixels).save(file, rng.choice(("PNG", "JPEG", "TIFF", "BMP", "GIF", "WEBP")))
-    (folder / "fuzzed.png").write_bytes(mutate(file.getvalue(), rng))
-    util.images.decode(str(folder / "fuzzed.png"), 16)
+    path = folder / "fuzzed.png"
+    path.write_bytes(mutate(file.getvalue(), rng))
+    util.images.check_images([str(path)], 1, truncated := rng.choice(("error", "allow")))
+    util.images.decode(str(path), 16, truncated)
+    assert util.images.open_image(path, truncated).size == util.images.image_size(path)
 
 
 READERS = (options, captions_and_lists, captions_as_json, vocabularies, detections, local_features_hdf5,

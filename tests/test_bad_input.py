@@ -31,6 +31,7 @@ VOCAB = "vocab.py --data_path data --data_name demo_precomp --out new.json"
 DEMO = "-m util.make_demo --out new"
 LOCAL = "-m util.build_local --data_path data --image_path data/images --regions data/boxes --out new.h5"
 DETECT = "-m util.detect --image_path data/images --weights weights.pth --out new"
+CONVERT = "-m util.convert_captions --out new"
 CACHE = "-m util.cache_images --path_opt tiny.yaml"
 RERANK = "-m postprocessing.rerank --sims sims.npy"
 FIGURES = "-m postprocessing.figures --run run"
@@ -345,6 +346,15 @@ LISTS = [
     Bad("vocab of no such folder", "vocab.py --data_path nowhere --data_name x", "nowhere"),
     Bad("vocab of captions in UTF-16", VOCAB, "UTF-16", write("data/test_caps.txt", "a ship".encode("utf-16"))),
     Bad("cache of a list that climbs out", CACHE, "lead out of", named("../a.png")),
+    Bad("a list of validation images that is not there", f"{TRAIN} --set dataset.val_list=nowhere.txt", "nowhere.txt"),
+    Bad(
+        "a validation image that is no train image",
+        f"{TRAIN} --set dataset.val_list=data/test_filename.txt",
+        "images are not in the train list",
+    ),
+    Bad("captions to convert that are not there", f"{CONVERT} --json nowhere.json", "nowhere.json"),
+    Bad("captions to convert of another form", f"{CONVERT} --json vocab.json", "vocab.json, entry images"),
+    Bad("a class map of no class", f"{LOCAL} --class-map ship=crane", "--class-map ship=crane"),
     Bad("two images of one stem", LOCAL, "share a name", named("demo_0001.tif")),
 ]
 
