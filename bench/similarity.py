@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -36,32 +37,32 @@ def vectors(form: str, sizes: tuple[int, int, int], device: torch.device) -> tup
     return attention.to(device), v.to(device), t.to(device)
 
 
-def ours(form: str, sizes: tuple[int, int, int], device: torch.device) -> Callable[[], tuple[Tensor, float]]:
+def ours(form: str, sizes: tuple[int, int, int], device: torch.device) -> Callable[[], tuple[np.ndarray, float]]:
     """All similarities at once. Returns those of the first block's images, and the MiB that memory grew by."""
     if device.type == "cpu":
         reuse_memory()  # as in every command
     attention, v, t = vectors(form, sizes, device)
 
     @torch.no_grad()
-    def work() -> tuple[Tensor, float]:
+    def work() -> tuple[np.ndarray, float]:
         before = peak_mib()
         sims = attention(v, t)
         wait(device)
-        return sims[:BLOCK].cpu(), peak_mib() - before
+        return sims[:BLOCK].cpu().numpy(), peak_mib() - before
 
     return work
 
 
-def baseline(form: str, sizes: tuple[int, int, int], device: torch.device) -> Callable[[], tuple[Tensor, float]]:
+def baseline(form: str, sizes: tuple[int, int, int], device: torch.device) -> Callable[[], tuple[np.ndarray, float]]:
     """One row of blocks, laid out. Returns its similarities, and the MiB that memory grew by."""
     attention, v, t = vectors(form, sizes, device)
 
     @torch.no_grad()
-    def work() -> tuple[Tensor, float]:
+    def work() -> tuple[np.ndarray, float]:
         before = peak_mib()
         sims = torch.cat([plain(form, attention, v[:BLOCK], part) for part in t.split(BLOCK)], dim=1)
         wait(device)
-        return sims.cpu(), peak_mib() - before
+        return sims.cpu().numpy(), peak_mib() - before
 
     return work
 
@@ -92,7 +93,7 @@ def cases(
         fast, slow, grown = [], [], 0.0
         for _ in tqdm(range(rounds), form, disable=None):
             one, other = (measured(side, form, sizes, device) for side in (ours, baseline))
-            apart = (one.answer[0] - other.answer[0]).abs().max().item()
+            apart = float(np.abs(one.answer[0] - other.answer[0]).max())
             if not apart <= TOLERANCE:
                 raise RunError(f"{form}: our similarities are {apart:.1e} from the baseline's (limit {TOLERANCE})")
             grown = max(grown, one.answer[1])

@@ -181,3 +181,9 @@ def test_similarity_bench_compares_all_three_forms(in_this_process, monkeypatch)
     monkeypatch.setattr(bench.similarity, "plain", lambda *_: torch.ones(128, 20))
     with pytest.raises(RunError, match="from the baseline's"):
         bench.similarity.cases(CPU, 1, (150, 20, 8))
+
+
+def test_what_a_side_of_the_similarity_bench_returns_outlives_its_process():
+    """A tensor sent from a process is gone with it; an array is copied."""
+    for side in (bench.similarity.ours, bench.similarity.baseline):
+        assert isinstance(side("soft_att", (2, 3, 8), CPU)()[0], np.ndarray)
