@@ -2,7 +2,7 @@
 
     python -m bench [--suite train,data,eval,rerank] [--device auto|cpu|cuda] [--json FILE] [--repeats N] [--full]
     python -m bench --scaling
-    python -m bench --loop
+    python -m bench --loop                 torchrun --nproc_per_node N -m bench --loop alike
 
 Nothing else should run on the machine meanwhile. GALR_TEST_DATA=DIR lets the data suite read DIR/ucm_precomp/images.
 """
@@ -22,6 +22,7 @@ import bench.train
 from bench import Case
 from util.errors import InputError
 from util.files import check_writable_file, write_json
+from util.processes import is_main, joined
 from utils import Parser, pick_device, run_command
 
 SUITES = ("train", "data", "eval", "rerank")
@@ -54,8 +55,10 @@ def main() -> None:
         results = bench.scaling.scaling(device, precision)
         print(bench.scaling.table(results))
     elif arguments.loop:
-        results = bench.loop.loop(device, precision)
-        print(bench.loop.table(results))
+        with joined(device):
+            results = bench.loop.loop(device, precision)
+        if is_main():
+            print(bench.loop.table(results))
     else:
         results = {}
         for suite in suites:
@@ -63,7 +66,7 @@ def main() -> None:
                 group, _, part = name.partition(".")
                 results.setdefault(group, {})[part] = case
         print(table(results))
-    if arguments.json:
+    if arguments.json and is_main():
         write_json(arguments.json, results)
 
 

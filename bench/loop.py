@@ -1,6 +1,7 @@
 """The training loop of the published RSITMD protocol: samples a second, share of the machine's peak, time of all of it.
 
     python -m bench --loop
+    torchrun --nproc_per_node N -m bench --loop                 in N processes, of whose peaks the sum counts
 
 Operations are counted in one step as they are dispatched (products and convolutions; 2 for a multiplication with its
 addition). The peak is what one large matrix product reaches on this device in the same precision.
@@ -16,13 +17,16 @@ from tqdm import tqdm
 
 from bench.train import made_up, new_model, seconds, settings, steps_of
 from engine import encode_split, prepare
+from layers.whole_batch import parts_of, process_count
 from option.schema import Options
+from util.processes import is_main
 
 FOLDS, EPOCHS, PAIRS, VALIDATION = 3, 20, 17_160, 857  # of RSITMD; the last in images, of five captions each
 
 
 def loop(device: torch.device, precision: str, overrides: tuple[str, ...] = (), validation: int = VALIDATION) -> dict:
-    """{"gflop_per_sample", "peak_gflops", "batches": [{"pairs", "samples_per_second", "of_peak"}], "protocol_hours"}.
+    """{"processes", "gflop_per_sample", "peak_gflops", "batches": [{"pairs", "samples_per_second", "of_peak"}],
+    "protocol_hours"}.
 
     `protocol_hours` follows from the first batch size's speed and one evaluation of `validation` images.
     """
@@ -31,10 +35,11 @@ def loop(device: torch.device, precision: str, overrides: tuple[str, ...] = (), 
     sizes = (batch, 4 * batch, 16 * batch) if device.type == "cuda" else (batch,)
     with FlopCounterMode(display=False) as counter:
         next(steps_of(options, device))
-    flop = counter.get_total_flops() / batch
-    peak = peak_flops(device, precision)
+    (mine,) = parts_of(batch)
+    flop = counter.get_total_flops() / (mine.stop - mine.start)
+    peak = peak_flops(device, precision) * process_count()
     rows = []
-    for size in tqdm(sizes, "loop", disable=None):
+    for size in tqdm(sizes, "loop", disable=None if is_main() else True):
         speed = samples_per_second(settings((*overrides, f"dataset.batch_size={size}"), precision), device)
         rows.append({"pairs": size, "samples_per_second": speed, "of_peak": speed * flop / peak})
     model = prepare(new_model(options), options, device)
@@ -42,6 +47,7 @@ def loop(device: torch.device, precision: str, overrides: tuple[str, ...] = (), 
     evaluation = seconds(lambda: encode_split(model, images, options), device)
     epoch = PAIRS / rows[0]["samples_per_second"] + evaluation
     return {
+        "processes": process_count(),
         "gflop_per_sample": flop / 1e9,
         "peak_gflops": peak / 1e9,
         "batches": rows,
@@ -65,7 +71,9 @@ def peak_flops(device: torch.device, precision: str) -> float:
 
 def table(results: dict) -> str:
     """The figures as text."""
-    lines = [f"{results['gflop_per_sample']:.1f} GFLOP a sample; peak {results['peak_gflops']:.0f} GFLOP/s"]
+    flop, peak, number = results["gflop_per_sample"], results["peak_gflops"], results["processes"]
+    together = f"{number} processes; " if number > 1 else ""
+    lines = [f"{together}{flop:.1f} GFLOP a sample; peak {peak:.0f} GFLOP/s"]
     lines += [
         f"batch {row['pairs']:>5}: {row['samples_per_second']:8.1f} samples/s, {row['of_peak']:.0%} of the peak"
         for row in results["batches"]

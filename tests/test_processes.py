@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import several
 import torch
 import yaml
-from conftest import OPTIONS
+from conftest import OPTIONS, ROOT, Outcome, environment, run_process
 from several import Trained
 from torch import Tensor
 
@@ -77,3 +83,86 @@ def test_three_processes_keep_the_statistics_of_one(trained, case) -> None:
     found = apart(together.state, alone.state)
     statistics = {name: found[name] for name in found if "running_" in name}
     assert len(statistics) == 2 and max(statistics.values()) < 1e-5
+
+
+# ---------------------------------------------------------------- whole commands, under torchrun
+
+
+def torchrun(number: int, command: str, folder: Path) -> Outcome:
+    """Run a command line in several processes of torchrun, from the tests' folder or the root."""
+    name, *arguments = command.split()
+    path = next(path for path in (ROOT / name, ROOT / "tests" / name) if path.is_file())
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={number}"]
+    words = [*launcher, str(path), *arguments]
+    done = subprocess.run(words, cwd=folder, env=environment(), capture_output=True, text=True, check=False)
+    return Outcome(done.returncode, done.stdout, done.stderr)
+
+
+def ours(outcome: Outcome) -> list[str]:
+    """What the project says on standard error; the rest is torchrun's."""
+    return [line for line in outcome.err.splitlines() if line.startswith(("error: ", "warning: "))]
+
+
+def last(folder: Path) -> dict:
+    return torch.load(folder / "checkpoint/tiny/0/last.pth.tar", weights_only=True)
+
+
+def recalls(folder: Path) -> dict:
+    return json.loads((folder / "checkpoint/tiny/results.json").read_text())["folds"][0]
+
+
+TRAIN = f"train.py --path_opt tiny.yaml --device cpu --set optim.lr=1e-5 {NO_DROPOUT}"
+FAULTS = {  # what torchrun says of the processes, what we say, and how many steps are saved
+    "SIGTERM": ("SIGTERM", "stopped by SIGTERM; saved in checkpoint/tiny/0", 5),
+    "SIGINT": ("SIGINT", "stopped by SIGINT; saved in checkpoint/tiny/0", 5),
+    "one": ("143", "stopped by SIGTERM; saved in checkpoint/tiny/0", 5),
+    "SIGKILL": ("-9", "one of 2 processes is gone", 3),
+    "nan": ("3", "the loss of batch 1 of epoch 1 is nan", 3),
+    "error": ("3", "the second process met an error", 3),
+    "full": ("3", "cannot be written", 4),
+}
+
+
+@pytest.fixture(scope="module")
+def whole(demo, tmp_path_factory) -> Path:
+    """An uninterrupted run of two epochs in one process, and its scores."""
+    folder = tmp_path_factory.mktemp("whole")
+    shutil.copytree(demo, folder, dirs_exist_ok=True)
+    assert run_process(TRAIN, folder).status == 0
+    assert run_process("test.py --path_opt tiny.yaml --device cpu", folder).status == 0
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_of_one_process_stops_all_and_any_number_goes_on_to_the_same_end(fault, work, whole) -> None:
+    """Stopped under two, resumed under one or three, in the middle of an epoch."""
+    status, said, saved = FAULTS[fault]
+    saving = {"full": "logs.save_steps=2"}.get(fault, "logs.save_steps=3")
+    stopped = torchrun(2, f"faulty.py {fault} 5 {TRAIN.removeprefix('train.py ')} {saving}", work)
+    assert stopped.status != 0
+    assert [said in line for line in ours(stopped)] == [True], stopped.err
+    assert f"got signal: {signal.Signals[status].value}" in stopped.err if status.startswith("SIG") else (
+        f"exitcode  : {status} " in stopped.err
+    )  # fmt: skip
+    assert last(work)["Eiters"] == saved
+    number = 3 if fault in ("SIGTERM", "nan") else 1
+    resumed = torchrun(3, f"{TRAIN} --resume", work) if number == 3 else run_process(f"{TRAIN} --resume", work)
+    assert resumed.status == 0 and last(work)["epoch"] == 2
+    found = apart(last(work)["model"], last(whole)["model"])
+    assert max(found[name] for name in found if name.endswith("weight") and "bn" not in name) < 1e-4
+    losses, expected = ([row["loss"] for row in last(folder)["rows"] if "loss" in row] for folder in (work, whole))
+    assert losses == pytest.approx(expected, rel=1e-3)  # rounding grows; another batch or mask is 1e-1 away
+
+
+@pytest.mark.slow
+def test_scores_of_two_processes_are_those_of_one_digit_for_digit(work, whole) -> None:
+    """Every batch is encoded as one process would encode it; nothing twice, nothing missing."""
+    shutil.copytree(whole / "checkpoint", work / "checkpoint")
+    (work / "checkpoint/tiny/results.json").unlink()
+    scored = torchrun(2, "test.py --path_opt tiny.yaml --device cpu", work)
+    assert scored.status == 0 and ours(scored) == []
+    assert recalls(work) == recalls(whole)
+    matrix = "postprocessing/file/tiny_0.npy"
+    assert np.array_equal(np.load(work / matrix), np.load(whole / matrix))
+    assert scored.out.count("test split:") == 1  # one process speaks
