@@ -116,9 +116,9 @@ FAULTS = {  # what torchrun says of the processes, what we say, and how many ste
     "SIGTERM": ("SIGTERM", "stopped by SIGTERM; saved in checkpoint/tiny/0", 5),
     "SIGINT": ("SIGINT", "stopped by SIGINT; saved in checkpoint/tiny/0", 5),
     "one": ("143", "stopped by SIGTERM; saved in checkpoint/tiny/0", 5),
-    "SIGKILL": ("-9", "one of 2 processes is gone", 3),
-    "nan": ("3", "the loss of batch 1 of epoch 1 is nan", 3),
-    "error": ("3", "the second process met an error", 3),
+    "SIGKILL": ("-9", "one of 2 processes is gone", 4),
+    "nan": ("3", "the loss of batch 1 of epoch 1 is nan", 4),
+    "error": ("3", "the second process met an error", 4),
     "full": ("3", "cannot be written", 4),
 }
 
