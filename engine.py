@@ -278,8 +278,12 @@ def untrained_model(options: Options, words: Sequence[str], device: torch.device
 def warn_of_other_options(checkpoint: dict[str, Any], options: Options) -> None:
     """Say where a checkpoint is scored in another way than it was trained, and no weight's shape shows it."""
     with contextlib.suppress(KeyError, TypeError, AttributeError):  # of a stranger's file, whatever it holds
-        _warn_of_change("model.fusion.gate", checkpoint["options"]["model"]["fusion"].get("gate", "released"),
-                        options.model.fusion.gate, {"paper", "released"})  # fmt: skip
+        _warn_of_change(
+            "model.fusion.gate",
+            checkpoint["options"]["model"]["fusion"].get("gate", "released"),
+            options.model.fusion.gate,
+            {"paper", "released"},
+        )
     for key in ("image_norm", "text_pooling"):
         with contextlib.suppress(KeyError, TypeError, AttributeError):
             trained, now = checkpoint["options"]["model"][key], getattr(options.model, key)

@@ -49,8 +49,9 @@ from postprocessing.recall import chance, standings
 from postprocessing.sheet import retrieval_sheet
 from tokens import load_words
 from util.checkpoints import BEST, LAST, load_weights, read_checkpoint, save_checkpoint
-from util.errors import InputError, Interrupted, RunError, worker_died
+from util.errors import InputError, Interrupted, worker_died
 from util.files import check_writable
+from util.finite import check_similarities, check_weights, window_losses
 from util.processes import check_alike, is_main, joined, wait_for_all
 from util.progress import Bar, Meter
 from util.record import only_writer, recorded
@@ -71,11 +72,6 @@ from util.weights import load_starting_weights
 from utils import Parser, pick_device, run_command, same_options
 
 logger = logging.getLogger("galr")
-
-DIVERGED = (
-    "try a lower optim.lr or an optim.grad_clip, anew or with --resume --force from the last checkpoint, which is from "
-    "before it"
-)
 
 
 def main() -> None:
@@ -141,15 +137,20 @@ def train_fold(
     scored = average.module if average else model
     batches = batch_count(train, options.dataset)
     pairs = pair_count(train, options.dataset)
-    logger.info("fold %d: %d pairs to train on, %d images to validate on, into %s",
-                fold.number, pairs, len(val.paths), fold.folder)  # fmt: skip
+    logger.info(
+        "fold %d: %d pairs to train on, %d images to validate on, into %s",
+        fold.number,
+        pairs,
+        len(val.paths),
+        fold.folder,
+    )
 
     with StopSignals() as signals, recorded(fold.folder, fold.names, options, rows, device) as log:
 
         def save(name: str) -> None:
             losses = window_losses(progress)
             content = content_for_scoring(scored if name == BEST else model, progress, options, words)
-            check_finite(content["model"], progress)
+            check_weights(content["model"], progress)
             if name == LAST:
                 content |= content_for_resume(learner, progress, losses, log.rows, inputs)
             if is_main():
@@ -239,41 +240,34 @@ def train_row(progress: Progress, batches: int, rate: float, speed: float) -> di
     """The log's row on the batches since the last one. Raises RunError at a loss that is not finite."""
     losses = window_losses(progress)
     mean = math.fsum(losses) / len(losses)
-    return {"epoch": progress.epoch, "batch": progress.batch, "of": batches, "step": progress.steps, "loss": mean,
-            "lr": rate, "samples_per_second": round(speed, 1)}  # fmt: skip
-
-
-def window_losses(progress: Progress) -> list[float]:
-    """The losses since the last row; one wait for the device. Raises RunError at the first that is not finite."""
-    losses = torch.stack(progress.window).tolist() if progress.window else []
-    for i, loss in enumerate(losses):
-        if not math.isfinite(loss):
-            raise RunError(
-                f"the loss of batch {progress.batch - len(losses) + i + 1} of epoch {progress.epoch} is {loss}; "
-                f"{DIVERGED}"
-            )
-    return losses
-
-
-def check_finite(weights: dict[str, torch.Tensor], progress: Progress) -> None:
-    """Raises RunError where a weight is not finite, so that such weights are never saved."""
-    if not torch.stack([tensor.isfinite().all() for tensor in weights.values()]).all():
-        raise RunError(f"the weights are not finite after step {progress.steps}; {DIVERGED}")
+    return {
+        "epoch": progress.epoch,
+        "batch": progress.batch,
+        "of": batches,
+        "step": progress.steps,
+        "loss": mean,
+        "lr": rate,
+        "samples_per_second": round(speed, 1),
+    }
 
 
 def validation_row(sims: np.ndarray, data: Data, progress: Progress) -> dict[str, Any]:
     """The log's row on a validation. Raises RunError where similarities are not finite."""
-    if not np.isfinite(sims).all():
-        raise RunError(
-            f"the similarities after epoch {progress.epoch} are not finite, so its last step spoilt the weights; "
-            f"{DIVERGED}"
-        )
+    check_similarities(sims, progress)
     owner = data.split.image_of_caption
     found = standings(sims, owner)
     i2t, t2i, mr = found.scores()
-    return {"epoch": progress.epoch, "step": progress.steps, "images": len(sims), "captions": sims.shape[1],
-            "chance": chance(owner, len(sims)).mr, "i2t": i2t._asdict(), "t2i": t2i._asdict(), "mr": mr,
-            "mr_random": found.scores("random").mr}  # fmt: skip
+    return {
+        "epoch": progress.epoch,
+        "step": progress.steps,
+        "images": len(sims),
+        "captions": sims.shape[1],
+        "chance": chance(owner, len(sims)).mr,
+        "i2t": i2t._asdict(),
+        "t2i": t2i._asdict(),
+        "mr": mr,
+        "mr_random": found.scores("random").mr,
+    }
 
 
 @contextlib.contextmanager

@@ -115,8 +115,13 @@ def main() -> None:
         help="folder of the data set with {train,test}_caps.txt, or the folder that it is in",
     )
     parser.add_argument("--data_name", required=True, help="name of the data set, such as rsitmd_precomp")
-    parser.add_argument("--splits", nargs="+", default=["train", "test"], choices=["train", "test"],
-                        help="captions to read; `train` alone: a vocabulary that has not seen the test")  # fmt: skip
+    parser.add_argument(
+        "--splits",
+        nargs="+",
+        default=["train", "test"],
+        choices=["train", "test"],
+        help="captions to read; `train` alone: a vocabulary that has not seen the test",
+    )
     parser.add_argument("--threshold", type=int, default=5, help="keep words with so many occurrences (default 5)")
     parser.add_argument("--keep-stopwords", action="store_true", help="keep words such as above, between, under")
     parser.add_argument("--out", help="default: vocab/NAME_vocab.json")

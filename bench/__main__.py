@@ -39,8 +39,12 @@ def main() -> None:
     parser.add_argument("--full", action="store_true", help="eval: all of the baseline's blocks, once")
     instead = parser.add_mutually_exclusive_group()
     instead.add_argument("--scaling", action="store_true", help="instead: how the time of ours grows, with exponents")
-    instead.add_argument("--loop", action="store_true", help="instead: samples a second of the training loop, and how "
-                         "long the published protocol takes on this machine")  # fmt: skip
+    instead.add_argument(
+        "--loop",
+        action="store_true",
+        help="instead: samples a second of the training loop, and how "
+        "long the published protocol takes on this machine",
+    )
     arguments = parser.parse_args()
     suites = arguments.suite.split(",")
     if unknown := [suite for suite in suites if suite not in SUITES]:
@@ -85,10 +89,17 @@ def table(results: dict[str, dict[str, Case]]) -> str:
     """The figures as aligned text."""
     rows = [("case", "ours", "baseline", "ratio", "spread", "peak of ours")]
     rows += [
-        (f"{suite}.{name}", f"{case['ours']:.4g} s", f"{case['baseline']:.4g} s", f"{case['ratio']:.1f}",
-         f"{case['spread']:.0%}", f"{case['peak_mib']:.0f} MiB")
-        for suite, cases in results.items() for name, case in cases.items()
-    ]  # fmt: skip
+        (
+            f"{suite}.{name}",
+            f"{case['ours']:.4g} s",
+            f"{case['baseline']:.4g} s",
+            f"{case['ratio']:.1f}",
+            f"{case['spread']:.0%}",
+            f"{case['peak_mib']:.0f} MiB",
+        )
+        for suite, cases in results.items()
+        for name, case in cases.items()
+    ]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []
     for name, *values in rows:

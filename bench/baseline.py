@@ -299,8 +299,9 @@ class Stored(NamedTuple):
     lengths: Tensor
 
 
-def store(images: Tensor, local_rep: Tensor, local_adj: Tensor, token_ids: Tensor, lengths: Tensor,
-          owner: np.ndarray) -> Stored:  # fmt: skip
+def store(
+    images: Tensor, local_rep: Tensor, local_adj: Tensor, token_ids: Tensor, lengths: Tensor, owner: np.ndarray
+) -> Stored:
     """Images (N, 3, S, S), normalised, laid out in float64, each as often as it has captions; `owner` (M,)."""
     stored = np.zeros((len(owner), *images.shape[1:]))
     for caption, image in enumerate(owner):

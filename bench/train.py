@@ -208,8 +208,11 @@ def baseline_gradients(overrides: tuple[str, ...], device: torch.device) -> Call
 def worst_gradient(ours: dict[str, float], baseline: dict[str, float]) -> tuple[str, float]:
     """The parameter whose gradient's norm differs most, relative to the baseline's; noise counts as equal."""
     assert ours.keys() == baseline.keys()
-    apart = {name: abs(ours[name] - norm) / max(norm, NOISE) for name, norm in baseline.items()
-             if max(norm, ours[name]) > NOISE}  # fmt: skip
+    apart = {
+        name: abs(ours[name] - norm) / max(norm, NOISE)
+        for name, norm in baseline.items()
+        if max(norm, ours[name]) > NOISE
+    }
     name = max(apart, key=apart.__getitem__)
     return name, apart[name]
 

@@ -30,8 +30,9 @@ class CLIPNetwork(nn.Module):
             other = arch.removesuffix("-quickgelu") if config.get("quick_gelu") else f"{arch}-quickgelu"
             raise ValueError(f"the weights {weights} were trained as {other}: set model.clip.arch to it")
         try:
-            self.net = open_clip.create_model(arch, load_weights=False, pretrained_text=False,
-                                              force_image_size=image_size)  # fmt: skip
+            self.net = open_clip.create_model(
+                arch, load_weights=False, pretrained_text=False, force_image_size=image_size
+            )
         except Exception as error:  # of an image size, a folder, the hub
             raise ValueError(f"model.clip.arch {arch} at image size {image_size}: {error}") from None
         self.width = self.net.visual.output_dim

@@ -70,8 +70,17 @@ class FoldedConv2d(nn.Conv2d):
     """A convolution and the normalisation of what it gives, as one convolution."""
 
     def __init__(self, conv: nn.Conv2d, norm: FoldedNorm) -> None:
-        super().__init__(conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding,
-                         conv.dilation, conv.groups, bias=False, device="meta")  # fmt: skip
+        super().__init__(
+            conv.in_channels,
+            conv.out_channels,
+            conv.kernel_size,
+            conv.stride,
+            conv.padding,
+            conv.dilation,
+            conv.groups,
+            bias=False,
+            device="meta",
+        )
         self.weight = conv.weight
         self.same = type(conv).__name__ == "Conv2dSame"
         self.norm = [norm]  # in a list: it is a part of the network at its own place

@@ -33,8 +33,10 @@ class GaLROnCLIP(GaLR):
         Model.__init__(self)
         self.clip = CLIPNetwork(options.clip.arch, options.clip.weights, image_size)
         if self.clip.width != options.embed.embed_dim:
-            raise ValueError(f"model.embed.embed_dim is {options.embed.embed_dim}; the vectors of {options.clip.arch} "
-                             f"have {self.clip.width} numbers")  # fmt: skip
+            raise ValueError(
+                f"model.embed.embed_dim is {options.embed.embed_dim}; the vectors of {options.clip.arch} "
+                f"have {self.clip.width} numbers"
+            )
         self.local_branch = LocalBranch(self.clip.width)
         self.midf = make_fusion(options.fusion, self.clip.width)
         self.scale = nn.Parameter(torch.zeros(()))

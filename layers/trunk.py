@@ -117,8 +117,10 @@ class TimmTrunk(Trunk):
         last = {side: index for index, side in enumerate(sides)}
         self.maps = [last.get(image_size // stride) for stride in STRIDES]
         if None in self.maps:
-            raise ValueError(f"model.trunk {name} gives feature maps of {sides} pixels a side at image size "
-                             f"{image_size}; those of a 4th, an 8th, a 16th and a 32nd are needed")  # fmt: skip
+            raise ValueError(
+                f"model.trunk {name} gives feature maps of {sides} pixels a side at image size "
+                f"{image_size}; those of a 4th, an 8th, a 16th and a 32nd are needed"
+            )
         self.channels = tuple(maps[index].shape[1] for index in self.maps)
         classifier = self.net.pretrained_cfg.get("classifier", ())
         self.name = name

@@ -83,11 +83,15 @@ class GaLROptions(Section):
         if self.clip and self.trunk != "clip":
             raise ValueError(f"model.clip is of model.trunk clip, and that is {self.trunk}")
         if self.clip and not (self.local_branch and self.mvsa):
-            raise ValueError("model.trunk clip has no MVSA, and without the local branch it is model.name CLIP: leave "
-                             "out model.mvsa and model.local_branch")  # fmt: skip
+            raise ValueError(
+                "model.trunk clip has no MVSA, and without the local branch it is model.name CLIP: leave "
+                "out model.mvsa and model.local_branch"
+            )
         if self.clip and (self.pretrained, self.trunk_norm, self.seq2vec) != ("imagenet", "batch", Seq2Vec()):
-            raise ValueError("model.trunk clip brings its weights (model.clip.weights) and its text tower: leave out "
-                             "model.pretrained, model.trunk_norm and model.seq2vec")  # fmt: skip
+            raise ValueError(
+                "model.trunk clip brings its weights (model.clip.weights) and its text tower: leave out "
+                "model.pretrained, model.trunk_norm and model.seq2vec"
+            )
         return self
 
     @model_validator(mode="after")
@@ -95,8 +99,10 @@ class GaLROptions(Section):
         if not self.local_branch or self.fusion.kind != "midf":
             return self  # the widths of MIDF are not read
         if self.fusion.mca_HIDDEN_SIZE != self.embed.embed_dim:
-            raise ValueError(f"model.fusion.mca_HIDDEN_SIZE ({self.fusion.mca_HIDDEN_SIZE}) must equal "
-                             f"model.embed.embed_dim ({self.embed.embed_dim})")  # fmt: skip
+            raise ValueError(
+                f"model.fusion.mca_HIDDEN_SIZE ({self.fusion.mca_HIDDEN_SIZE}) must equal "
+                f"model.embed.embed_dim ({self.embed.embed_dim})"
+            )
         if self.fusion.mca_MULTI_HEAD * self.fusion.mca_HIDDEN_SIZE_HEAD != self.fusion.mca_HIDDEN_SIZE:
             raise ValueError("model.fusion.mca_MULTI_HEAD times mca_HIDDEN_SIZE_HEAD must equal mca_HIDDEN_SIZE")
         return self

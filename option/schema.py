@@ -26,9 +26,16 @@ logger = logging.getLogger("galr")
 
 # Published keys that nothing reads: accepted, and named once as unused. Those of `model` stand in GaLR's files.
 UNUSED = ("dataset.data_split",)
-UNUSED_OF_GALR = ("model.cross_attention", "model.fusion.correct_local_", "model.fusion.supplement_global_",
-                  "model.global_local_weight", "global_local_weight", "cross_attention", "fusion.correct_local_",
-                  "fusion.supplement_global_")  # fmt: skip
+UNUSED_OF_GALR = (
+    "model.cross_attention",
+    "model.fusion.correct_local_",
+    "model.fusion.supplement_global_",
+    "model.global_local_weight",
+    "global_local_weight",
+    "cross_attention",
+    "fusion.correct_local_",
+    "fusion.supplement_global_",
+)
 
 
 class Dataset(Section):
@@ -107,8 +114,10 @@ class Options(Section):
     @model_validator(mode="after")
     def _one_way_to_split(self) -> Options:
         if self.dataset.val_list and self.k_fold.mode == "disjoint":
-            raise ValueError("k_fold.mode disjoint splits at random, and dataset.val_list names the validation images: "
-                             "set one of them")  # fmt: skip
+            raise ValueError(
+                "k_fold.mode disjoint splits at random, and dataset.val_list names the validation images: "
+                "set one of them"
+            )
         return self
 
     @model_validator(mode="after")

@@ -196,8 +196,10 @@ def interval_figure(comparison: Comparison) -> Figure:
     height = 1.6 + 0.42 * len(pairs)
     figure = new_figure(9, height)
     axes = figure.add_axes((0.36, 0.6 / height, 0.61, 1 - 1.45 / height))
-    for attribute, color, shift, label in (("queries", RUN, -0.13, "over the test queries"),
-                                           ("seeds", RERANK, 0.13, "over seeds")):  # fmt: skip
+    for attribute, color, shift, label in (
+        ("queries", RUN, -0.13, "over the test queries"),
+        ("seeds", RERANK, 0.13, "over seeds"),
+    ):
         places = [at for at, pair in enumerate(pairs) if getattr(pair, attribute)]
         ends = [getattr(pairs[at], attribute) for at in places]
         if ends:

@@ -78,8 +78,14 @@ def _draw_loss(axes, train: np.ndarray) -> None:
 
 def _draw_validation(axes, val: np.ndarray, chance: float | None) -> None:
     if len(val):
-        axes.plot(*val.T, color=RUN, linewidth=1.8, marker="o" if len(val) <= 40 else None, markersize=4,
-                  label="validation mR")  # fmt: skip
+        axes.plot(
+            *val.T,
+            color=RUN,
+            linewidth=1.8,
+            marker="o" if len(val) <= 40 else None,
+            markersize=4,
+            label="validation mR",
+        )
         step, best = val[val[:, 1].argmax()]
         axes.plot(step, best, marker="*", markersize=13, color=RUN, linestyle="", label=f"best mR {best:.2f}")
     if chance is not None:
@@ -166,9 +172,14 @@ def _bars_of_folds(axes, place: np.ndarray, row: Series, width: float) -> None:
     """Bars of the mean with its deviation, a dot for each fold, and the mean's number above them."""
     mean, spread = np.array(_six(row.mean)), None if row.std is None else np.array(_six(row.std))
     axes.bar(
-        place, mean, width * 0.94, color=row.color, label=row.name, yerr=spread,
+        place,
+        mean,
+        width * 0.94,
+        color=row.color,
+        label=row.name,
+        yerr=spread,
         error_kw={"elinewidth": 1, "ecolor": INK},
-    )  # fmt: skip
+    )
     tops = mean if spread is None else mean + spread
     if len(row.folds) > 1:
         folds = np.array([_six(fold) for fold in row.folds])
@@ -282,8 +293,12 @@ def main() -> None:
     parser = Parser(prog="python -m postprocessing.figures", description=main.__doc__)
     parser.add_argument("--run", required=True, metavar="DIR", help="the run's folder, checkpoint/EXPERIMENT")
     parser.add_argument("--out", metavar="DIR", help="where the pictures go (figures/ in the run's folder)")
-    parser.add_argument("--matrices", default="postprocessing/file", metavar="DIR",
-                        help="where test.py left the similarity matrices (%(default)s)")  # fmt: skip
+    parser.add_argument(
+        "--matrices",
+        default="postprocessing/file",
+        metavar="DIR",
+        help="where test.py left the similarity matrices (%(default)s)",
+    )
     args = parser.parse_args()
     written, missing = draw_run(args.run, args.out, args.matrices)
     for path in written:

@@ -94,8 +94,17 @@ def _empty_sheet(columns: int, queries: int, title: str) -> tuple[Figure, Any]:
 
 def _answer(axes, x: float, y: float, caption: str, right: bool) -> None:
     line = ("\u2713 " if right else "\u2013 ") + _short(caption, 72)
-    axes.text(x, y, line, fontsize=8.5, color=RIGHT if right else GREY, va="center",
-              weight="bold" if right else "normal", clip_on=True, **PLAIN)  # fmt: skip
+    axes.text(
+        x,
+        y,
+        line,
+        fontsize=8.5,
+        color=RIGHT if right else GREY,
+        va="center",
+        weight="bold" if right else "normal",
+        clip_on=True,
+        **PLAIN,
+    )
 
 
 def _spread(size: int, number: int) -> list[int]:

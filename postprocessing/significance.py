@@ -60,8 +60,17 @@ def over_queries(one: Hits, other: Hits, level: float = 0.95, seed: int = 0) -> 
     from scipy.stats import bootstrap
 
     paired = (one.i2t - other.i2t, one.t2i - other.t2i, one.captions)
-    drawn = bootstrap(paired, mean_recall, paired=True, vectorized=True, method="percentile", n_resamples=RESAMPLES,
-                      batch=BATCH, confidence_level=level, rng=np.random.default_rng(seed))  # fmt: skip
+    drawn = bootstrap(
+        paired,
+        mean_recall,
+        paired=True,
+        vectorized=True,
+        method="percentile",
+        n_resamples=RESAMPLES,
+        batch=BATCH,
+        confidence_level=level,
+        rng=np.random.default_rng(seed),
+    )
     return Interval(*map(float, drawn.confidence_interval))
 
 

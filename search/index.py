@@ -197,12 +197,24 @@ def _parse() -> argparse.Namespace:
     parser.add_options(required=False)
     parser.add_argument("--resume", metavar="CKPT", help="checkpoint, ours or a published one")
     parser.add_argument("--images", metavar="DIR", help="folder of pictures and scenes, at any depth")
-    parser.add_argument("--out", "--index", dest="index", required=True, metavar="INDEX",
-                        help="a folder NAME.db, or the address of a Milvus server (http://HOST:PORT)")  # fmt: skip
+    parser.add_argument(
+        "--out",
+        "--index",
+        dest="index",
+        required=True,
+        metavar="INDEX",
+        help="a folder NAME.db, or the address of a Milvus server (http://HOST:PORT)",
+    )
     parser.add_argument("--add", action="store_true", help="bring an index up to date: new, changed and gone files")
     add_region_options(parser)
-    parser.add_argument("--scales", nargs="+", type=int, default=list(SCALES), metavar="PIXELS",
-                        help="windows of scenes: what is longer than two of the largest (default 512)")  # fmt: skip
+    parser.add_argument(
+        "--scales",
+        nargs="+",
+        type=int,
+        default=list(SCALES),
+        metavar="PIXELS",
+        help="windows of scenes: what is longer than two of the largest (default 512)",
+    )
     add_raster_rules(parser)
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="loader processes (default: one per core)")
     parser.add_argument("--export", metavar="FILE.parquet", help="write paths, records and vectors of an index")

@@ -112,8 +112,15 @@ def write_map(out: Path, path: Path, grey: np.ndarray, how: RasterRules, thresho
             with atomic(out) as temporary:
                 overlay(scene.overview(PICTURE), grey).save(temporary, format="PNG")
         elif out.suffix == ".tif":
-            form = {"driver": "GTiff", "count": 1, "dtype": "uint8", "height": scene.height, "width": scene.width,
-                    "tiled": True, "compress": "deflate"}  # fmt: skip
+            form = {
+                "driver": "GTiff",
+                "count": 1,
+                "dtype": "uint8",
+                "height": scene.height,
+                "width": scene.width,
+                "tiled": True,
+                "compress": "deflate",
+            }
             if scene.crs is not None:
                 form |= {"crs": scene.crs, "transform": scene.transform}
             with atomic(out) as temporary, rasterio.open(temporary, "w", **form) as file:
@@ -145,8 +152,12 @@ def regions_above(grey: np.ndarray, threshold: float, crs: Any = None, transform
         values = grey[box][labels[box] == label] / 255
         if crs is not None:
             geometry = _in_degrees(geometry, crs, transform)
-        properties = {"mean": round(float(values.mean()), 4), "largest": round(float(values.max()), 4),
-                      "pixels": len(values), "coordinates": "pixels" if crs is None else "WGS 84"}  # fmt: skip
+        properties = {
+            "mean": round(float(values.mean()), 4),
+            "largest": round(float(values.max()), 4),
+            "pixels": len(values),
+            "coordinates": "pixels" if crs is None else "WGS 84",
+        }
         features.append({"type": "Feature", "geometry": geometry, "properties": properties})
     features.sort(key=lambda feature: -feature["properties"]["mean"])
     return {"type": "FeatureCollection", "features": features}
@@ -163,8 +174,13 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--resume", required=True, metavar="CKPT", help="checkpoint, ours or a published one")
     parser.add_argument("--scene", type=Path, required=True, metavar="FILE", help="a GeoTIFF or another large picture")
     parser.add_argument("--text", required=True, help="the sentence")
-    parser.add_argument("--out", type=Path, required=True, metavar="FILE",
-                        help=".png: over the scene; .tif: the map as GeoTIFF; .geojson: outlines")  # fmt: skip
+    parser.add_argument(
+        "--out",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help=".png: over the scene; .tif: the map as GeoTIFF; .geojson: outlines",
+    )
     parser.add_argument("--threshold", type=float, default=0.5, help="of the outlines (default 0.5)")
     add_scene_options(parser)
     arguments = parser.parse_args()
@@ -180,8 +196,14 @@ def _parse() -> argparse.Namespace:
 
 def add_scene_options(parser: Parser) -> None:
     """What tells how scenes are cut, read and encoded."""
-    parser.add_argument("--scales", nargs="+", type=int, default=list(SCALES), metavar="PIXELS",
-                        help="sides of the windows (default 256 512 768, as published)")  # fmt: skip
+    parser.add_argument(
+        "--scales",
+        nargs="+",
+        type=int,
+        default=list(SCALES),
+        metavar="PIXELS",
+        help="sides of the windows (default 256 512 768, as published)",
+    )
     add_raster_rules(parser)
     add_region_options(parser)
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="loader processes (default: one per core)")

@@ -196,8 +196,14 @@ def _search_tab(site: Site) -> None:
         gr.Examples([[one] for one in examples], sentence, label="Examples", api_visibility="private")
     status = gr.Textbox(label="Answers (click one for what is like it)", interactive=False, elem_id="status")
     gallery = gr.Gallery(
-        show_label=False, columns=5, object_fit="contain", allow_preview=False,
-        buttons=[], interactive=False, elem_id="gallery")  # fmt: skip
+        show_label=False,
+        columns=5,
+        object_fit="contain",
+        allow_preview=False,
+        buttons=[],
+        interactive=False,
+        elem_id="gallery",
+    )
     with gr.Row():
         more = gr.Button("More", elem_id="more")
         as_csv = gr.DownloadButton("CSV", elem_id="csv")

@@ -126,9 +126,14 @@ class Pictures(Dataset):
     """The samples of records, read in loader workers. A fault comes as a value: raised there, it would end the work."""
 
     def __init__(
-        self, root: Path, records: Sequence[Record], size: int, rules: LocalRules, raster_rules: RasterRules,
+        self,
+        root: Path,
+        records: Sequence[Record],
+        size: int,
+        rules: LocalRules,
+        raster_rules: RasterRules,
         regions: dict[str, Regions] | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.root, self.records, self.size, self.rules = root, records, size, rules
         self.raster_rules, self.regions = raster_rules, regions
         self._scene: Scene | None = None
@@ -169,8 +174,14 @@ class Pictures(Dataset):
         if len(self) < WORTH_WORKERS or workers == 0:
             loader = DataLoader(self, batch_size=size, collate_fn=list)
         else:  # not forked: Milvus Lite has threads in this process
-            loader = DataLoader(self, batch_size=size, collate_fn=list, num_workers=workers,
-                                multiprocessing_context="forkserver", worker_init_fn=_leave_signals)  # fmt: skip
+            loader = DataLoader(
+                self,
+                batch_size=size,
+                collate_fn=list,
+                num_workers=workers,
+                multiprocessing_context="forkserver",
+                worker_init_fn=_leave_signals,
+            )
         start = 0
         try:
             for batch in loader:

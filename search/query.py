@@ -123,10 +123,19 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--top", type=int, default=20, help="how many answers (default 20)")
     parser.add_argument("--json", action="store_true", help="print JSON: rank, score, path, window, place")
     parser.add_argument("--folder", default="", help="only pictures in this folder of the index")
-    parser.add_argument("--bbox", nargs=4, type=float, metavar=("WEST", "SOUTH", "EAST", "NORTH"),
-                        help="only pictures whose file says that they meet these bounds, in degrees")  # fmt: skip
-    parser.add_argument("--fold", type=float, metavar="COSINE",
-                        help="put what is this similar to a better answer under it, such as 0.98")  # fmt: skip
+    parser.add_argument(
+        "--bbox",
+        nargs=4,
+        type=float,
+        metavar=("WEST", "SOUTH", "EAST", "NORTH"),
+        help="only pictures whose file says that they meet these bounds, in degrees",
+    )
+    parser.add_argument(
+        "--fold",
+        type=float,
+        metavar="COSINE",
+        help="put what is this similar to a better answer under it, such as 0.98",
+    )
     parser.add_argument("--resume", metavar="CKPT", help="where the index's checkpoint is now, if it has moved")
     parser.add_device()
     arguments = parser.parse_args()

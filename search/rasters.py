@@ -177,8 +177,13 @@ def _short(error: Exception) -> str:
 def add_raster_rules(parser: Parser) -> None:
     """What tells how rasters become 8-bit RGB."""
     parser.add_argument("--bands", nargs=3, type=int, metavar="N", help="bands for red, green and blue, from 1")
-    parser.add_argument("--stretch", type=float, default=2.0, metavar="PERCENT",
-                        help="of more than 8 bits: this percentile is black, 100 - it white (default 2)")  # fmt: skip
+    parser.add_argument(
+        "--stretch",
+        type=float,
+        default=2.0,
+        metavar="PERCENT",
+        help="of more than 8 bits: this percentile is black, 100 - it white (default 2)",
+    )
 
 
 def raster_rules(arguments: argparse.Namespace) -> RasterRules:

@@ -24,8 +24,14 @@ def add_region_options(parser: Parser) -> None:
     parser.add_argument("--regions", help="a detector's files for the images, or the word none: no regions")
     parser.add_argument("--format", choices=("auto", *FORMATS), default="auto", help="of --regions (default: auto)")
     parser.add_argument("--classes", type=Path, help="of --regions in YOLO-OBB: class names in index order")
-    parser.add_argument("--class-map", nargs="+", action="extend", default=[], metavar="NAME=CLASS",
-                        help="of --regions: what other names of classes mean; NAME=none drops them")  # fmt: skip
+    parser.add_argument(
+        "--class-map",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="NAME=CLASS",
+        help="of --regions: what other names of classes mean; NAME=none drops them",
+    )
     parser.add_argument("--coco-images", type=Path, help="of --regions in COCO: the JSON file that names the images")
 
 

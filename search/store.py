@@ -93,8 +93,15 @@ class Mark:
 
     def differs(self, other: Mark) -> str:
         """In what two marks differ so that their vectors do not belong together; empty where they do."""
-        names = {"sha256": "checkpoint", "words": "vocabulary", "rules": "rules of local features",
-                 "scales": "--scales", "bands": "--bands", "stretch": "--stretch", "images": "--images"}  # fmt: skip
+        names = {
+            "sha256": "checkpoint",
+            "words": "vocabulary",
+            "rules": "rules of local features",
+            "scales": "--scales",
+            "bands": "--bands",
+            "stretch": "--stretch",
+            "images": "--images",
+        }
         found = [name for field, name in names.items() if getattr(self, field) != getattr(other, field)]
         if self.options["model"] != other.options["model"]:
             found.append("model options")

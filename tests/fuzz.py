@@ -61,12 +61,60 @@ from util.skipthoughts import load_skipthoughts
 LONGEST = 20  # seconds for one input
 MEMORY = 4 * 2**30
 
-ODD_WORDS = [b"nan", b"-inf", b"1e999", b"-1", b"0", b"9" * 400, b"\0", b"\xff\xfe", b"\xef\xbb\xbf", b"\r\n", b"\n\n",
-             b"../", b"/", b"\xc3\xa9", b"\xf0\x9f\x9a\xa2", b"{", b"[" * 50, b'"', b"'", b"&a *a", b": ",
-             b"!!python/name:os", b"- ", b"%", b"true", b"null",
-             b"0x7fffffffffffffff", b"\xff\xff\xff\xff", b"\x80\x05."]  # fmt: skip
-ODD_VALUES = [None, True, -1, 0, 10**30, 10**400, 0.5, math.nan, math.inf, "", "x", "\0", "../x", "9" * 5000, "\ud800",
-              [], [[]], {}, {"x": {}}, [1, "a", None], {"": 0}]  # fmt: skip
+ODD_WORDS = [
+    b"nan",
+    b"-inf",
+    b"1e999",
+    b"-1",
+    b"0",
+    b"9" * 400,
+    b"\0",
+    b"\xff\xfe",
+    b"\xef\xbb\xbf",
+    b"\r\n",
+    b"\n\n",
+    b"../",
+    b"/",
+    b"\xc3\xa9",
+    b"\xf0\x9f\x9a\xa2",
+    b"{",
+    b"[" * 50,
+    b'"',
+    b"'",
+    b"&a *a",
+    b": ",
+    b"!!python/name:os",
+    b"- ",
+    b"%",
+    b"true",
+    b"null",
+    b"0x7fffffffffffffff",
+    b"\xff\xff\xff\xff",
+    b"\x80\x05.",
+]
+ODD_VALUES = [
+    None,
+    True,
+    -1,
+    0,
+    10**30,
+    10**400,
+    0.5,
+    math.nan,
+    math.inf,
+    "",
+    "x",
+    "\0",
+    "../x",
+    "9" * 5000,
+    "\ud800",
+    [],
+    [[]],
+    {},
+    {"x": {}},
+    [1, "a", None],
+    {"": 0},
+]
 
 
 class Hang(BaseException):
@@ -274,8 +322,7 @@ def similarity_matrices(folder: Path, rng: random.Random) -> None:
 
 
 SEQ2VEC = Seq2Vec(dir_st="seq2vec", embedding_dim=4, hidden_dim=6, type="UniSkip")
-SKIP_THOUGHTS = {
-    "W": (4, 12), "Wx": (4, 6), "U": (6, 12), "Ux": (6, 6), "b": (12,), "bx": (6,)}  # fmt: skip
+SKIP_THOUGHTS = {"W": (4, 12), "Wx": (4, 6), "U": (6, 12), "Ux": (6, 6), "b": (12,), "bx": (6,)}
 
 
 def skip_thoughts(folder: Path, rng: random.Random) -> None:
@@ -314,10 +361,17 @@ def checkpoints(folder: Path, rng: random.Random) -> None:
     model = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.BatchNorm1d(3))
     weights = rng.choice((model, torch.nn.DataParallel(model))).state_dict()
     state = {
-        "epoch": 1, "arch": "GaLR", "best_rsum": np.float64(1), "Eiters": 3, "model": weights,
-        "options": {"optim": {"lr": 0.1}}, "words": ["ship", "<unk>"], "optimizer": {"state": {}, "param_groups": []},
-        "progress": {"epoch": 1, "batch": 0, "steps": 3, "best_rsum": 1.0, "window": [0.5]}, "rows": [{"step": 1}],
-    }  # fmt: skip
+        "epoch": 1,
+        "arch": "GaLR",
+        "best_rsum": np.float64(1),
+        "Eiters": 3,
+        "model": weights,
+        "options": {"optim": {"lr": 0.1}},
+        "words": ["ship", "<unk>"],
+        "optimizer": {"state": {}, "param_groups": []},
+        "progress": {"epoch": 1, "batch": 0, "steps": 3, "best_rsum": 1.0, "window": [0.5]},
+        "rows": [{"step": 1}],
+    }
     by_tree = rng.random() < 0.4
     tensors = [torch.zeros(0), torch.full((3,), math.nan), torch.zeros(2, 2, dtype=torch.int8), torch.tensor(1 + 1j)]
     tensors += [torch.zeros(2, 2).to_sparse(), torch.zeros(1, dtype=torch.bool)]
@@ -343,8 +397,19 @@ def images(folder: Path, rng: random.Random) -> None:
     assert util.images.open_image(path, truncated).size == util.images.image_size(path)
 
 
-READERS = (options, captions_and_lists, captions_as_json, vocabularies, detections, local_features_hdf5,
-           published_local_features, similarity_matrices, skip_thoughts, checkpoints, images)  # fmt: skip
+READERS = (
+    options,
+    captions_and_lists,
+    captions_as_json,
+    vocabularies,
+    detections,
+    local_features_hdf5,
+    published_local_features,
+    similarity_matrices,
+    skip_thoughts,
+    checkpoints,
+    images,
+)
 
 
 @contextlib.contextmanager

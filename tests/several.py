@@ -73,11 +73,15 @@ def start(number: int, words: list[str], folder: Path) -> list[subprocess.Popen]
     }
     return [
         subprocess.Popen(
-            [sys.executable, *words], cwd=folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            [sys.executable, *words],
+            cwd=folder,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             env={**environment(), **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
         )
         for rank in range(number)
-    ]  # fmt: skip
+    ]
 
 
 if __name__ == "__main__":

@@ -388,19 +388,35 @@ REGIONS = [
     Bad("local features of texts", TRAIN, "data/local.h5", features("local_rep", lambda a: a.astype("S8"))),
     Bad("images without features", TRAIN, "10 of 12 images", features("name", lambda a: [*a[:2], *[b"x"] * 18])),
     Bad("a published file that is none", f"{TRAIN} --set dataset.local_path=data/local.npy", "local_rep", published(5)),
-    Bad("a published file of one table", f"{TRAIN} --set dataset.local_path=data/local.npy", "'local_rep'",
-        published({"adj_matrix": {}})),
-    Bad("a published file without the images", f"{TRAIN} --set dataset.local_path=data/local.npy", "12 of 12 images",
-        published({"local_rep": {}, "adj_matrix": {}})),
-    Bad("a plain array for a published file", f"{TRAIN} --set dataset.local_path=data/local.npy", "local.npy",
-        lambda folder: np.save(folder / "data/local.npy", np.zeros(3))),
+    Bad(
+        "a published file of one table",
+        f"{TRAIN} --set dataset.local_path=data/local.npy",
+        "'local_rep'",
+        published({"adj_matrix": {}}),
+    ),
+    Bad(
+        "a published file without the images",
+        f"{TRAIN} --set dataset.local_path=data/local.npy",
+        "12 of 12 images",
+        published({"local_rep": {}, "adj_matrix": {}}),
+    ),
+    Bad(
+        "a plain array for a published file",
+        f"{TRAIN} --set dataset.local_path=data/local.npy",
+        "local.npy",
+        lambda folder: np.save(folder / "data/local.npy", np.zeros(3)),
+    ),
     Bad("no such detections", LOCAL.replace("data/boxes", "nowhere"), "nowhere"),
     Bad("a detection of seven corners", LOCAL, ".txt, line 1", write("data/boxes/demo_0000.txt", LINE[2:])),
-    Bad("a detection with a word for a number", LOCAL, ".txt, line 2",
-        write("data/boxes/demo_0000.txt", LINE + LINE.replace("9", "x", 1))),
+    Bad(
+        "a detection with a word for a number",
+        LOCAL,
+        ".txt, line 2",
+        write("data/boxes/demo_0000.txt", LINE + LINE.replace("9", "x", 1)),
+    ),
     Bad("an image without detections", LOCAL, "no regions for 1", remove("data/boxes/demo_0000.txt")),
     Bad("detections in UTF-16", LOCAL, "UTF-16", write("data/boxes/demo_0000.txt", LINE.encode("utf-16"))),
-]  # fmt: skip
+]
 
 VOCABULARIES = [
     Bad("vocabulary not there", TRAIN, "vocab.json", remove("vocab.json")),
@@ -428,23 +444,31 @@ CHECKPOINTS = [
     Bad("checkpoint with NaN", SINGLE, "not finite", weights(lambda s: next(iter(s["model"].values())).fill_(np.nan))),
     Bad("checkpoint with words that are none", SINGLE, "words", weights(lambda s: s.update(words=5))),
     Bad("a run is there already", TRAIN, "--resume", trained),
-    Bad("resume of damaged checkpoints", f"{TRAIN} --resume", "no usable checkpoint",
-        both(trained, cut(LAST), lambda f: (f / f"{LAST}.previous").write_bytes(b""))),
+    Bad(
+        "resume of damaged checkpoints",
+        f"{TRAIN} --resume",
+        "no usable checkpoint",
+        both(trained, cut(LAST), lambda f: (f / f"{LAST}.previous").write_bytes(b"")),
+    ),
     Bad("resume with other options", f"{TRAIN} --resume --set optim.lr=0.1", "optim.lr: 0.0005 -> 0.1", trained),
     Bad("resume with another split", f"{TRAIN} --resume", "split.json", trained),
     Bad("resume of a published checkpoint", f"{TRAIN} --resume", "no progress", weights(lambda s: s.pop("progress"))),
     Bad("fine-tuning from nothing", f"{TRAIN} --set optim.resume=nowhere.pth", "nowhere.pth"),
     Bad("ResNet weights not there", f"{TRAIN} --set model.pretrained=nowhere.pth", "nowhere.pth"),
-    Bad("ResNet weights of something else", f"{TRAIN} --set model.pretrained=w.pth", "model.pretrained",
-        saved("w.pth", {"fc.weight": torch.zeros(2)})),
+    Bad(
+        "ResNet weights of something else",
+        f"{TRAIN} --set model.pretrained=w.pth",
+        "model.pretrained",
+        saved("w.pth", {"fc.weight": torch.zeros(2)}),
+    ),
     Bad("skip-thoughts files not there", f"{TRAIN} --set model.seq2vec.pretrained=true", "dictionary.txt"),
-    Bad("the split of a fold not there", f"{SINGLE} --split val", "split.json",
-        both(trained, remove(SPLIT))),
+    Bad("the split of a fold not there", f"{SINGLE} --split val", "split.json", both(trained, remove(SPLIT))),
     Bad("the split of a fold without names", TEST, "split.json", both(trained, write(SPLIT, "[1]"))),
-    Bad("the split of a fold of other images", TEST, "split.json",
-        both(trained, write(SPLIT, '{"val": ["x.png", 7]}'))),
+    Bad(
+        "the split of a fold of other images", TEST, "split.json", both(trained, write(SPLIT, '{"val": ["x.png", 7]}'))
+    ),
     Bad("detector weights of something else", DETECT, "weights.pth", saved("weights.pth", {"model": [1]})),
-]  # fmt: skip
+]
 
 MATRICES = [
     Bad("matrix not there", RERANK, "sims.npy"),
@@ -460,13 +484,20 @@ MATRICES = [
     Bad("matrix whose captions have no image", RERANK, "4 captions do not share 3 images", sims(SIMS)),
     Bad("matrix with too few owners", RERANK, "sims_images.npy", sims(SIMS, [0, 1])),
     Bad("matrix with owners that are not there", RERANK, "image 9", sims(SIMS, [0, 1, 2, 9])),
-    Bad("matrix an archive", RERANK, "archive",
-        lambda folder: np.savez((folder / "sims.npy").open("wb"), a=SIMS)),
-    Bad("figures of damaged results", FIGURES, "results.json",
-        both(lambda folder: (folder / "run").mkdir(), write("run/results.json", '{"folds": 3}'))),
-    Bad("figures of a history that is none", FIGURES, "history.json",
-        both(lambda folder: (folder / "run/0").mkdir(parents=True), write("run/0/history.json", "[]"))),
-]  # fmt: skip
+    Bad("matrix an archive", RERANK, "archive", lambda folder: np.savez((folder / "sims.npy").open("wb"), a=SIMS)),
+    Bad(
+        "figures of damaged results",
+        FIGURES,
+        "results.json",
+        both(lambda folder: (folder / "run").mkdir(), write("run/results.json", '{"folds": 3}')),
+    ),
+    Bad(
+        "figures of a history that is none",
+        FIGURES,
+        "history.json",
+        both(lambda folder: (folder / "run/0").mkdir(parents=True), write("run/0/history.json", "[]")),
+    ),
+]
 
 TABLE = [*OPTIONS, *COMMANDS, *LISTS, *IMAGES, *REGIONS, *VOCABULARIES, *CHECKPOINTS, *MATRICES]
 
@@ -507,8 +538,13 @@ def test_a_gpu_that_is_not_there_is_said(command: str, work, run) -> None:
     check(run(f"{command} --device cuda"), Bad("", "", "--device cuda"), before, listing(work))
 
 
-OWN_PROCESS = ("image not there", "vocab of captions in UTF-16", "checkpoint with a byte turned over",
-               "matrix with NaN", "demo of too few images")  # fmt: skip
+OWN_PROCESS = (
+    "image not there",
+    "vocab of captions in UTF-16",
+    "checkpoint with a byte turned over",
+    "matrix with NaN",
+    "demo of too few images",
+)
 
 
 @pytest.mark.parametrize(

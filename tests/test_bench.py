@@ -27,8 +27,13 @@ from util.errors import InputError, RunError
 from util.lists import read_captions
 
 CPU = torch.device("cpu")
-TINY = ("dataset.batch_size=32", "dataset.batch_size_val=3", "dataset.image_size=32", "model.seq2vec.hidden_dim=24",
-        "model.seq2vec.embedding_dim=12")  # fmt: skip
+TINY = (
+    "dataset.batch_size=32",
+    "dataset.batch_size_val=3",
+    "dataset.image_size=32",
+    "model.seq2vec.hidden_dim=24",
+    "model.seq2vec.embedding_dim=12",
+)
 FIGURES = {"ours", "baseline", "ratio", "spread", "peak_mib"}
 
 

@@ -161,8 +161,10 @@ def test_the_command_gives_means_deviations_intervals_and_the_published_rows(run
     assert score["against"]["folds"] == pytest.approx(np.sqrt(mr.var(axis=1, ddof=1).mean()))
     (pair,) = written["differences"]
     assert (pair["one"], pair["other"]) == ("GaLR", "VSE++") and pair["verdict"].startswith("shown")
-    random = [[recall(*loaded(runs, f"X_{m}_s{s}_{f}"), "random").mr for s in (0, 1) for f in (0, 1)]
-              for m in ("GaLR", "VSE++")]  # fmt: skip
+    random = [
+        [recall(*loaded(runs, f"X_{m}_s{s}_{f}"), "random").mr for s in (0, 1) for f in (0, 1)]
+        for m in ("GaLR", "VSE++")
+    ]
     assert pair["mr"] == pytest.approx(np.mean(random[0]) - np.mean(random[1]))
     assert pair["queries"]["low"] < pair["mr"] < pair["queries"]["high"]
     assert (runs / "runs/X_compare/intervals.png").read_bytes().startswith(b"\x89PNG")
@@ -235,10 +237,12 @@ def change(folder: Path, edit) -> None:
         (lambda folder: shutil.rmtree(folder / "runs/X_VSE++_s1"), "X_VSE++_s1/results.json is not there; train"),
         (lambda folder: (folder / "file/X_GaLR_s0_1.npy").unlink(), "X_GaLR_s0_1.npy is not there"),
         (lambda folder: (folder / "file/X_GaLR_s0_1_gallery.json").unlink(), "X_GaLR_s0_1_gallery.json is not there"),
-        (lambda folder: shutil.copy(folder / "file/X_GaLR_s0_1.npy", folder / "file/X_GaLR_s0_0.npy"),
-         "X_GaLR_s0_0.npy is not what"),
+        (
+            lambda folder: shutil.copy(folder / "file/X_GaLR_s0_1.npy", folder / "file/X_GaLR_s0_0.npy"),
+            "X_GaLR_s0_0.npy is not what",
+        ),
     ],
-)  # fmt: skip
+)
 def test_what_does_not_compare_is_refused_in_one_line_and_nothing_is_written(
     runs, monkeypatch, capsys, damage, message
 ):
@@ -278,8 +282,12 @@ def test_the_script_trains_every_model_with_every_seed_and_compares_them(tmp_pat
     installed = "".join((ROOT / name).read_text() for name in ("requirements.txt", "constraints.txt"))
     (tmp_path / "venv/installed.txt").write_text(installed)
     arguments = "DEMO GaLR GaLR:dataset.local_path=zeros,optim.lr=1e-4 --seeds 2 --set optim.epochs=1 --device cpu"
-    subprocess.run(["bash", "exec/compare.sh", *arguments.split()], check=True, cwd=ROOT,
-                   env=os.environ | {"GALR_VENV": str(tmp_path / "venv")})  # fmt: skip
+    subprocess.run(
+        ["bash", "exec/compare.sh", *arguments.split()],
+        check=True,
+        cwd=ROOT,
+        env=os.environ | {"GALR_VENV": str(tmp_path / "venv")},
+    )
     calls = (tmp_path / "calls").read_text().splitlines()
     train = [call.split() for call in calls if call.startswith("train.py")]
     other = "GaLR-local_path-zeros-lr-1e-4"

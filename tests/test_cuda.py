@@ -31,8 +31,12 @@ from util.transforms import augment, draw_augmentation
 pytestmark = pytest.mark.filterwarnings("ignore:'pin_memory' argument")
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU")
 GPU, CPU = torch.device("cuda"), torch.device("cpu")
-SMALL = ("dataset.batch_size=32", "dataset.image_size=64", "model.seq2vec.hidden_dim=64",
-         "model.seq2vec.embedding_dim=32")  # fmt: skip
+SMALL = (
+    "dataset.batch_size=32",
+    "dataset.image_size=64",
+    "model.seq2vec.hidden_dim=64",
+    "model.seq2vec.embedding_dim=32",
+)
 
 # ---------------------------------------------------------------- without a GPU
 

@@ -116,7 +116,10 @@ def test_subset_keeps_each_images_captions(tmp_path) -> None:
     part = data.subset(split, np.array([2, 0]))
     assert part.images == ["c", "a"]
     assert [(c, part.images[i]) for c, i in zip(part.captions, part.image_of_caption, strict=True)] == [
-        ("a0", "a"), ("c0", "c"), ("a1", "a")]  # fmt: skip
+        ("a0", "a"),
+        ("c0", "c"),
+        ("a1", "a"),
+    ]
 
 
 # ------------------------------------------------------------ folds
@@ -159,7 +162,8 @@ def test_a_list_names_the_validation_images_of_every_fold(tmp_path) -> None:
     write_lists(tmp_path, "train", [f"i{i}.tif" for i in range(6)], [f"caption {i}" for i in range(12)])
     made = folds(tmp_path, ["i4.tif", "i1.jpg"], "k_fold.nums=2")
     assert [fold.names for fold in made] == [
-        {"train": ["i0.tif", "i2.tif", "i3.tif", "i5.tif"], "val": ["i1.tif", "i4.tif"]}] * 2  # fmt: skip
+        {"train": ["i0.tif", "i2.tif", "i3.tif", "i5.tif"], "val": ["i1.tif", "i4.tif"]}
+    ] * 2
     assert made[0].val.captions == ["caption 2", "caption 3", "caption 8", "caption 9"]
     assert made[0].val.image_of_caption.tolist() == [0, 0, 1, 1]
 
@@ -293,9 +297,14 @@ def small(tmp_path) -> tuple:
     write_local(tmp_path / "local.h5", names)
     options = load_options(
         "option/DEMO/DEMO_GaLR.yaml",
-        [f"dataset.data_path={tmp_path}", f"dataset.image_path={tmp_path / 'images'}",
-         f"dataset.local_path={tmp_path / 'local.h5'}", "dataset.batch_size=4", "dataset.image_size=32"],
-    )  # fmt: skip
+        [
+            f"dataset.data_path={tmp_path}",
+            f"dataset.image_path={tmp_path / 'images'}",
+            f"dataset.local_path={tmp_path / 'local.h5'}",
+            "dataset.batch_size=4",
+            "dataset.image_size=32",
+        ],
+    )
     return options, data.read_split(tmp_path, "train")
 
 
@@ -397,8 +406,10 @@ def test_published_npy_and_hdf5_give_the_same_features(tmp_path) -> None:
     names = ["a.x.tif", "b.tif"]
     write_local(tmp_path / "l.h5", names)
     rep, adj = load_local(tmp_path / "l.h5", names)
-    tree = {"local_rep": {f"{stem(n)}.txt": r.tolist() for n, r in zip(names, rep, strict=True)},
-            "adj_matrix": {f"{stem(n)}.txt": a.tolist() for n, a in zip(names, adj, strict=True)}}  # fmt: skip
+    tree = {
+        "local_rep": {f"{stem(n)}.txt": r.tolist() for n, r in zip(names, rep, strict=True)},
+        "adj_matrix": {f"{stem(n)}.txt": a.tolist() for n, a in zip(names, adj, strict=True)},
+    }
     np.save(tmp_path / "l.npy", tree, allow_pickle=True)
     for ours, other in zip(load_local(tmp_path / "l.npy", names), (rep, adj), strict=True):
         assert np.array_equal(ours, other)

@@ -153,8 +153,16 @@ def test_a_published_option_file_trains_and_its_result_can_be_fine_tuned(work, r
     }
     tree["model"]["fusion"] |= {"correct_local_hidden_dim": 512, "supplement_global_hidden_drop": 0.2}
     tree["dataset"]["data_split"] = "train"
-    tree["optim"] = {"epochs": 1, "lr": 0.0002, "lr_decay_param": 0.7, "lr_update_epoch": 20, "grad_clip": "None",
-                     "max_violation": 0, "margin": 0.2, "resume": "None"}  # fmt: skip
+    tree["optim"] = {
+        "epochs": 1,
+        "lr": 0.0002,
+        "lr_decay_param": 0.7,
+        "lr_update_epoch": 20,
+        "grad_clip": "None",
+        "max_violation": 0,
+        "margin": 0.2,
+        "resume": "None",
+    }
     (work / "published.yaml").write_text(yaml.safe_dump(tree))
     assert run("train.py --path_opt published.yaml").status == 0
     best = "checkpoint/tiny/0/GaLR_best.pth.tar"
@@ -183,9 +191,14 @@ def test_a_compiled_model_encodes_alike_and_keeps_the_names_of_its_weights(work,
     words = vocab.load("vocab.json").words
     loaded = load_data(read_split("data", "test"), options, words, torch.device("cpu"), training=False)
     models = [
-        load_model(read_checkpoint(checkpoint), load_options("tiny.yaml", [f"optim.compile={value}"]), words,
-                   torch.device("cpu")) for value in ("false", "true")
-    ]  # fmt: skip
+        load_model(
+            read_checkpoint(checkpoint),
+            load_options("tiny.yaml", [f"optim.compile={value}"]),
+            words,
+            torch.device("cpu"),
+        )
+        for value in ("false", "true")
+    ]
     assert models[0].state_dict().keys() == models[1].state_dict().keys()
     assert np.array_equal(*(encode_split(model, loaded, options) for model in models))
 

@@ -29,8 +29,18 @@ def deep(path: Path, form: str) -> Path:
     if form == "ppm":
         path.write_bytes(b"P6 5 4 65535\n" + pixels.astype(">u2").tobytes())
         return path
-    entries = [(256, 3, 1, 5), (257, 3, 1, 4), (258, 3, 3, 158), (259, 3, 1, 1), (262, 3, 1, 2), (273, 4, 1, 164),
-               (277, 3, 1, 3), (278, 3, 1, 4), (279, 4, 1, pixels.nbytes), (284, 3, 1, 1)]  # fmt: skip
+    entries = [
+        (256, 3, 1, 5),
+        (257, 3, 1, 4),
+        (258, 3, 3, 158),
+        (259, 3, 1, 1),
+        (262, 3, 1, 2),
+        (273, 4, 1, 164),
+        (277, 3, 1, 3),
+        (278, 3, 1, 4),
+        (279, 4, 1, pixels.nbytes),
+        (284, 3, 1, 1),
+    ]
     kinds = {3: "<u2", 4: "<u4"}
     head = b"II*\0" + np.uint32(8).tobytes() + np.uint16(len(entries)).tobytes()
     for tag, kind, count, value in entries:
@@ -177,8 +187,9 @@ def test_images_that_are_cut_short_are_remembered_by_the_cache(work, run) -> Non
 
 @pytest.mark.parametrize("cache", ["ram", "none", "h5"])
 def test_training_names_all_files_of_both_lists_that_are_cut_short_before_it_begins(cache, work, run) -> None:
-    train, test = (list(dict.fromkeys((work / f"data/{split}_filename.txt").read_text().split()))
-                   for split in ("train", "test"))  # fmt: skip
+    train, test = (
+        list(dict.fromkeys((work / f"data/{split}_filename.txt").read_text().split())) for split in ("train", "test")
+    )
     for name in (train[0], train[-1], test[0]):
         shutil.copy(SHORT, work / "data/images" / name)
     outcome = run(f"train.py --path_opt tiny.yaml --set dataset.cache={cache}")

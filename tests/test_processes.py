@@ -142,9 +142,11 @@ def test_a_fault_of_one_process_stops_all_and_any_number_goes_on_to_the_same_end
     stopped = torchrun(2, f"faulty.py {fault} 5 {TRAIN.removeprefix('train.py ')} {saving}", work)
     assert stopped.status != 0
     assert [said in line for line in ours(stopped)] == [True], stopped.err
-    assert f"got signal: {signal.Signals[status].value}" in stopped.err if status.startswith("SIG") else (
-        f"exitcode  : {status} " in stopped.err
-    )  # fmt: skip
+    assert (
+        f"got signal: {signal.Signals[status].value}" in stopped.err
+        if status.startswith("SIG")
+        else (f"exitcode  : {status} " in stopped.err)
+    )
     assert last(work)["Eiters"] == saved
     number = 3 if fault in ("SIGTERM", "nan") else 1
     resumed = torchrun(3, f"{TRAIN} --resume", work) if number == 3 else run_process(f"{TRAIN} --resume", work)

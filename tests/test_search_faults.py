@@ -75,8 +75,13 @@ def test_kills_lose_nothing_and_double_nothing(folder: Path) -> None:
     rng, counts = random.Random(0), []
     for _ in range(KILLS):
         with subprocess.Popen(
-            command_line(command("i.db")), cwd=folder, env=environment(), stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE, text=True) as process:  # fmt: skip
+            command_line(command("i.db")),
+            cwd=folder,
+            env=environment(),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        ) as process:
             started = time.monotonic()
             while not Path("i.db/LOCK").exists() and process.poll() is None and time.monotonic() < started + 60:
                 time.sleep(0.02)
@@ -109,8 +114,13 @@ def test_a_full_disk_is_one_line_and_the_same_command_goes_on(folder: Path) -> N
 
 def test_files_that_vanish_meanwhile_are_counted_and_stop_nothing(folder: Path) -> None:
     with subprocess.Popen(
-        command_line(command("i.db")), cwd=folder, env=environment(), stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE, text=True) as process:  # fmt: skip
+        command_line(command("i.db")),
+        cwd=folder,
+        env=environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
         while not Path("i.db/collections/galr").exists() and process.poll() is None:
             time.sleep(0.02)
         for copy in range(10, COPIES):
@@ -132,8 +142,12 @@ def test_a_folder_that_is_read_only_is_named(folder: Path) -> None:
 
 def test_two_writers_are_kept_apart(folder: Path) -> None:
     with subprocess.Popen(
-        command_line(command("i.db")), cwd=folder, env=environment(), stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL) as process:  # fmt: skip
+        command_line(command("i.db")),
+        cwd=folder,
+        env=environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    ) as process:
         while not Path("i.db/collections/galr").exists() and process.poll() is None:
             time.sleep(0.02)
         second = run_process(command("i.db"), folder)

@@ -170,7 +170,10 @@ def test_scenes_are_indexed_by_windows_with_their_place(
     assert index("--scales 128", "mine", "none").status == 0
     found = rows()
     assert {name: len(of_file) for name, of_file in found.items()} == {
-        "a 'b' \"c\"/größe,{x}%.tif": 24, "far/away.tif": 24, "small.png": 1}  # fmt: skip
+        "a 'b' \"c\"/größe,{x}%.tif": 24,
+        "far/away.tif": 24,
+        "small.png": 1,
+    }
     windows = {record[3:7] for record in found["far/away.tif"]}
     assert (0, 128, 0, 128) in windows and (272, 400, 272, 400) in windows and (64, 192, 64, 192) in windows
 
@@ -282,8 +285,16 @@ def test_hostile_files_are_counted_and_stop_nothing(index: Callable[..., Outcome
         folder / "promises.tif", "w", height=60_000, width=60_000, blockxsize=4096, blockysize=4096, **huge
     ):
         pass
-    with rasterio.open(folder / "one_block.tif", "w", height=9600, width=9600, blockxsize=9600, blockysize=9600,
-                       compress="deflate", **huge | {"sparse_ok": False}) as file:  # fmt: skip
+    with rasterio.open(
+        folder / "one_block.tif",
+        "w",
+        height=9600,
+        width=9600,
+        blockxsize=9600,
+        blockysize=9600,
+        compress="deflate",
+        **huge | {"sparse_ok": False},
+    ) as file:
         file.write(np.zeros((3, 16, 16), np.uint8), window=rasterio.windows.Window(0, 0, 16, 16))
     with rasterio.open(folder / "complex.tif", "w", driver="GTiff", count=1, height=9, width=9, dtype="complex64"):
         pass
@@ -303,7 +314,10 @@ def test_folding_puts_near_duplicates_under_the_best_of_them() -> None:
     hits = [hit(0.9, 0, "a"), hit(0.8, 1, "b"), hit(0.7, 0.01, "a2"), hit(0.6, 1.01, "b2"), hit(0.5, 2, "c")]
     answers = fold_duplicates(hits, 0.99)
     assert [(one.rank, one.record.path, [r.path for r in one.folded]) for one in answers] == [
-        (1, "a", ["a2"]), (2, "b", ["b2"]), (3, "c", [])]  # fmt: skip
+        (1, "a", ["a2"]),
+        (2, "b", ["b2"]),
+        (3, "c", []),
+    ]
     assert [one.record.path for one in fold_duplicates(hits, None)] == ["a", "b", "a2", "b2", "c"]
 
 

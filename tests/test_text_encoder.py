@@ -20,8 +20,14 @@ WORDS = [f"w{i}" for i in range(30)]
 
 
 def skip(rng: np.random.RandomState, hidden: int, prefix: str) -> dict[str, np.ndarray]:
-    shapes = [("W", (620, 2 * hidden)), ("Wx", (620, hidden)), ("U", (hidden, 2 * hidden)), ("Ux", (hidden, hidden)),
-              ("b", (2 * hidden,)), ("bx", (hidden,))]  # fmt: skip
+    shapes = [
+        ("W", (620, 2 * hidden)),
+        ("Wx", (620, hidden)),
+        ("U", (hidden, 2 * hidden)),
+        ("Ux", (hidden, hidden)),
+        ("b", (2 * hidden,)),
+        ("bx", (hidden,)),
+    ]
     arrays = {}
     for key, shape in shapes:
         x = rng.standard_normal(shape)

@@ -148,8 +148,9 @@ def test_a_warm_up_as_long_as_the_run_is_refused() -> None:
 
 
 def test_the_trunk_has_its_own_rate_and_vectors_do_not_decay(work) -> None:
-    options = load_options("tiny.yaml", ["optim.trunk_lr=1e-4", "optim.lr=1e-3", "optim.weight_decay=0.1",
-                                         "optim.loss=infonce"])  # fmt: skip
+    options = load_options(
+        "tiny.yaml", ["optim.trunk_lr=1e-4", "optim.lr=1e-3", "optim.weight_decay=0.1", "optim.loss=infonce"]
+    )
     model, loss_of = make_model(options, load_words(options)), make_loss(options.optim, CPU)
     groups = make_optimizer(model, options.optim, loss_of).param_groups
     trunk = set(model.trunks()[0].parameters())

@@ -215,8 +215,9 @@ def transformer(tmp_path) -> Path:
     folder = tmp_path / "bert"
     transformers.BertTokenizer(str(tmp_path / "vocab.txt")).save_pretrained(folder)
     torch.manual_seed(0)
-    config = transformers.BertConfig(vocab_size=len(words), hidden_size=8, num_hidden_layers=1, num_attention_heads=2,
-                                     intermediate_size=8)  # fmt: skip
+    config = transformers.BertConfig(
+        vocab_size=len(words), hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8
+    )
     transformers.BertModel(config).save_pretrained(folder)
     return folder
 

@@ -48,8 +48,12 @@ FORMS = {
     "of torch.compile": wrapped("_orig_mod."),
     "of both, whichever came first": wrapped("_orig_mod.", "module."),
     "of PyTorch's ImageNet example": lambda state: {
-        "epoch": 90, "arch": "resnet18", "best_acc1": torch.tensor(69.8), "state_dict": wrapped("module.")(state)},
-}  # fmt: skip
+        "epoch": 90,
+        "arch": "resnet18",
+        "best_acc1": torch.tensor(69.8),
+        "state_dict": wrapped("module.")(state),
+    },
+}
 
 
 @pytest.mark.parametrize(("form", "archive"), [*((form, True) for form in FORMS), ("of DataParallel", False)])

@@ -38,8 +38,9 @@ def main() -> None:
     chosen = block_of_each_class(names, arguments.blocks, arguments.block, arguments.per_class)
     with atomic(arguments.out) as temporary:
         temporary.write_text("".join(f"{name}\n" for name in chosen), encoding="utf-8")
-    logger.info(f"{arguments.out}: {len(chosen)} of {len(names)} images; "
-                f"use it with --set dataset.val_list={arguments.out}")  # fmt: skip
+    logger.info(
+        f"{arguments.out}: {len(chosen)} of {len(names)} images; use it with --set dataset.val_list={arguments.out}"
+    )
 
 
 def block_of_each_class(names: list[str], blocks: int, block: int, per_class: int = 0) -> list[str]:

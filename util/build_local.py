@@ -232,11 +232,21 @@ def _parse() -> argparse.Namespace:
     parser.add_argument(
         "--classes", type=Path, help="YOLO-OBB, COCO: class names in index order (default: a classes.txt, or DOTA-v1.0)"
     )
-    parser.add_argument("--class-map", nargs="+", action="extend", default=[], metavar="NAME=CLASS",
-                        help="what other names of classes mean; NAME=none drops them")  # fmt: skip
+    parser.add_argument(
+        "--class-map",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="NAME=CLASS",
+        help="what other names of classes mean; NAME=none drops them",
+    )
     parser.add_argument("--coco-images", type=Path, help="COCO: the JSON file that names images and categories")
-    parser.add_argument("--truncated", choices=get_args(Truncated), default="error",
-                        help="images that are cut short: an error (default), or what is there of them")  # fmt: skip
+    parser.add_argument(
+        "--truncated",
+        choices=get_args(Truncated),
+        default="error",
+        help="images that are cut short: an error (default), or what is there of them",
+    )
     parser.add_argument("--allow-missing", action="store_true", help="images without regions get zeros")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes (default: one per core)")
     default = DreaOptions()

@@ -218,8 +218,12 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--max-size", type=int, help="but the longer side to no more than this")
     parser.add_argument("--batch_size", type=int, default=8, help="images at a time (default 8)")
     parser.add_argument("--workers", type=int, default=2, help="threads that decode images (default 2)")
-    parser.add_argument("--truncated", choices=get_args(Truncated), default="error",
-                        help="images that are cut short: an error (default), or what is there of them")  # fmt: skip
+    parser.add_argument(
+        "--truncated",
+        choices=get_args(Truncated),
+        default="error",
+        help="images that are cut short: an error (default), or what is there of them",
+    )
     parser.add_device()
     arguments = parser.parse_args()
     if not 0 <= arguments.threshold <= 1:

@@ -38,8 +38,9 @@ class Journal:
         if first != head:
             raise InputError(f"{path} is from a run with other weights or options; delete it, or choose another --out")
         try:
-            self._done = {str(key): Done(str(file), list(stamp), result)
-                          for key, file, stamp, result in map(json.loads, lines)}  # fmt: skip
+            self._done = {
+                str(key): Done(str(file), list(stamp), result) for key, file, stamp, result in map(json.loads, lines)
+            }
         except (ValueError, TypeError):
             raise InputError(f"{path} is damaged; delete it and run again") from None
         self._whole = whole + "\n"

@@ -91,8 +91,15 @@ class Size(NamedTuple):
     settings: str
 
 
-SMALL = Size(4, 2, 500, 62, 240, "optim.epochs=1 k_fold.nums=1 k_fold.val_fraction=0.5 dataset.batch_size=4 "
-             "model.seq2vec.embedding_dim=62 model.seq2vec.hidden_dim=240")  # fmt: skip
+SMALL = Size(
+    4,
+    2,
+    500,
+    62,
+    240,
+    "optim.epochs=1 k_fold.nums=1 k_fold.val_fraction=0.5 dataset.batch_size=4 "
+    "model.seq2vec.embedding_dim=62 model.seq2vec.hidden_dim=240",
+)
 FULL = Size(None, None, 930_911, 620, 2400, "optim.epochs=1 k_fold.nums=1 k_fold.val_fraction=0.986")
 
 
@@ -198,22 +205,28 @@ def python_2_table(rows: Iterable[np.ndarray], count: int, kind: str = "<f4") ->
     for i, row in enumerate(rows):
         data = row.astype(kind).tobytes()
         length = b"M" + struct.pack("<H", len(row))
-        yield b"".join((
-            b"(" if i % 1000 == 0 else b"",
-            b"h\x01h\x02K\x00\x85U\x01b\x87Rr" + struct.pack("<I", 7 if i == 0 else 8 + i),
-            b"(K\x01" + (b"K\x01" + length + b"\x86" if i % 3 == 1 else length + b"\x85"),
-            number if i == 0 else b"h\x08",
-            b"\x89T" + struct.pack("<I", len(data)) + data + b"tb",
-            b"e" if i % 1000 == 999 or i == count - 1 else b"",
-        ))  # fmt: skip
+        yield b"".join(
+            (
+                b"(" if i % 1000 == 0 else b"",
+                b"h\x01h\x02K\x00\x85U\x01b\x87Rr" + struct.pack("<I", 7 if i == 0 else 8 + i),
+                b"(K\x01" + (b"K\x01" + length + b"\x86" if i % 3 == 1 else length + b"\x85"),
+                number if i == 0 else b"h\x08",
+                b"\x89T" + struct.pack("<I", len(data)) + data + b"tb",
+                b"e" if i % 1000 == 999 or i == count - 1 else b"",
+            )
+        )
     yield b"tb."
 
 
 def main() -> None:
     parser = Parser(prog="python -m util.make_rehearsal", description="Stand-ins of the published run's files.")
     parser.add_argument("--out", type=Path, required=True, help="new folder to write")
-    parser.add_argument("--lists", type=Path, default=Path("data/rsitmd_precomp"),
-                        help="folder of RSITMD's captions and lists (default data/rsitmd_precomp)")  # fmt: skip
+    parser.add_argument(
+        "--lists",
+        type=Path,
+        default=Path("data/rsitmd_precomp"),
+        help="folder of RSITMD's captions and lists (default data/rsitmd_precomp)",
+    )
     parser.add_argument(
         "--full", action="store_true", help="in the real size: 4743 pictures, tables of 2.3 GB; 6 GB in all"
     )

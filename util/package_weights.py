@@ -27,8 +27,14 @@ logger = logging.getLogger("galr")
 
 OUTSIDE = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"}
 SEPARABLE = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
-INVERTED = {"_expand_conv": "conv_pw", "_bn0": "bn1", "_depthwise_conv": "conv_dw", "_bn1": "bn2",
-            "_project_conv": "conv_pwl", "_bn2": "bn3"}  # fmt: skip
+INVERTED = {
+    "_expand_conv": "conv_pw",
+    "_bn0": "bn1",
+    "_depthwise_conv": "conv_dw",
+    "_bn1": "bn2",
+    "_project_conv": "conv_pwl",
+    "_bn2": "bn3",
+}
 
 
 def main() -> None:
@@ -41,8 +47,10 @@ def main() -> None:
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     with atomic(arguments.out) as temporary:
         torch.save(state, temporary)
-    logger.info(f"{arguments.out}: use it with --set model.trunk=tf_efficientnet_{arguments.net} "
-                f"model.pretrained={arguments.out}")  # fmt: skip
+    logger.info(
+        f"{arguments.out}: use it with --set model.trunk=tf_efficientnet_{arguments.net} "
+        f"model.pretrained={arguments.out}"
+    )
 
 
 def packaged_file(net: str) -> Path:

@@ -22,9 +22,22 @@ from util.files import read_json
 logger = logging.getLogger("galr")
 
 # Options that may change on --resume: they move no number of the run.
-FREE = {"dataset.workers", "dataset.cache", "dataset.image_path", "dataset.data_path", "dataset.vocab_path",
-        "dataset.val_list", "dataset.truncated", "dataset.batch_size_val", "logs.save_steps", "logs.ckpt_save_path",
-        "logs.logger_name", "logs.matrices", "k_fold.current_num", "model.seq2vec.dir_st"}  # fmt: skip
+FREE = {
+    "dataset.workers",
+    "dataset.cache",
+    "dataset.image_path",
+    "dataset.data_path",
+    "dataset.vocab_path",
+    "dataset.val_list",
+    "dataset.truncated",
+    "dataset.batch_size_val",
+    "logs.save_steps",
+    "logs.ckpt_save_path",
+    "logs.logger_name",
+    "logs.matrices",
+    "k_fold.current_num",
+    "model.seq2vec.dir_st",
+}
 
 
 @dataclass

@@ -171,8 +171,14 @@ def _kept(places: list[Path], shape: tuple[int, int]) -> np.ndarray | None:
 
 def gru_shapes(size: int, hidden: int) -> dict[str, tuple[int, ...]]:
     """skip-thoughts stores x W with reset and update gate side by side, and the candidate apart (`x`)."""
-    return {"W": (size, 2 * hidden), "Wx": (size, hidden), "U": (hidden, 2 * hidden), "Ux": (hidden, hidden),
-            "b": (2 * hidden,), "bx": (hidden,)}  # fmt: skip
+    return {
+        "W": (size, 2 * hidden),
+        "Wx": (size, hidden),
+        "U": (hidden, 2 * hidden),
+        "Ux": (hidden, hidden),
+        "b": (2 * hidden,),
+        "bx": (hidden,),
+    }
 
 
 def _fill(gru: GRU, arrays: dict[str, np.ndarray], prefix: str, folder: Path) -> None:

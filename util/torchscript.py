@@ -12,10 +12,18 @@ from torch import Tensor
 
 from util.errors import InputError
 
-TYPES = {"FloatStorage": torch.float32, "HalfStorage": torch.float16, "BFloat16Storage": torch.bfloat16,
-         "DoubleStorage": torch.float64, "LongStorage": torch.int64, "IntStorage": torch.int32,
-         "ShortStorage": torch.int16, "CharStorage": torch.int8, "ByteStorage": torch.uint8,
-         "BoolStorage": torch.bool}  # fmt: skip
+TYPES = {
+    "FloatStorage": torch.float32,
+    "HalfStorage": torch.float16,
+    "BFloat16Storage": torch.bfloat16,
+    "DoubleStorage": torch.float64,
+    "LongStorage": torch.int64,
+    "IntStorage": torch.int32,
+    "ShortStorage": torch.int16,
+    "CharStorage": torch.int8,
+    "ByteStorage": torch.uint8,
+    "BoolStorage": torch.bool,
+}
 DEEPEST = 100  # modules within modules
 
 

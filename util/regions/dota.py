@@ -56,8 +56,10 @@ def dota_result_row(line: str, class_name: str, coordinates: int | None = None) 
         coordinates = found
     elif found not in (None, coordinates) and all(map(is_number, words[1:])) and 0 <= float(words[1]) <= 1:
         task = {8: "Task1", 4: "Task2"}
-        raise ValueError(f"{found} coordinates in a {task[coordinates]} file, which has {coordinates} (name the file "
-                         f"{task[found]}_... if these are right)")  # fmt: skip
+        raise ValueError(
+            f"{found} coordinates in a {task[coordinates]} file, which has {coordinates} (name the file "
+            f"{task[found]}_... if these are right)"
+        )
     words = line.rsplit(maxsplit=coordinates + 1) if coordinates else []
     if coordinates is None or len(words) != coordinates + 2:
         raise ValueError(f"image, score and {coordinates or '8 or 4'} coordinates are needed")

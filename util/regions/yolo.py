@@ -20,8 +20,10 @@ def yolo_obb_row(line: str, classes: list[str]) -> Row:
     if len(words) == 11 and not re.fullmatch("[0-9]+", words[10]):
         raise ValueError(f"the last column is {quoted(words[10])}; the number of a track would be a whole one")
     if re.fullmatch("[0-9]+", words[9]) and int(words[9]) > 1:
-        raise ValueError(f"the confidence is {words[9]}; this looks like the number of a track, and no confidence "
-                         "(Ultralytics writes it with save_conf=True)")  # fmt: skip
+        raise ValueError(
+            f"the confidence is {words[9]}; this looks like the number of a track, and no confidence "
+            "(Ultralytics writes it with save_conf=True)"
+        )
     *corners, confidence = numbers(words[1:10])
     far = [not -1 <= value <= 2 for value in corners]
     if sum(far) > 4:  # one corner may lie far out: a detector's slip, which is clipped
