@@ -159,7 +159,8 @@ def _statistics(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     From each process's own, which loses nothing to a large mean: var = sum n_i (var_i + (mean_i - mean)^2) / n.
     """
     var, mean = torch.var_mean(x.float(), [0, *range(2, x.ndim)], correction=0)
-    own = torch.cat((mean, var, mean.new_tensor([x.numel() // x.shape[1]]))).double()
+    count = mean.new_full((1,), x.numel() // x.shape[1], dtype=torch.float64)
+    own = torch.cat((mean.double(), var.double(), count))
     everyone = own.new_empty(dist.get_world_size() * len(own))
     dist.all_gather_into_tensor(everyone, own)
     means, variances, counts = everyone.view(-1, len(own)).split((len(mean), len(mean), 1), dim=1)
