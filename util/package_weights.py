@@ -14,11 +14,10 @@ import logging
 import re
 from pathlib import Path
 
-import timm
 import torch
 from torch import Tensor, nn
 
-from util.errors import InputError
+from util.errors import InputError, not_installed
 from util.files import atomic, check_writable_file
 from util.torch_files import load_torch
 from utils import Parser, run_command
@@ -67,6 +66,8 @@ def packaged_file(net: str) -> Path:
 
 def timm_names(state: dict[str, Tensor], net: str) -> dict[str, Tensor]:
     """The state dict of `efficientnet-lite-pytorch` under timm's names, in timm's order."""
+    with not_installed("the names of timm"):
+        import timm
     model = timm.create_model(f"tf_efficientnet_{net}")
     blocks = [
         (f"blocks.{stage}.{place}", block) for stage, row in enumerate(model.blocks) for place, block in enumerate(row)
