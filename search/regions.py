@@ -13,7 +13,8 @@ from search.local import DETECTOR, LocalRules
 from util.errors import InputError
 from util.regions.classes import parse_class_map
 from util.regions.detections import to_regions
-from util.regions.formats import FORMATS, read_detections
+from util.regions.formats import read_detections
+from util.regions.options import add_detector_options
 from utils import Parser
 
 NONE = "none"
@@ -22,17 +23,7 @@ NONE = "none"
 def add_region_options(parser: Parser) -> None:
     """What names a detector's files."""
     parser.add_argument("--regions", help="a detector's files for the images, or the word none: no regions")
-    parser.add_argument("--format", choices=("auto", *FORMATS), default="auto", help="of --regions (default: auto)")
-    parser.add_argument("--classes", type=Path, help="of --regions in YOLO-OBB: class names in index order")
-    parser.add_argument(
-        "--class-map",
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="NAME=CLASS",
-        help="of --regions: what other names of classes mean; NAME=none drops them",
-    )
-    parser.add_argument("--coco-images", type=Path, help="of --regions in COCO: the JSON file that names the images")
+    add_detector_options(parser)
 
 
 def check_regions_given(rules: LocalRules, arguments: argparse.Namespace) -> None:

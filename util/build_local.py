@@ -32,7 +32,8 @@ from util.names import unique_keys
 from util.progress import Bar
 from util.regions.classes import parse_class_map
 from util.regions.detections import to_regions
-from util.regions.formats import FORMATS, read_detections
+from util.regions.formats import read_detections
+from util.regions.options import add_detector_options
 from utils import Parser, run_command
 
 logger = logging.getLogger("galr")
@@ -228,19 +229,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, required=True, help="the HDF5 file to write")
     parser.add_argument("--published", type=Path, help="also write the layout of the released files (.npy)")
     parser.add_argument("--preview", type=int, default=0, metavar="N", help="draw N images, on PNG sheets beside --out")
-    parser.add_argument("--format", choices=("auto", *FORMATS), default="auto", help="default: told from the content")
-    parser.add_argument(
-        "--classes", type=Path, help="YOLO-OBB, COCO: class names in index order (default: a classes.txt, or DOTA-v1.0)"
-    )
-    parser.add_argument(
-        "--class-map",
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="NAME=CLASS",
-        help="what other names of classes mean; NAME=none drops them",
-    )
-    parser.add_argument("--coco-images", type=Path, help="COCO: the JSON file that names images and categories")
+    add_detector_options(parser)
     parser.add_argument(
         "--truncated",
         choices=get_args(Truncated),
