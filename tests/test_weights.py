@@ -53,6 +53,13 @@ FORMS = {
         "best_acc1": torch.tensor(69.8),
         "state_dict": wrapped("module.")(state),
     },
+    "of GaLR, trained here": lambda state: {
+        "epoch": 3,
+        "model": wrapped("global_branch.", "trunk.net.")(state) | {"global_branch.solo.weight": torch.zeros(8, 512)},
+    },
+    "of VSE++, trained here": lambda state: {
+        "model": wrapped("trunk.net.")(state) | {"image_out.bias": torch.zeros(8)}
+    },
 }
 
 

@@ -17,13 +17,15 @@ from util.torch_files import load_safetensors, load_torch, weights_of
 
 RESNET_URL = torchvision.models.ResNet18_Weights.IMAGENET1K_V1.url
 WHAT = "weights of the trunk (model.pretrained)"
+OURS = "trunk.net."  # in the names of a checkpoint of train.py, before the library's
 
 
 def load_trunk(trunk: Trunk, pretrained: str) -> None:
     """`pretrained`: imagenet (downloaded once by torchvision or timm), none, or the path of a state dict.
 
     A file may lack the classifier, or have one of another data set's classes; it may hold its weights under `model` or
-    `state_dict`. Raises InputError where weights cannot be had or do not fit.
+    `state_dict`. Of a checkpoint of train.py, of whatever data set, the trunk is taken.
+    Raises InputError where weights cannot be had or do not fit.
     """
     if pretrained == "none":
         return
@@ -69,6 +71,7 @@ def _timm_weights(trunk: TimmTrunk) -> dict[str, Tensor]:
 
 
 def _file(path: str) -> dict[str, Tensor] | None:
-    if Path(path).suffix == ".safetensors":
-        return load_safetensors(path, WHAT)
-    return weights_of(load_torch(path, WHAT))
+    """A state dict in the library's names; of a checkpoint of train.py what belongs to its trunk."""
+    state = load_safetensors(path, WHAT) if Path(path).suffix == ".safetensors" else weights_of(load_torch(path, WHAT))
+    of_trunk = {name.partition(OURS)[2]: tensor for name, tensor in (state or {}).items() if OURS in name}
+    return of_trunk or state
