@@ -106,16 +106,17 @@ def fold_rows(images: int, k_fold: KFold, fold: int) -> tuple[np.ndarray, np.nda
     return np.flatnonzero(~chosen), np.flatnonzero(chosen)
 
 
-def listed_rows(split: Split, options: Dataset) -> tuple[np.ndarray, np.ndarray]:
+def listed_rows(split: Split, options: Dataset, fold: int) -> tuple[np.ndarray, np.ndarray]:
     """Rows of the train and of the validation images where `dataset.val_list` names the latter, each in rising order.
 
     Raises InputError for names that are not in the train list, and where either part is empty.
     """
-    named = validation_names(Path(options.val_list), read_names(options.data_path, "train"))
+    path = Path(options.val_list.replace("{fold}", str(fold)))
+    named = validation_names(path, read_names(options.data_path, "train"))
     chosen = np.isin(split.images, named)  # without those whose captions are all blank
     if chosen.all() or not chosen.any():
         empty = "train" if chosen.all() else "validation"
-        raise InputError(f"dataset.val_list {options.val_list} leaves no {empty} image")
+        raise InputError(f"dataset.val_list {path} leaves no {empty} image")
     return np.flatnonzero(~chosen), np.flatnonzero(chosen)
 
 
@@ -143,10 +144,12 @@ def make_folds(options: Options, only: int | None) -> list[Fold]:
         raise InputError(f"--fold {only}: k_fold.nums is {k_fold.nums}, so folds go from 0 to {k_fold.nums - 1}")
     split = read_split(options.dataset.data_path, "train")
     warn_of_shared_images(options.dataset.data_path)
-    listed = listed_rows(split, options.dataset) if options.dataset.val_list else None
     folds = []
     for number in range(k_fold.current_num, k_fold.nums) if only is None else [only]:
-        train, val = listed or fold_rows(len(split.images), k_fold, number)
+        if options.dataset.val_list:
+            train, val = listed_rows(split, options.dataset, number)
+        else:
+            train, val = fold_rows(len(split.images), k_fold, number)
         pairs = int(np.isin(split.image_of_caption, train).sum())
         samples, kind = (len(train), "images") if options.dataset.captions_per_image else (pairs, "pairs")
         if options.dataset.image_size == 32 and samples % options.dataset.batch_size == 1:  # f4 is one pixel a channel

@@ -44,7 +44,8 @@ class Dataset(Section):
 
     `augment`: rotations of 0-90 degrees, as published, or quarter turns and mirror images. `captions_per_image`: 0 for
     batches of pairs, as published; K for batches of `batch_size` images, each with K of its captions.
-    `val_list`: a file that names the validation images, which are taken out of the train list; absent: random folds.
+    `val_list`: a file that names the validation images, which are taken out of the train list; `{fold}` in its name
+    stands for the fold's number. Absent: random folds.
     `truncated`: image files that are cut short are an error, or what is there is decoded.
     """
 
@@ -81,8 +82,8 @@ class Logs(Section):
 class KFold(Section):
     """`shuffle`: nums independent shuffles, as released; `disjoint`: real folds. `seed`: of the split alone.
 
-    `val_fraction` is of `shuffle`; a disjoint fold validates on 1 / nums of the images. With `dataset.val_list` every
-    fold has the same split, and the folds are runs of other random weights and order.
+    `val_fraction` is of `shuffle`; a disjoint fold validates on 1 / nums of the images. Where `dataset.val_list` is one
+    file, every fold has its split, and the folds are runs of other random weights and order.
     """
 
     experiment_name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]

@@ -168,6 +168,17 @@ def test_a_list_names_the_validation_images_of_every_fold(tmp_path) -> None:
     assert made[0].val.image_of_caption.tolist() == [0, 0, 1, 1]
 
 
+def test_every_fold_may_have_a_list_of_its_own(tmp_path) -> None:
+    write_lists(tmp_path, "train", [f"i{i}.tif" for i in range(4)], [f"caption {i}" for i in range(4)])
+    for fold in range(2):
+        (tmp_path / f"val_{fold}.txt").write_text(f"i{fold}.tif\n")
+    keys = [f"dataset.data_path={tmp_path}", f"dataset.val_list={tmp_path}/val_{{fold}}.txt", "k_fold.nums=2"]
+    made = data.make_folds(load_options("option/DEMO/DEMO_GaLR.yaml", keys), None)
+    assert [fold.val.images for fold in made] == [["i0.tif"], ["i1.tif"]]
+    with pytest.raises(InputError, match=r"val_2\.txt"):
+        data.make_folds(load_options("option/DEMO/DEMO_GaLR.yaml", [*keys, "k_fold.nums=3"]), None)
+
+
 def test_listed_validation_images_without_captions_are_passed_over(tmp_path) -> None:
     write_lists(tmp_path, "train", ["a.tif", "b.tif", "c.tif"], ["x", "", "z"])
     assert folds(tmp_path, ["b.tif", "c.tif"])[0].names == {"train": ["a.tif"], "val": ["c.tif"]}
