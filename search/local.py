@@ -44,8 +44,10 @@ class LocalRules:
         return found.nodes, enhanced_adjacency(found.nodes, found.multiplicity, self.drea)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
+        """Plain values, the same before and after JSON."""
         table = asdict(self)
+        if self.proposals:
+            table["proposals"]["shrink"] = list(self.proposals.shrink)
         if self.prototypes:
             table["prototypes"] = {name: part.tolist() for name, part in self.prototypes._asdict().items()}
         return table

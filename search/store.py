@@ -96,7 +96,7 @@ class Mark:
         names = {
             "sha256": "checkpoint",
             "words": "vocabulary",
-            "rules": "rules of local features",
+            "rules": "rule of local features",
             "scales": "--scales",
             "bands": "--bands",
             "stretch": "--stretch",

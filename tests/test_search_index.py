@@ -199,7 +199,7 @@ def test_a_detectors_regions_go_to_the_window_that_their_centre_lies_in() -> Non
 
 
 def test_local_features_of_a_new_image_are_made_by_the_training_files_rules(
-    run: Callable[[str], Outcome], work: Path
+    run: Callable[[str], Outcome], work: Path, checkpoint: Path
 ) -> None:
     (work / "lists").mkdir()
     (work / "lists/train_filename.txt").write_text("demo_0003.png\ndemo_0004.png\n")
@@ -207,13 +207,19 @@ def test_local_features_of_a_new_image_are_made_by_the_training_files_rules(
     build = "-m util.build_local --data_path lists --image_path data/images --regions proposals --workers 1 "
     assert run(build + "--out proposed.h5 --similarity box --distance-scale 0.3").status == 0
     rules = read_rules("proposed.h5")
-    assert LocalRules.from_dict(json.loads(json.dumps(rules.to_dict()))).digest() == rules.digest()
+    again = json.loads(json.dumps(rules.to_dict()))
+    assert again == rules.to_dict() and LocalRules.from_dict(again).digest() == rules.digest()
     rep, adj = load_local("proposed.h5", ["demo_0003.png", "demo_0004.png"])
     for i, name in enumerate(("demo_0003", "demo_0004")):
         made = rules.features(open_image(f"data/images/{name}.png"))
         np.testing.assert_array_equal(made[0], rep[i])
         np.testing.assert_array_equal(made[1], adj[i])
     assert rep.any()
+
+    index = f"-m search.index --path_opt tiny.yaml --resume {checkpoint} --images data/images --out i.db --device cpu "
+    index += "--workers 0 --add --set dataset.local_path=proposed.h5"
+    assert "20 files new" in run(index).out
+    assert "0 files new or changed, 0 gone" in run(index).out  # an index knows its own rules again
 
 
 def test_a_detectors_model_asks_for_regions(run: Callable[[str], Outcome], work: Path, checkpoint: Path) -> None:
