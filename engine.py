@@ -290,7 +290,7 @@ def warn_of_other_options(checkpoint: dict[str, Any], options: Options) -> None:
             _warn_of_change(f"model.{key}", str(trained), str(now), {"True", "False", "last", "mean"})
     with contextlib.suppress(KeyError, TypeError, AttributeError):
         trained, now = checkpoint["options"]["dataset"]["local_path"], options.local_path
-        if isinstance(trained, str) and (trained == "zeros") != (now == "zeros"):
+        if options.model.reads_local and isinstance(trained, str) and (trained == "zeros") != (now == "zeros"):
             _warn_of_change("dataset.local_path", trained, now, {trained})
 
 

@@ -93,6 +93,9 @@ def test_every_row_of_the_script_changes_the_model_and_is_by_itself_a_model_that
     assert len(weights) == 1 + len(ROWS)
     refused = run(f"test_single.py --path_opt tiny.yaml --resume checkpoint/{row}/0/GaLR_best.pth.tar")
     assert refused.status == 2 and "do not fit this model" in refused.message
+    best = "--resume checkpoint/no_local/0/GaLR_best.pth.tar --device cpu"
+    scored = run(f"test_single.py --path_opt tiny.yaml {best} --set {ROWS['no_local']} dataset.local_path=gone.h5")
+    assert scored.status == 0 and "is now scored with" not in scored.err  # local features that no part reads
 
 
 @pytest.mark.parametrize("part", ["local_branch", "mvsa"])
