@@ -33,7 +33,7 @@ def measured(make: Callable[..., Callable[[], Any]], *arguments: Any, times: int
     """
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe(duplex=False)
-    process = context.Process(target=_work, args=(theirs, make, arguments, times), daemon=True)
+    process = context.Process(target=_work, args=(theirs, make, arguments, times))  # no daemon: loaders have children
     process.start()
     theirs.close()
     try:

@@ -152,10 +152,16 @@ def _tells_its_process():
     return lambda: (next(calls), multiprocessing.parent_process().pid)
 
 
+def _has_a_child():
+    loader = torch.utils.data.DataLoader(range(3), batch_size=1, num_workers=1)
+    return lambda: [int(batch) for batch in loader]
+
+
 def test_a_side_works_in_a_whole_process_of_its_own_and_its_failure_is_one_line():
     outcome = measured(_tells_its_process, times=3)
     assert outcome.answer == (3, multiprocessing.current_process().pid) and 0 < outcome.seconds < 60
     assert outcome.peak_mib > 1
+    assert measured(_has_a_child).answer == [0, 1, 2]  # as the baseline's loader has
     assert not multiprocessing.active_children()  # nothing of a side is alive while the next one works
     with pytest.raises(RunError, match="no such thing"):
         measured(_fails)
