@@ -350,3 +350,24 @@ def test_every_model_whose_similarity_is_a_cosine_encodes(tmp_path: Path, model:
         return
     encoder = load_encoder(options, tmp_path / "model.pth.tar", torch.device("cpu"))
     np.testing.assert_allclose(np.linalg.norm(encoder.sentences(["a plane", "two roads"]), axis=1), 1, atol=1e-5)
+
+
+def test_clip_indexes_and_answers_with_its_own_tokenizer(run: Callable[[str], Outcome], work: Path) -> None:
+    pytest.importorskip("open_clip", reason="pip install -r requirements-models.txt")
+    from tests.test_clip import arch_in
+
+    keys = f"model.clip.arch={arch_in(work / 'arch', 'vit')} model.clip.weights=none dataset.image_size=64"
+    keys += " dataset.data_path=data dataset.image_path=data/images optim.precision=fp32"
+    torch.manual_seed(0)
+    model = build_model(load_options(ROOT / "option/UCM/UCM_CLIP.yaml", keys.split()), ()).eval()
+    torch.save({"model": model.state_dict(), "words": []}, "clip.pth.tar")
+    options = f"--path_opt {ROOT}/option/UCM/UCM_CLIP.yaml --resume clip.pth.tar --device cpu"
+    made = run(f"-m search.index {options} --images data/images --out clip.db --workers 0 --set {keys}")
+    assert made.status == 0 and "20 files new" in made.out, made.err
+    answers = json.loads(run(f"-m search.query --index clip.db --text '{SENTENCE}' --top 3 --json --device cpu").out)
+    with torch.no_grad():
+        ids, lengths = encode_captions([SENTENCE], load_options(ROOT / "option/UCM/UCM_CLIP.yaml", keys.split()), ())
+        sentence = torch.nn.functional.normalize(model.encode_text(ids, lengths))[0].numpy()
+    with open_index("clip.db") as opened:
+        scores = sorted((float(vector @ sentence) for _, vector in opened.vectors()), reverse=True)
+    assert [one["score"] for one in answers] == pytest.approx(scores[:3], abs=1e-5)
