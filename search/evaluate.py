@@ -19,8 +19,9 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, TypeAdapter, Val
 from option.schema import load_options
 from search.encoder import LONGEST, load_encoder
 from search.local import read_rules
-from search.localise import add_scene_options, check_scene_options, encode_scene
+from search.localise import encode_scene
 from search.metrics import SeloScores, discrete_attention, region_mask, selo_scores
+from search.options import add_scene_options, check_scene_options
 from search.pictures import picture_size
 from search.rasters import open_scene, raster_rules
 from search.regions import check_regions_given, given_regions

@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import logging
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -22,9 +21,10 @@ import numpy as np
 from option.schema import load_options
 from search.encoder import Encoder, load_encoder
 from search.local import LocalRules, read_rules
+from search.options import add_scene_options, check_scene_options
 from search.pictures import BATCH, SCALES, Pictures, find_files, picture_size, records_of
-from search.rasters import RasterRules, add_raster_rules, check_scales, raster_rules
-from search.regions import add_region_options, check_regions_given, given_regions
+from search.rasters import RasterRules, raster_rules
+from search.regions import check_regions_given, given_regions
 from search.store import Index, Mark, Record, open_index, read_mark
 from util.errors import InputError
 from util.files import atomic, check_writable_file, some
@@ -206,28 +206,14 @@ def _parse() -> argparse.Namespace:
         help="a folder NAME.db, or the address of a Milvus server (http://HOST:PORT)",
     )
     parser.add_argument("--add", action="store_true", help="bring an index up to date: new, changed and gone files")
-    add_region_options(parser)
-    parser.add_argument(
-        "--scales",
-        nargs="+",
-        type=int,
-        default=list(SCALES),
-        metavar="PIXELS",
-        help="windows of scenes: what is longer than two of the largest (default 512)",
-    )
-    add_raster_rules(parser)
-    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="loader processes (default: one per core)")
+    add_scene_options(parser, SCALES, "windows of scenes: what is longer than two of the largest (default 512)")
     parser.add_argument("--export", metavar="FILE.parquet", help="write paths, records and vectors of an index")
-    parser.add_device()
     arguments = parser.parse_args()
     if not arguments.export:
         for name in ("path_opt", "resume", "images"):
             if getattr(arguments, name) is None:
                 raise InputError(f"--{name} is missing (see python -m search.index --help)")
-    check_scales(arguments.scales)
-    raster_rules(arguments)
-    if arguments.workers < 0:
-        raise InputError("--workers must be at least 0")
+    check_scene_options(arguments)
     return arguments
 
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,10 +29,11 @@ from layers.drea import Regions
 from option.schema import load_options
 from search.encoder import Encoder, check_sentence, load_encoder
 from search.local import LocalRules, read_rules
+from search.options import add_scene_options, check_scene_options
 from search.pictures import BATCH, Pictures, picture_size
 from search.query import note_unknown_words
-from search.rasters import RasterRules, add_raster_rules, check_scales, open_scene, raster_rules
-from search.regions import add_region_options, check_regions_given, given_regions
+from search.rasters import RasterRules, open_scene, raster_rules
+from search.regions import check_regions_given, given_regions
 from search.store import Record
 from search.windows import SCALES, selo_map, selo_windows
 from util.errors import InputError
@@ -192,30 +192,6 @@ def _parse() -> argparse.Namespace:
         raise InputError(f"--threshold {arguments.threshold:g}: above 0, up to 1")
     check_writable_file(arguments.out)
     return arguments
-
-
-def add_scene_options(parser: Parser) -> None:
-    """What tells how scenes are cut, read and encoded."""
-    parser.add_argument(
-        "--scales",
-        nargs="+",
-        type=int,
-        default=list(SCALES),
-        metavar="PIXELS",
-        help="sides of the windows (default 256 512 768, as published)",
-    )
-    add_raster_rules(parser)
-    add_region_options(parser)
-    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="loader processes (default: one per core)")
-    parser.add_device()
-
-
-def check_scene_options(arguments: argparse.Namespace) -> None:
-    """Raise InputError for values that cannot be."""
-    check_scales(arguments.scales)
-    raster_rules(arguments)
-    if arguments.workers < 0:
-        raise InputError("--workers must be at least 0")
 
 
 if __name__ == "__main__":

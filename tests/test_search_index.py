@@ -359,14 +359,15 @@ def test_clip_indexes_and_answers_with_its_own_tokenizer(run: Callable[[str], Ou
     keys = f"model.clip.arch={arch_in(work / 'arch', 'vit')} model.clip.weights=none dataset.image_size=64"
     keys += " dataset.data_path=data dataset.image_path=data/images optim.precision=fp32"
     torch.manual_seed(0)
-    model = build_model(load_options(ROOT / "option/UCM/UCM_CLIP.yaml", keys.split()), ()).eval()
+    options = load_options(ROOT / "option/UCM/UCM_CLIP.yaml", keys.split())
+    model = build_model(options, ()).eval()
     torch.save({"model": model.state_dict(), "words": []}, "clip.pth.tar")
-    options = f"--path_opt {ROOT}/option/UCM/UCM_CLIP.yaml --resume clip.pth.tar --device cpu"
-    made = run(f"-m search.index {options} --images data/images --out clip.db --workers 0 --set {keys}")
+    given = f"--path_opt {ROOT}/option/UCM/UCM_CLIP.yaml --resume clip.pth.tar --device cpu"
+    made = run(f"-m search.index {given} --images data/images --out clip.db --workers 0 --set {keys}")
     assert made.status == 0 and "20 files new" in made.out, made.err
     answers = json.loads(run(f"-m search.query --index clip.db --text '{SENTENCE}' --top 3 --json --device cpu").out)
     with torch.no_grad():
-        ids, lengths = encode_captions([SENTENCE], load_options(ROOT / "option/UCM/UCM_CLIP.yaml", keys.split()), ())
+        ids, lengths = encode_captions([SENTENCE], options, ())
         sentence = torch.nn.functional.normalize(model.encode_text(ids, lengths))[0].numpy()
     with open_index("clip.db") as opened:
         scores = sorted((float(vector @ sentence) for _, vector in opened.vectors()), reverse=True)
