@@ -28,7 +28,7 @@ from util.lists import read_names, read_pairs, validation_names, warn_of_shared_
 from util.local_features import load_local
 from util.pixels import Pixels, open_pixels
 from util.sampling import SameCaptions, epoch_rows
-from util.transforms import Augmentation, augment, draw_augmentation, normalise, resize_size
+from util.transforms import augment, draw_augmentation, normalise, resize_size
 
 logger = logging.getLogger("galr")
 
@@ -262,17 +262,15 @@ def pair_count(data: Data, options: Dataset) -> int:
 
 def train_batches(data: Data, options: Options, fold: int, epoch: int, first: int = 0) -> Iterator[Batch]:
     """The batches of an epoch from batch `first` on; of several processes, this one's part of each."""
-    image_size, kind = options.dataset.image_size, options.dataset.augment
+    image_size, kind, smallest = options.dataset.image_size, options.dataset.augment, options.dataset.smallest_crop
     owner, same, device = data.image_of_caption.numpy(), data.same, data.token_ids.device
     rows = epoch_rows(owner, same.code, options.dataset, random_stream(ORDER, options.seed, fold, epoch))[first:]
     parts = [parts_of(len(whole.images), len(whole.captions)) for whole in rows]
     image_rows = [whole.images[part.rows] for whole, (part, _) in zip(rows, parts, strict=True)]
     batches = zip(rows, parts, data.pixels.batches(image_rows, device), strict=True)
     for step, ((images, captions, *pairs), (of_images, of_captions), (pixels, places)) in enumerate(batches, first):
-        drawn = draw_augmentation(
-            random_stream(AUGMENT, options.seed, fold, epoch, step), len(images), image_size, kind
-        )
-        drawn = Augmentation(*(array[of_images.rows] for array in drawn))
+        rng = random_stream(AUGMENT, options.seed, fold, epoch, step)
+        drawn = draw_augmentation(rng, len(images), image_size, kind, smallest).part(of_images.rows)
         positive = same.positive(images, captions)
         captions = torch.from_numpy(captions)
         lengths = data.lengths[captions]

@@ -42,8 +42,9 @@ class Dataset(Section):
     """`local_path`: HDF5, published .npy, or `zeros` (no local features: the ablation); a model without a local branch
     needs none. `vocab_path`: not needed by a text encoder with a tokenizer of its own.
 
-    `augment`: rotations of 0-90 degrees, as published, or quarter turns and mirror images. `captions_per_image`: 0 for
-    batches of pairs, as published; K for batches of `batch_size` images, each with K of its captions.
+    `augment`: rotations of 0-90 degrees, as published; quarter turns and mirror images; or these of crops of all sizes
+    from `smallest_crop` of the area on, resized. `captions_per_image`: 0 for batches of pairs, as published; K for
+    batches of `batch_size` images, each with K of its captions.
     `val_list`: a file that names the validation images, which are taken out of the train list; `{fold}` in its name
     stands for the fold's number. Absent: random folds.
     `truncated`: image files that are cut short are an error, or what is there is decoded.
@@ -61,7 +62,8 @@ class Dataset(Section):
     cache: Literal["none", "ram", "h5"] = "ram"
     val_list: Name | None = None
     truncated: Literal["error", "allow"] = "error"
-    augment: Literal["rotate", "flips"] = "rotate"
+    augment: Literal["rotate", "flips", "crops"] = "rotate"
+    smallest_crop: Annotated[float, Field(gt=0, le=1)] = 0.5
     captions_per_image: Annotated[int, Field(ge=0, le=1000)] = 0
 
 

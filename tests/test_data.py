@@ -291,6 +291,43 @@ def test_flips_lay_a_picture_down_in_eight_ways_and_the_published_rotation_mirro
     assert not transforms.draw_augmentation(np.random.default_rng(0), 100, 256).mirrored.any()
 
 
+def test_crops_are_what_torchvision_crops_resizes_and_lays_down() -> None:
+    rng, side, size = np.random.default_rng(0), 40, 32
+    images = torch.from_numpy(rng.normal(size=(8, 3, side, side)).astype(np.float32))
+    height, width = rng.integers(16, side + 1, (2, 8))
+    top, left = rng.integers(0, side + 1 - height), rng.integers(0, side + 1 - width)
+    angles, mirrored = np.arange(8) % 4 * 90.0, np.arange(8) >= 4
+    offsets, extents = np.stack((top, left), 1) / side, np.stack((height, width), 1) / side
+    ours = transforms.crop_and_resize(images, transforms.Augmentation(angles, offsets, mirrored, extents), size)
+    assert ours.shape == (8, 3, size, size) and ours.is_contiguous(memory_format=torch.channels_last)
+    for i, image in enumerate(images):
+        box = (int(top[i]), int(left[i]), int(height[i]), int(width[i]))
+        expected = pil_path.resized_crop(image, *box, [size, size], antialias=False)
+        expected = torch.rot90(expected, int(angles[i]) // 90, (1, 2))
+        expected = pil_path.hflip(expected) if mirrored[i] else expected
+        inner = slice(2, -2)  # at its edges torchvision knows nothing of what lies beyond the crop
+        assert torch.allclose(ours[i, :, inner, inner], expected[:, inner, inner], atol=1e-5)
+
+
+def test_crops_lie_within_the_picture_and_have_the_sizes_and_shapes_that_are_asked_for() -> None:
+    drawn = transforms.draw_augmentation(np.random.default_rng(0), 20000, 256, "crops", 0.3)
+    height, width = drawn.extents.T
+    assert drawn.offsets.min() >= 0 and (drawn.offsets + drawn.extents).max() <= 1
+    assert 0.25 < (height * width).min() < 0.31 and (height * width).max() > 0.97
+    assert 3 / 4 - 1e-9 <= (height / width).min() < 0.76 and 1.32 < (height / width).max() <= 4 / 3 + 1e-9
+    ways, counts = np.unique(np.stack((drawn.angles, drawn.mirrored), 1), axis=0, return_counts=True)
+    assert len(ways) == 8 and counts.min() > 2200
+    half = drawn.part(slice(0, 10000))
+    assert all(len(array) == 10000 for array in half)
+
+
+def test_whole_crops_are_the_normalised_picture() -> None:
+    pixels = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), np.uint8))
+    nothing = transforms.Augmentation(np.zeros(2), np.zeros((2, 2)), np.zeros(2, bool), np.ones((2, 2)))
+    ours = transforms.augment(pixels, torch.tensor([2, 0]), nothing, 32)
+    assert torch.allclose(ours, transforms.normalise(pixels[[2, 0]]), atol=1e-5)
+
+
 def test_resize_follows_the_image_size() -> None:
     assert [transforms.resize_size(s) for s in (256, 128, 64)] == [278, 139, 70]
 

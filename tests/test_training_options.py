@@ -218,7 +218,7 @@ def test_the_average_follows_the_weights_and_is_what_is_scored(work, run, monkey
 
 
 EVERYTHING = (
-    "optim.loss=infonce dataset.captions_per_image=3 dataset.batch_size=4 dataset.augment=flips optim.schedule=cosine "
+    "optim.loss=infonce dataset.captions_per_image=3 dataset.batch_size=4 dataset.augment=crops optim.schedule=cosine "
     "optim.warmup=0.5 optim.trunk_lr=1e-4 optim.weight_decay=0.01 optim.betas=[0.9,0.98] optim.ema=0.9 "
     "optim.freeze=[midf.gamma] model.trunk_norm=frozen"
 )

@@ -1,8 +1,9 @@
 """Pixels -> images for the model: random rotation and crop in training, and normalisation.
 
 What torchvision's PIL path gives (Rotate, Crop, ToTensor, Normalize), to the bit, a batch at a time on the training
-device: on a CPU in one compiled loop, on a GPU as one gather. `flips` is ours: quarter turns and mirror images, which
-invent no pixel and leave no black corner; an aerial picture has no upright.
+device: on a CPU in one compiled loop, on a GPU as one gather. `flips` and `crops` are ours: quarter turns and mirror
+images, which invent no pixel and leave no black corner, for an aerial picture has no upright; and of `crops` parts of
+any size, resized.
 """
 
 from __future__ import annotations
@@ -21,6 +22,9 @@ from layers.transfer import send
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet
 LARGEST_ANGLE = 90  # degrees
+LARGEST_ASPECT = 4 / 3  # of a crop that is resized
+
+Kind = Literal["rotate", "flips", "crops"]
 
 
 def resize_size(image_size: int) -> int:
@@ -57,31 +61,65 @@ def _normalised_bytes() -> np.ndarray:
 
 class Augmentation(NamedTuple):
     """What a training image undergoes: angles in degrees (B,), the crop's first row and column (B, 2), and whether the
-    crop is mirrored, left to right (B,)."""
+    crop is mirrored, left to right (B,).
+
+    extents: height and width (B, 2) of a crop that is resized; these, and its offsets, are shares of the picture's.
+    """
 
     angles: np.ndarray
     offsets: np.ndarray
     mirrored: np.ndarray
+    extents: np.ndarray | None = None
+
+    def part(self, rows: slice | np.ndarray) -> Augmentation:
+        """Of some of the images."""
+        return Augmentation(*(None if array is None else array[rows] for array in self))
 
 
 def draw_augmentation(
-    rng: np.random.Generator, batch: int, image_size: int, kind: Literal["rotate", "flips"] = "rotate"
+    rng: np.random.Generator, batch: int, image_size: int, kind: Kind = "rotate", smallest_crop: float = 1.0
 ) -> Augmentation:
-    """Crops uniform over all places. `rotate`: angles uniform in 0-90 degrees; `flips`: each of the eight ways to lay
-    a square picture down is equally likely."""
+    """`rotate`: angles uniform in 0-90 degrees; `flips`: each of the eight ways to lay a square picture down is equally
+    likely; both: crops of `image_size`, uniform over all places. `crops`: the eight ways, and a crop that is resized,
+    of `smallest_crop` to 1 of the area and 3:4 to 4:3 in shape (Inception's; Szegedy et al. 2015)."""
     angles = rng.uniform(0, LARGEST_ANGLE, batch) if kind == "rotate" else 90.0 * rng.integers(0, 4, batch)
-    offsets = rng.integers(0, resize_size(image_size) - image_size + 1, (batch, 2))
-    return Augmentation(angles, offsets, np.zeros(batch, bool) if kind == "rotate" else rng.integers(0, 2, batch) > 0)
+    if kind != "crops":
+        offsets = rng.integers(0, resize_size(image_size) - image_size + 1, (batch, 2))
+        mirrored = np.zeros(batch, bool) if kind == "rotate" else rng.integers(0, 2, batch) > 0
+        return Augmentation(angles, offsets, mirrored)
+    area = rng.uniform(smallest_crop, 1, (batch, 1))
+    aspect = LARGEST_ASPECT ** rng.uniform(-1, 1, batch)
+    extents = np.sqrt(area * np.stack((aspect, 1 / aspect), axis=1)).clip(max=1)
+    offsets = rng.uniform(0, 1 - extents)
+    return Augmentation(angles, offsets, rng.integers(0, 2, batch) > 0, extents)
 
 
 def augment(pixels: Tensor, places: Tensor, augmentation: Augmentation, image_size: int) -> Tensor:
-    """Rotate (nearest, zero fill), crop, mirror and normalise the images in the rows `places` (B,) of pixels.
+    """Rotate (nearest, zero fill), crop, mirror and normalise the images in the rows `places` (B,) of pixels; or crop,
+    resize (bilinear), lay down and normalise them.
 
     (N, R, R, 3) uint8 -> (B, 3, S, S) float32, channels last.
     """
+    if augmentation.extents is not None:
+        return crop_and_resize(normalise(pixels.index_select(0, places)), augmentation, image_size)
     steps = inverse_rotations(augmentation, pixels.shape[1], image_size)
     on_device = augment_on_cpu if pixels.device.type == "cpu" else augment_on_gpu
     return on_device(pixels, places, steps, image_size)
+
+
+def crop_and_resize(images: Tensor, augmentation: Augmentation, image_size: int) -> Tensor:
+    """(B, 3, R, R) -> (B, 3, S, S), channels last. Coordinates go from -1 to 1: of the result (x, y), mirrored and
+    turned, then shrunk to the crop and moved to its centre."""
+    angle = np.deg2rad(augmentation.angles)
+    cos, sin = np.rint(np.cos(angle)), np.rint(np.sin(angle))
+    across = np.where(augmentation.mirrored, -1, 1)
+    turned = np.stack((across * cos, -sin, across * sin, cos), axis=1).reshape(-1, 2, 2)
+    extents, offsets = augmentation.extents[:, ::-1, None], augmentation.offsets[:, ::-1, None]  # x before y
+    to_source = np.concatenate((extents * turned, 2 * offsets + extents - 1), axis=2).astype(np.float32)
+    to_source = send(torch.from_numpy(to_source), images.device)
+    grid = functional.affine_grid(to_source, [len(images), 3, image_size, image_size], align_corners=False)
+    cropped = functional.grid_sample(images, grid, padding_mode="border", align_corners=False)
+    return cropped.contiguous(memory_format=torch.channels_last)
 
 
 def inverse_rotations(augmentation: Augmentation, side: int, image_size: int) -> np.ndarray:
