@@ -28,7 +28,7 @@ from util.lists import read_names, read_pairs, validation_names, warn_of_shared_
 from util.local_features import load_local
 from util.pixels import Pixels, open_pixels
 from util.sampling import SameCaptions, epoch_rows
-from util.transforms import augment, draw_augmentation, normalise, resize_size
+from util.transforms import augment, draw_augmentation, normalise
 
 logger = logging.getLogger("galr")
 
@@ -152,10 +152,10 @@ def make_folds(options: Options, only: int | None) -> list[Fold]:
             train, val = fold_rows(len(split.images), k_fold, number)
         pairs = int(np.isin(split.image_of_caption, train).sum())
         samples, kind = (len(train), "images") if options.dataset.captions_per_image else (pairs, "pairs")
-        if options.dataset.image_size == 32 and samples % options.dataset.batch_size == 1:  # f4 is one pixel a channel
+        if options.dataset.train_size == 32 and samples % options.dataset.batch_size == 1:  # f4 is one pixel a channel
             raise InputError(
                 f"fold {number} of {samples} {kind} ends in a batch of one, of which batch normalisation cannot learn "
-                "at dataset.image_size 32; change dataset.batch_size"
+                "from images of 32 pixels; change dataset.batch_size"
             )
         folds.append(Fold(number, options.run_folder / str(number), subset(split, train), subset(split, val)))
     return folds
@@ -195,13 +195,13 @@ class Data(NamedTuple):
 def load_data(split: Split, options: Options, words: Sequence[str], device: torch.device, training: bool) -> Data:
     """Read what a split needs and check all of it: local features, tokens and every image.
 
-    Images are resized to `image_size`, for training to the 278 / 256 of it that rotation and crop start from.
+    Images are resized to `image_size`, for training to the larger side that rotation and crop start from.
     Raises InputError that counts and names what is missing or damaged.
     """
     paths = util.images.safe_paths(options.dataset.image_path, split.images)
     local_rep, local_adj = load_local(options.local_path, split.images)
     token_ids, lengths = encode_captions(split.captions, options, words)
-    size = resize_size(options.dataset.image_size) if training else options.dataset.image_size
+    size = options.dataset.resized if training else options.dataset.image_size
     return Data(
         split,
         paths,
@@ -262,7 +262,7 @@ def pair_count(data: Data, options: Dataset) -> int:
 
 def train_batches(data: Data, options: Options, fold: int, epoch: int, first: int = 0) -> Iterator[Batch]:
     """The batches of an epoch from batch `first` on; of several processes, this one's part of each."""
-    image_size, kind, smallest = options.dataset.image_size, options.dataset.augment, options.dataset.smallest_crop
+    image_size, kind, smallest = options.dataset.train_size, options.dataset.augment, options.dataset.smallest_crop
     owner, same, device = data.image_of_caption.numpy(), data.same, data.token_ids.device
     rows = epoch_rows(owner, same.code, options.dataset, random_stream(ORDER, options.seed, fold, epoch))[first:]
     parts = [parts_of(len(whole.images), len(whole.captions)) for whole in rows]

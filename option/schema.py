@@ -21,6 +21,7 @@ from option.section import Count, Name, Section
 from option.text import ENCODERS
 from util.errors import InputError
 from util.files import read_text, write_text
+from util.transforms import resize_size
 
 logger = logging.getLogger("galr")
 
@@ -43,8 +44,9 @@ class Dataset(Section):
     needs none. `vocab_path`: not needed by a text encoder with a tokenizer of its own.
 
     `augment`: rotations of 0-90 degrees, as published; quarter turns and mirror images; or these of crops of all sizes
-    from `smallest_crop` of the area on, resized. `captions_per_image`: 0 for batches of pairs, as published; K for
-    batches of `batch_size` images, each with K of its captions.
+    from `smallest_crop` of the area on, resized to `crop_size` (absent: `image_size`).
+    `captions_per_image`: 0 for batches of pairs, as published; K for batches of `batch_size` images, each with K of its
+    captions.
     `val_list`: a file that names the validation images, which are taken out of the train list; `{fold}` in its name
     stands for the fold's number. Absent: random folds.
     `truncated`: image files that are cut short are an error, or what is there is decoded.
@@ -63,8 +65,19 @@ class Dataset(Section):
     val_list: Name | None = None
     truncated: Literal["error", "allow"] = "error"
     augment: Literal["rotate", "flips", "crops"] = "rotate"
-    smallest_crop: Annotated[float, Field(gt=0, le=1)] = 0.5
+    smallest_crop: Annotated[float, Field(ge=0.01, le=1)] = 0.5
+    crop_size: Annotated[int, Field(ge=32, le=1024)] | None = None
     captions_per_image: Annotated[int, Field(ge=0, le=1000)] = 0
+
+    @property
+    def train_size(self) -> int:
+        """The side of the images that the model is trained on; it is scored on those of `image_size`."""
+        return self.crop_size or self.image_size
+
+    @property
+    def resized(self) -> int:
+        """The side that training images are resized to before they are cropped."""
+        return resize_size(self.train_size, self.augment, self.smallest_crop)
 
 
 class Logs(Section):
@@ -135,6 +148,21 @@ class Options(Section):
     def _image_size(self) -> Options:
         if self.model.tokenizer != "clip" and self.dataset.image_size % 32:
             raise ValueError(f"dataset.image_size ({self.dataset.image_size}) must be a multiple of 32")
+        return self
+
+    @model_validator(mode="after")
+    def _crop_size(self) -> Options:
+        if (size := self.dataset.crop_size) is None:
+            return self
+        if self.dataset.augment != "crops":
+            raise ValueError(f"dataset.crop_size belongs to dataset.augment crops, not to {self.dataset.augment}")
+        if size % 32:
+            raise ValueError(f"dataset.crop_size ({size}) must be a multiple of 32")
+        if size != self.dataset.image_size and not self.model.takes_all_sizes:
+            raise ValueError(
+                "dataset.crop_size other than dataset.image_size needs a model that takes images of all sizes: "
+                "GaLR with model.mvsa false, or VSEPP"
+            )
         return self
 
     @model_validator(mode="after")

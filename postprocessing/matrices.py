@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import glob
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -88,3 +90,18 @@ def load_gallery(path: Path) -> Gallery:
     if not all(isinstance(names, list) and all(isinstance(name, str) for name in names) for names in lists):
         raise InputError(f'gallery {path}: two lists of texts, "images" and "captions", are expected')
     return Gallery(*lists)
+
+
+def matrix_files(patterns: Sequence[str], option: str) -> list[Path]:
+    """The files of a command line's names and globs, sorted, without the `*_images.npy` and, in a mix, `*_val.npy`."""
+    files = []
+    for pattern in patterns:
+        is_glob = glob.has_magic(pattern) and not Path(pattern).exists()
+        found = sorted(glob.glob(pattern)) if is_glob else [pattern]  # noqa: PTH207 (it takes absolute patterns)
+        if not found:
+            raise InputError(f"{option}: no file matches {pattern}")
+        files += [Path(file) for file in found]
+    files = list(dict.fromkeys(files))
+    for suffix in ("_images", "_val"):
+        files = [file for file in files if not file.stem.endswith(suffix)] or files
+    return files

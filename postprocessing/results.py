@@ -167,3 +167,12 @@ def summarise(scores: Sequence[Score]) -> tuple[Score, Score]:
     numbers = np.array([score.numbers() for score in scores], float)
     deviation = numbers.std(axis=0, ddof=1).tolist() if len(scores) > 1 else [None] * numbers.shape[1]
     return Score.of_numbers(numbers.mean(axis=0).tolist()), Score.of_numbers(deviation)
+
+
+def gain(before: Score, after: Score) -> str:
+    """What became of mR, in words."""
+    text = f"mR {before.mr:.2f} before and {after.mr:.2f} after ({after.mr - before.mr:+.2f})"
+    if before.ties_matter or after.ties_matter:
+        one, other = before.random.mr, after.random.mr
+        text += f"; with ties at random {one:.2f} and {other:.2f} ({other - one:+.2f})"
+    return text

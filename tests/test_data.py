@@ -328,8 +328,9 @@ def test_whole_crops_are_the_normalised_picture() -> None:
     assert torch.allclose(ours, transforms.normalise(pixels[[2, 0]]), atol=1e-5)
 
 
-def test_resize_follows_the_image_size() -> None:
+def test_resize_follows_the_image_size_and_leaves_the_smallest_crop_its_size() -> None:
     assert [transforms.resize_size(s) for s in (256, 128, 64)] == [278, 139, 70]
+    assert [transforms.resize_size(96, "crops", share) for share in (0.25, 0.5, 1)] == [192, 136, 96]
 
 
 # ------------------------------------------------------------ batches

@@ -16,7 +16,6 @@ from util.errors import InputError, RunError
 from util.files import check_writable, one_at_a_time
 from util.images import BadImages, Truncated, check_images, decode, decode_all, load_pixels, safe_paths
 from util.lists import read_names
-from util.transforms import resize_size
 
 
 class Pixels:
@@ -130,8 +129,9 @@ def all_paths(options: Dataset) -> list[str]:
 def open_cache(options: Dataset) -> tuple[Path, list[str]]:
     """The HDF5 cache of a data set's images, built where it is missing or stale -> its path, the paths in its order."""
     paths = all_paths(options)
-    sizes = resize_size(options.image_size), options.image_size
-    cache = Path(options.data_path) / f"images_{options.image_size}.h5"
+    sizes = options.resized, options.image_size
+    of_crops = f"_{options.resized}" if options.augment == "crops" else ""
+    cache = Path(options.data_path) / f"images_{options.image_size}{of_crops}.h5"
     if not image_cache.cache_is_fresh(cache, paths, sizes):
         check_writable(cache.parent, "no room for the image cache (dataset.cache=ram or none needs none): folder")
         with one_at_a_time(cache):  # runs that start together

@@ -9,6 +9,7 @@ any size, resized.
 from __future__ import annotations
 
 import functools
+import math
 from concurrent.futures import ThreadPoolExecutor
 from typing import Literal, NamedTuple
 
@@ -27,9 +28,10 @@ LARGEST_ASPECT = 4 / 3  # of a crop that is resized
 Kind = Literal["rotate", "flips", "crops"]
 
 
-def resize_size(image_size: int) -> int:
-    """The side that training images are resized to before rotation and crop: 278 for 256."""
-    return round(278 * image_size / 256)
+def resize_size(image_size: int, kind: Kind = "rotate", smallest_crop: float = 1.0) -> int:
+    """The side that training images are resized to before rotation and crop: 278 for 256. For `crops`, that at which
+    the smallest has the size wanted: none is enlarged, and so blurred, as no image of a test is."""
+    return round(image_size / math.sqrt(smallest_crop)) if kind == "crops" else round(278 * image_size / 256)
 
 
 # ---------------------------------------------------------------- normalisation

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import argparse
 import filecmp
-import glob
 import itertools
 import logging
-from collections.abc import Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 
-from postprocessing.matrices import gallery_file, load, load_gallery
+from postprocessing.matrices import gallery_file, load, load_gallery, matrix_files
 from postprocessing.recall import chance
 from postprocessing.rerank.method import PUBLISHED, VARIANTS, Reranker, Setting
 from postprocessing.rerank.search import GRID, grid_figure, search
-from postprocessing.results import Score, score_of, summarise
+from postprocessing.results import gain, score_of, summarise
 from postprocessing.style import save_figure
 from postprocessing.tables import change_table
 from util.errors import InputError
@@ -40,7 +38,7 @@ def main() -> None:
         before, after = score_of(reranker.before), score_of(reranker.standings(setting))
         at_random = chance(owner, len(sims)).mr
         logger.info(
-            f"{file}: {len(sims)} images, {len(owner)} captions, chance mR {at_random:.2f}, {_gain(before, after)}"
+            f"{file}: {len(sims)} images, {len(owner)} captions, chance mR {at_random:.2f}, {gain(before, after)}"
         )
         befores.append(before)
         afters.append(after)
@@ -52,14 +50,6 @@ def main() -> None:
     if args.out:
         mean = {"before": before.model_dump(), "after": after.model_dump()}
         write_json(args.out, {"setting": asdict(setting), "matrices": rows, "mean": mean})
-
-
-def _gain(before: Score, after: Score) -> str:
-    text = f"mR {before.mr:.2f} before and {after.mr:.2f} after ({after.mr - before.mr:+.2f})"
-    if before.ties_matter or after.ties_matter:
-        one, other = before.random.mr, after.random.mr
-        text += f"; with ties at random {one:.2f} and {other:.2f} ({other - one:+.2f})"
-    return text
 
 
 def _parse() -> argparse.Namespace:
@@ -83,21 +73,6 @@ def _parse() -> argparse.Namespace:
     if args.out:
         check_writable_file(Path(args.out))
     return args
-
-
-def matrix_files(patterns: Sequence[str], option: str) -> list[Path]:
-    """The files of a command line's names and globs, sorted, without the `*_images.npy` and, in a mix, `*_val.npy`."""
-    files = []
-    for pattern in patterns:
-        is_glob = glob.has_magic(pattern) and not Path(pattern).exists()
-        found = sorted(glob.glob(pattern)) if is_glob else [pattern]  # noqa: PTH207 (it takes absolute patterns)
-        if not found:
-            raise InputError(f"{option}: no file matches {pattern}")
-        files += [Path(file) for file in found]
-    files = list(dict.fromkeys(files))
-    for suffix in ("_images", "_val"):
-        files = [file for file in files if not file.stem.endswith(suffix)] or files
-    return files
 
 
 def _searched(args: argparse.Namespace, tests: list[Path], start: Setting) -> Setting:
