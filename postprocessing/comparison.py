@@ -19,6 +19,7 @@ from postprocessing.tables import AT_RANDOM, NARROW, Gallery, aligned, columns, 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+LABEL = 40  # letters that fit beside the figure
 Range = Annotated[Interval, PlainSerializer(Interval._asdict)]
 
 
@@ -190,6 +191,12 @@ def difference_lines(comparison: Comparison) -> list[list[str]]:
     return lines
 
 
+def pair_label(pair: Difference) -> str:
+    """What stands beside a difference: on two lines where one would not fit."""
+    fits = len(pair.one) + len(pair.other) <= LABEL
+    return f"{pair.one}{' ' if fits else chr(10)}\u2212 {pair.other}"
+
+
 def interval_figure(comparison: Comparison) -> Figure:
     """The differences with their intervals, over queries and over seeds."""
     pairs = comparison.differences
@@ -207,7 +214,7 @@ def interval_figure(comparison: Comparison) -> Figure:
             axes.hlines([at + shift for at in places], lows, highs, color=color, linewidth=3, label=label)
     axes.plot([pair.mr for pair in pairs], range(len(pairs)), "o", color=INK, markersize=4)
     axes.axvline(0, color=GREY, linestyle="--", linewidth=1)
-    axes.set_yticks(range(len(pairs)), [f"{pair.one} \u2212 {pair.other}" for pair in pairs], fontsize=9, **PLAIN)
+    axes.set_yticks(range(len(pairs)), [pair_label(pair) for pair in pairs], fontsize=9, **PLAIN)
     axes.set(ylim=(len(pairs) - 0.4, -0.6), xlabel=f"difference of mR, {100 * comparison.level:g}% interval")
     axes.grid(axis="x", color=PALE, linewidth=0.5)
     axes.spines[["top", "right"]].set_visible(False)

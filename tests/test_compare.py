@@ -14,9 +14,10 @@ import pytest
 from scipy.stats import t
 
 from postprocessing import compare, matrices, significance
+from postprocessing.comparison import Difference, pair_label
 from postprocessing.recall import recall, standings
 from postprocessing.results import FoldScore, Results, score_of, summarise
-from postprocessing.significance import hits_of, mean_recall, over_queries, over_seeds
+from postprocessing.significance import Interval, hits_of, mean_recall, over_queries, over_seeds
 from postprocessing.tables import WIDTH
 from util.files import write_json
 from utils import exit_status
@@ -299,3 +300,10 @@ def test_the_script_trains_every_model_with_every_seed_and_compares_them(tmp_pat
     test = [call.split() for call in calls if call.startswith("test.py")]
     assert [call[1:] for call in test] == [[*call[1:3], "--rerank", *call[4:]] for call in train]
     assert calls[-1] == f"-m postprocessing.compare DEMO GaLR {other} --seeds 2"
+
+
+def test_long_names_of_a_pair_stand_on_two_lines_in_the_figure() -> None:
+    interval = Interval(-1.0, 1.0)
+    short, long = (Difference(one=name, other="GaLR", mr=0.5, queries=interval, seeds=None) for name in ("A", "B" * 40))
+    assert pair_label(short) == "A \u2212 GaLR"
+    assert pair_label(long) == "B" * 40 + "\n\u2212 GaLR"
