@@ -152,7 +152,7 @@ def make_folds(options: Options, only: int | None) -> list[Fold]:
             train, val = fold_rows(len(split.images), k_fold, number)
         pairs = int(np.isin(split.image_of_caption, train).sum())
         samples, kind = (len(train), "images") if options.dataset.captions_per_image else (pairs, "pairs")
-        if options.dataset.train_size == 32 and samples % options.dataset.batch_size == 1:  # f4 is one pixel a channel
+        if options.dataset.image_size == 32 and samples % options.dataset.batch_size == 1:  # f4 is one pixel a channel
             raise InputError(
                 f"fold {number} of {samples} {kind} ends in a batch of one, of which batch normalisation cannot learn "
                 "from images of 32 pixels; change dataset.batch_size"
@@ -262,7 +262,7 @@ def pair_count(data: Data, options: Dataset) -> int:
 
 def train_batches(data: Data, options: Options, fold: int, epoch: int, first: int = 0) -> Iterator[Batch]:
     """The batches of an epoch from batch `first` on; of several processes, this one's part of each."""
-    image_size, kind, smallest = options.dataset.train_size, options.dataset.augment, options.dataset.smallest_crop
+    image_size, kind, smallest = options.dataset.image_size, options.dataset.augment, options.dataset.smallest_crop
     owner, same, device = data.image_of_caption.numpy(), data.same, data.token_ids.device
     rows = epoch_rows(owner, same.code, options.dataset, random_stream(ORDER, options.seed, fold, epoch))[first:]
     parts = [parts_of(len(whole.images), len(whole.captions)) for whole in rows]

@@ -108,11 +108,6 @@ class GaLROptions(Section):
         return self
 
     @property
-    def takes_all_sizes(self) -> bool:
-        """Whether it may be trained on images of one size and scored on those of another: MVSA has a fixed one."""
-        return not self.mvsa
-
-    @property
     def reads_local(self) -> bool:
         """Whether the local features of dataset.local_path are read."""
         return self.local_branch
@@ -132,7 +127,6 @@ class CrossAttention(Section):
 class AMFMNOptions(Section):
     """AMFMN, in one of its three forms."""
 
-    takes_all_sizes: ClassVar[bool] = False
     reads_local: ClassVar[bool] = False
     name: Literal["AMFMN"]
     trunk: Name = "resnet18"
@@ -159,7 +153,6 @@ class VSEPPOptions(Section):
     `positions`: with `mean`, captions are padded to so many words; the longest of the data sets has 34.
     """
 
-    takes_all_sizes: ClassVar[bool] = True
     reads_local: ClassVar[bool] = False
     tokenizer: ClassVar[Tokenizer] = "vocabulary"
     name: Literal["VSE++"]
@@ -176,7 +169,6 @@ class VSEPPOptions(Section):
 class CLIPOptions(Section):
     """CLIP, scored as it comes or fine-tuned."""
 
-    takes_all_sizes: ClassVar[bool] = False
     reads_local: ClassVar[bool] = False
     tokenizer: ClassVar[Tokenizer] = "clip"
     name: Literal["CLIP"]

@@ -44,7 +44,7 @@ class Dataset(Section):
     needs none. `vocab_path`: not needed by a text encoder with a tokenizer of its own.
 
     `augment`: rotations of 0-90 degrees, as published; quarter turns and mirror images; or these of crops of all sizes
-    from `smallest_crop` of the area on, resized to `crop_size` (absent: `image_size`).
+    from `smallest_crop` of the area on, resized.
     `captions_per_image`: 0 for batches of pairs, as published; K for batches of `batch_size` images, each with K of its
     captions.
     `val_list`: a file that names the validation images, which are taken out of the train list; `{fold}` in its name
@@ -66,18 +66,12 @@ class Dataset(Section):
     truncated: Literal["error", "allow"] = "error"
     augment: Literal["rotate", "flips", "crops"] = "rotate"
     smallest_crop: Annotated[float, Field(ge=0.01, le=1)] = 0.5
-    crop_size: Annotated[int, Field(ge=32, le=1024)] | None = None
     captions_per_image: Annotated[int, Field(ge=0, le=1000)] = 0
-
-    @property
-    def train_size(self) -> int:
-        """The side of the images that the model is trained on; it is scored on those of `image_size`."""
-        return self.crop_size or self.image_size
 
     @property
     def resized(self) -> int:
         """The side that training images are resized to before they are cropped."""
-        return resize_size(self.train_size, self.augment, self.smallest_crop)
+        return resize_size(self.image_size, self.augment, self.smallest_crop)
 
 
 class Logs(Section):
@@ -148,21 +142,6 @@ class Options(Section):
     def _image_size(self) -> Options:
         if self.model.tokenizer != "clip" and self.dataset.image_size % 32:
             raise ValueError(f"dataset.image_size ({self.dataset.image_size}) must be a multiple of 32")
-        return self
-
-    @model_validator(mode="after")
-    def _crop_size(self) -> Options:
-        if (size := self.dataset.crop_size) is None:
-            return self
-        if self.dataset.augment != "crops":
-            raise ValueError(f"dataset.crop_size belongs to dataset.augment crops, not to {self.dataset.augment}")
-        if size % 32:
-            raise ValueError(f"dataset.crop_size ({size}) must be a multiple of 32")
-        if size != self.dataset.image_size and not self.model.takes_all_sizes:
-            raise ValueError(
-                "dataset.crop_size other than dataset.image_size needs a model that takes images of all sizes: "
-                "GaLR with model.mvsa false, or VSEPP"
-            )
         return self
 
     @model_validator(mode="after")

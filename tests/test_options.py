@@ -171,7 +171,7 @@ def test_to_dict_gives_plain_values_that_load_again(published, tmp_path) -> None
         ("optim.precision=fp16", "optim.precision"),
         ("optim.resume=True", "optim.resume"),
         ("dataset.image_size=100", "dataset.image_size"),
-        ("dataset.crop_size=128", "dataset.crop_size belongs to dataset.augment crops, not to rotate"),
+        ("dataset.smallest_crop=0", "dataset.smallest_crop"),
         ("dataset.batch_size=0", "dataset.batch_size"),
         ("dataset.datatype=None", "dataset.datatype is missing"),
         ("k_fold.experiment_name=../up", "k_fold.experiment_name"),
@@ -186,17 +186,6 @@ def test_mistakes_are_one_line_that_names_key_and_file(published, override, says
         load_options(published, [override])
     assert says in str(error.value) and "\n" not in str(error.value)
     assert "published.yaml" in str(error.value) or "--set" in str(error.value)
-
-
-def test_crops_of_another_size_need_a_model_that_takes_them(published) -> None:
-    crops = ["dataset.augment=crops", "dataset.crop_size=96"]
-    with pytest.raises(InputError, match="takes images of all sizes: GaLR with model"):
-        load_options(published, crops)
-    dataset = load_options(published, [*crops, "model.mvsa=false"]).dataset
-    assert (dataset.image_size, dataset.train_size, dataset.resized) == (256, 96, 136)
-    with pytest.raises(InputError, match="must be a multiple of 32"):
-        load_options(published, ["model.mvsa=false", "dataset.augment=crops", "dataset.crop_size=100"])
-    assert load_options(published, ["dataset.augment=crops", "dataset.crop_size=256"]).dataset.train_size == 256
 
 
 @pytest.mark.parametrize("text", ["", "- a", "a: [", "optim: {lr: 1, lr: 2}", "!!python/object:os.system {}", "1: 2"])

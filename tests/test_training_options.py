@@ -224,21 +224,6 @@ EVERYTHING = (
 )
 
 
-def test_crops_of_one_size_train_and_whole_pictures_of_another_are_scored(work, run, monkeypatch) -> None:
-    sizes = set()
-    real = torch.nn.Conv2d.forward
-
-    def watched(module, x):
-        if x.shape[1] == 3:
-            sizes.add((torch.is_grad_enabled(), *x.shape[2:]))
-        return real(module, x)
-
-    monkeypatch.setattr(torch.nn.Conv2d, "forward", watched)
-    crops = "model.mvsa=false dataset.augment=crops dataset.crop_size=32 optim.epochs=1"
-    assert run(f"{TRAIN} --set {crops}").status == 0
-    assert (True, 32, 32) in sizes and (True, 64, 64) not in sizes and not any(s[1] == 32 for s in sizes if not s[0])
-
-
 def test_a_run_with_all_of_it_resumes_to_the_very_same_end(work, run) -> None:
     lines = [line for line in Path("tiny.yaml").read_text().splitlines() if "seq2vec:" not in line]
     lines.insert(1, "    seq2vec: {arch: gru, hidden_dim: 8, embedding_dim: 4, bidirectional: True, pooling: max}")
