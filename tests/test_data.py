@@ -385,8 +385,10 @@ def test_an_epoch_sees_every_pair_once_the_last_batch_partial_and_pairs_belong_t
         assert batch.images.is_contiguous(memory_format=torch.channels_last)
 
 
-def test_every_cache_gives_the_same_batches_and_so_does_a_start_in_mid_epoch(small) -> None:
+@pytest.mark.parametrize("kind", ["rotate", "crops"])
+def test_every_cache_gives_the_same_batches_and_so_does_a_start_in_mid_epoch(kind, small) -> None:
     options, split = small
+    options = options.model_copy(update={"dataset": options.dataset.model_copy(update={"augment": kind})})
     expected = epoch(options, split, "ram")
     for cache, first in (("none", 0), ("h5", 0), ("ram", 3), ("none", 3)):
         batches = epoch(options, split, cache, first)
