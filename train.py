@@ -43,6 +43,7 @@ from engine import (
     similarities,
     train_step,
 )
+from layers.loss import InfoNCE
 from layers.model import Model
 from option.schema import Options, load_options
 from postprocessing.recall import chance, standings
@@ -171,7 +172,7 @@ def train_fold(
                         for counter in (bar, meter):
                             counter.update(len(batch.pairs.image))
                         if progress.batch % options.logs.print_freq == 0 or progress.batch == batches:
-                            log.train_row(train_row(progress, batches, rate, meter.read()))
+                            log.train_row(train_row(progress, batches, rate, meter.read(), loss_of))
                             progress.window.clear()
                         if options.logs.save_steps and progress.steps % options.logs.save_steps == 0:
                             save(LAST)
@@ -236,10 +237,11 @@ def pair_bar(fold: Fold, progress: Progress, pairs: int, batches: int) -> Bar:
     return Bar(total=pairs, initial=done, unit="pair", desc=name)
 
 
-def train_row(progress: Progress, batches: int, rate: float, speed: float) -> dict[str, Any]:
+def train_row(progress: Progress, batches: int, rate: float, speed: float, loss_of: torch.nn.Module) -> dict[str, Any]:
     """The log's row on the batches since the last one. Raises RunError at a loss that is not finite."""
     losses = window_losses(progress)
     mean = math.fsum(losses) / len(losses)
+    learned = {"temperature": loss_of.temperature} if isinstance(loss_of, InfoNCE) else {}
     return {
         "epoch": progress.epoch,
         "batch": progress.batch,
@@ -248,6 +250,7 @@ def train_row(progress: Progress, batches: int, rate: float, speed: float) -> di
         "loss": mean,
         "lr": rate,
         "samples_per_second": round(speed, 1),
+        **learned,
     }
 
 

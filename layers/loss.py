@@ -64,6 +64,11 @@ class InfoNCE(nn.Module):
         super().__init__()
         self.log_scale = nn.Parameter(torch.tensor(-math.log(temperature)), requires_grad=learned)
 
+    @property
+    def temperature(self) -> float:
+        """As it stands; on a GPU this waits for the work before it."""
+        return math.exp(-self.log_scale.item())
+
     def forward(self, similarity: Tensor, pairs: Pairs) -> Tensor:
         """similarity (B, M), images x captions -> scalar."""
         if self.log_scale.requires_grad:

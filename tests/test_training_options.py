@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import signal
 from pathlib import Path
@@ -215,6 +216,13 @@ def test_the_average_follows_the_weights_and_is_what_is_scored(work, run, monkey
     assert torch.allclose(best["local_branch.out.bias"], expected, atol=1e-6)
     assert torch.equal(last["local_branch.out.bias"], steps[-1])
     assert make_average(torch.nn.Linear(1, 1), 0) is None
+
+
+def test_the_log_shows_how_a_learned_temperature_moves(work, run) -> None:
+    assert run(f"{TRAIN} --set optim.loss=infonce optim.epochs=1 optim.lr=0.01 logs.print_freq=1").status == 0
+    rows = json.loads((FOLD / "history.json").read_text())["train"]
+    assert abs(rows[0]["temperature"] - 0.07) < 0.01 and len({row["temperature"] for row in rows}) > 1
+    assert f"temperature {rows[-1]['temperature']:.4f}" in (FOLD / "log.txt").read_text()
 
 
 EVERYTHING = (

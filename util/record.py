@@ -171,8 +171,9 @@ class RunLog:
         self._file = (folder / "log.txt").open("a", encoding="utf-8")
 
     def train_row(self, row: dict[str, Any]) -> None:
-        """Note loss, learning rate and speed of the batches since the last row."""
-        self._add(row, {f"train/{key}": row[key] for key in ("loss", "lr", "samples_per_second")})
+        """Note the loss, its temperature if it has one, learning rate and speed of the batches since the last row."""
+        scalars = ("loss", "lr", "samples_per_second", "temperature")
+        self._add(row, {f"train/{key}": row[key] for key in scalars if key in row})
 
     def val_row(self, row: dict[str, Any], sheet: Any = None) -> None:
         """Note the validation recalls, with a figure of retrievals for TensorBoard."""
@@ -203,6 +204,7 @@ def log_line(row: dict[str, Any]) -> str:
         return (
             f"epoch {row['epoch']} batch {row['batch']}/{row['of']} loss {row['loss']:.4f} lr {row['lr']:.3g} "
             f"{row['samples_per_second']} samples/s"
+            + (f" temperature {row['temperature']:.4f}" if "temperature" in row else "")
         )
     recalls = "  ".join(
         f"{way} R@1 {row[way]['r1']:.2f} R@5 {row[way]['r5']:.2f} R@10 {row[way]['r10']:.2f}" for way in ("i2t", "t2i")
