@@ -1,0 +1,63 @@
+"""The mean of several models' similarities, and the command."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from postprocessing.ensemble import main, mean_similarities
+from postprocessing.matrices import Gallery, load, load_gallery, save, save_gallery
+from postprocessing.recall import recall
+from util.errors import InputError
+
+
+@pytest.fixture
+def files(tmp_path) -> list:
+    """Three matrices of 20 images, of which each tells right answers from wrong ones a little."""
+    owner, saved = np.repeat(np.arange(20), 5), []
+    for seed in range(3):
+        sims = np.random.default_rng(seed).normal(0, 1, (20, 100)).astype(np.float32)
+        sims[owner, np.arange(100)] += 1
+        saved.append(tmp_path / f"run_{seed}.npy")
+        save(saved[-1], sims, owner)
+        save_gallery(saved[-1], Gallery([f"images/{i}.png" for i in range(20)], [f"caption {j}" for j in range(100)]))
+    return saved
+
+
+def test_it_is_the_mean_and_better_than_its_members(files) -> None:
+    sims, owner = mean_similarities(files)
+    assert sims.dtype == np.float32
+    assert np.allclose(sims, np.mean([load(file)[0] for file in files], axis=0), atol=1e-6)
+    assert recall(sims, owner).mr > max(recall(*load(file)).mr for file in files) + 3
+
+
+def test_the_command_leaves_a_matrix_that_rerank_and_balance_take(files, tmp_path, monkeypatch, capsys) -> None:
+    out = tmp_path / "run_9.npy"
+    for _ in range(2):  # the second time the glob finds the mean itself, which is no member
+        monkeypatch.setattr("sys.argv", ["ensemble", "--sims", str(tmp_path / "run_[0-9].npy"), "--out", str(out)])
+        main()
+    sims, owner = load(out)
+    assert np.array_equal(sims, mean_similarities(files)[0])
+    assert load_gallery(tmp_path / "run_9_gallery.json") == load_gallery(tmp_path / "run_0_gallery.json")
+    assert f"{recall(sims, owner).mr:.2f}" in capsys.readouterr().out
+
+
+def test_matrices_of_other_images_or_captions_are_refused(files, tmp_path) -> None:
+    sims, owner = load(files[1])
+    save(files[1], sims, owner[::-1].copy())
+    with pytest.raises(InputError, match=r"run_1\.npy is not of the images and captions"):
+        mean_similarities(files)
+    save(files[1], sims[:, :90], owner[:90])
+    with pytest.raises(InputError, match=r"run_1\.npy is not of"):
+        mean_similarities(files)
+    save(files[1], sims, owner)
+    gallery = load_gallery(tmp_path / "run_2_gallery.json")
+    save_gallery(files[2], gallery._replace(captions=[*gallery.captions[1:], "another"]))
+    with pytest.raises(InputError, match=r"run_2\.npy is not of"):
+        mean_similarities(files)
+
+
+def test_one_matrix_is_no_ensemble(files, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("sys.argv", ["ensemble", "--sims", str(files[0]), "--out", str(tmp_path / "out.npy")])
+    with pytest.raises(InputError, match="two or more"):
+        main()
