@@ -26,7 +26,7 @@ from util.errors import InputError
 from util.files import read_json, some
 from util.lists import read_names, read_pairs, validation_names, warn_of_shared_images
 from util.local_features import load_local
-from util.pixels import Pixels, open_pixels
+from util.pixels import Pixels, open_pixels, training_size
 from util.sampling import SameCaptions, epoch_rows
 from util.transforms import augment, draw_augmentation, normalise
 
@@ -155,7 +155,7 @@ def make_folds(options: Options, only: int | None) -> list[Fold]:
         if options.dataset.image_size == 32 and samples % options.dataset.batch_size == 1:  # f4 is one pixel a channel
             raise InputError(
                 f"fold {number} of {samples} {kind} ends in a batch of one, of which batch normalisation cannot learn "
-                "from images of 32 pixels; change dataset.batch_size"
+                "at dataset.image_size 32; change dataset.batch_size"
             )
         folds.append(Fold(number, options.run_folder / str(number), subset(split, train), subset(split, val)))
     return folds
@@ -201,7 +201,7 @@ def load_data(split: Split, options: Options, words: Sequence[str], device: torc
     paths = util.images.safe_paths(options.dataset.image_path, split.images)
     local_rep, local_adj = load_local(options.local_path, split.images)
     token_ids, lengths = encode_captions(split.captions, options, words)
-    size = options.dataset.resized if training else options.dataset.image_size
+    size = training_size(options.dataset) if training else options.dataset.image_size
     return Data(
         split,
         paths,

@@ -21,7 +21,6 @@ from option.section import Count, Name, Section
 from option.text import ENCODERS
 from util.errors import InputError
 from util.files import read_text, write_text
-from util.transforms import resize_size
 
 logger = logging.getLogger("galr")
 
@@ -67,11 +66,6 @@ class Dataset(Section):
     augment: Literal["rotate", "flips", "crops"] = "rotate"
     smallest_crop: Annotated[float, Field(ge=0.01, le=1)] = 0.5
     captions_per_image: Annotated[int, Field(ge=0, le=1000)] = 0
-
-    @property
-    def resized(self) -> int:
-        """The side that training images are resized to before they are cropped."""
-        return resize_size(self.image_size, self.augment, self.smallest_crop)
 
 
 class Logs(Section):

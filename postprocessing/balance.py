@@ -29,7 +29,7 @@ from utils import Parser, run_command
 
 logger = logging.getLogger("galr")
 
-TEMPERATURE, STEPS = 0.07, 10  # chosen on validation (docs/RECIPE.md)
+TEMPERATURE, STEPS = 0.07, 10  # chosen on validation (docs/RERANK.md)
 
 
 def balanced(sims: np.ndarray, temperature: float = TEMPERATURE, steps: int = STEPS) -> np.ndarray:

@@ -193,8 +193,8 @@ def difference_lines(comparison: Comparison) -> list[list[str]]:
 
 def pair_label(pair: Difference) -> str:
     """What stands beside a difference: on two lines where one would not fit."""
-    fits = len(pair.one) + len(pair.other) <= LABEL
-    return f"{pair.one}{' ' if fits else chr(10)}\u2212 {pair.other}"
+    between = " " if len(pair.one) + len(pair.other) <= LABEL else "\n"
+    return f"{pair.one}{between}\u2212 {pair.other}"
 
 
 def interval_figure(comparison: Comparison) -> Figure:

@@ -16,6 +16,7 @@ from util.errors import InputError, RunError
 from util.files import check_writable, one_at_a_time
 from util.images import BadImages, Truncated, check_images, decode, decode_all, load_pixels, safe_paths
 from util.lists import read_names
+from util.transforms import resize_size
 
 
 class Pixels:
@@ -120,6 +121,11 @@ def _open(paths: list[str], size: int, options: Dataset, device: torch.device) -
     return MemoryPixels(pixels, np.array([row[path] for path in paths]))
 
 
+def training_size(options: Dataset) -> int:
+    """The side that training images are resized to before they are cropped."""
+    return resize_size(options.image_size, options.augment, options.smallest_crop)
+
+
 def all_paths(options: Dataset) -> list[str]:
     """The paths of all images of both lists. Raises InputError."""
     names = dict.fromkeys(read_names(options.data_path, "train") + read_names(options.data_path, "test"))
@@ -129,8 +135,8 @@ def all_paths(options: Dataset) -> list[str]:
 def open_cache(options: Dataset) -> tuple[Path, list[str]]:
     """The HDF5 cache of a data set's images, built where it is missing or stale -> its path, the paths in its order."""
     paths = all_paths(options)
-    sizes = options.resized, options.image_size
-    of_crops = f"_{options.resized}" if options.augment == "crops" else ""
+    sizes = training_size(options), options.image_size
+    of_crops = f"_{sizes[0]}" if options.augment == "crops" else ""
     cache = Path(options.data_path) / f"images_{options.image_size}{of_crops}.h5"
     if not image_cache.cache_is_fresh(cache, paths, sizes):
         check_writable(cache.parent, "no room for the image cache (dataset.cache=ram or none needs none): folder")
