@@ -1,6 +1,7 @@
 """Score the k folds of a run on the test split: a recall table.
 
-    python test.py --path_opt option/RSITMD/RSITMD_GaLR.yaml [--rerank]      torchrun --nproc_per_node N test.py alike
+    python test.py --path_opt option/RSITMD/RSITMD_GaLR.yaml [--rerank] [--bank]
+    torchrun --nproc_per_node N test.py alike
 
 Leaves results.json, .md, .csv and .tex and figures in checkpoint/{experiment_name}/, and the similarity matrices of
 test and validation in the folder `logs.matrices`, postprocessing/file/.
@@ -11,7 +12,7 @@ from __future__ import annotations
 import argparse
 import logging
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -21,9 +22,10 @@ from engine import embed_split, load_model, similarities
 from option.schema import Options, load_options
 from postprocessing import matrices
 from postprocessing.figures import draw_run
+from postprocessing.querybank import hubness, normalised
 from postprocessing.recall import Standings, chance, standings
 from postprocessing.rerank import PUBLISHED, Reranker
-from postprocessing.results import FoldScore, Reranked, Results, score_of, summarise
+from postprocessing.results import FoldScore, Reranked, Results, Summary, score_of, summarise
 from postprocessing.tables import narrow, write_tables
 from tokens import load_words
 from util.checkpoints import BEST, read_checkpoint
@@ -39,6 +41,8 @@ def main() -> None:
     parser = Parser(prog="test.py", description="Score the k folds of a run on the test split.")
     parser.add_options()
     parser.add_argument("--rerank", action="store_true", help="also score after the multivariate rerank, as published")
+    bank_help = "also score after query bank normalisation by the train list (docs/RERANK.md)"
+    parser.add_argument("--bank", action="store_true", help=bank_help)
     parser.add_device()
     arguments = parser.parse_args()
     options = load_options(arguments.path_opt, arguments.set)
@@ -49,16 +53,22 @@ def main() -> None:
     folder = Path(options.logs.matrices)
     check_writable(folder, "logs.matrices")
     words = load_words(options)
-    test = load_data(read_split(options.dataset.data_path, "test"), options, words, device, training=False)
+    test, bank = (
+        load_data(read_split(options.dataset.data_path, split), options, words, device, training=False)
+        if split == "test" or arguments.bank
+        else None
+        for split in ("test", "train")
+    )
     logger.info(describe("test", test))
     with joined(device):
-        scored = {fold: score_fold(run, fold, test, options, words, device) for fold in folds}
+        scored = {fold: score_fold(run, fold, test, bank, options, words, device) for fold in folds}
     if not is_main():  # it has helped to encode
         return
-    results = results_of({fold: of_test for fold, (of_test, _) in scored.items()}, options, arguments.rerank)
-    for fold, (of_test, of_val) in scored.items():  # nothing is written before every fold has been scored
-        of_test.save(folder / f"{options.k_fold.experiment_name}_{fold}.npy")
-        of_val.save(folder / f"{options.k_fold.experiment_name}_{fold}_val.npy")
+    results = results_of(scored, options, arguments.rerank)
+    for fold, matrices_of_fold in scored.items():  # nothing is written before every fold has been scored
+        for suffix, matrix in zip(("", "_val", "_bank"), matrices_of_fold, strict=True):
+            if matrix:
+                matrix.save(folder / f"{options.k_fold.experiment_name}_{fold}{suffix}.npy")
     write_json(run / "results.json", results.model_dump())
     write_tables(results, run)
     logger.info(narrow(results))
@@ -99,45 +109,63 @@ class Matrix(NamedTuple):
         matrices.save_gallery(path, matrices.Gallery(self.paths, self.split.captions))
 
 
+class Matrices(NamedTuple):
+    """Of one fold: the similarities of test and validation, and those of test after query bank normalisation."""
+
+    test: Matrix
+    val: Matrix
+    bank: Matrix | None
+
+
 def score_fold(
-    run: Path, fold: int, test: Data, options: Options, words: tuple[str, ...], device: torch.device
-) -> tuple[Matrix, Matrix] | None:
-    """The test and the validation similarities of a fold's best checkpoint; of several processes the main one's."""
+    run: Path,
+    fold: int,
+    test: Data,
+    bank: Data | None,
+    options: Options,
+    words: tuple[str, ...],
+    device: torch.device,
+) -> Matrices | None:
+    """The similarities of a fold's best checkpoint, and with a query bank; of several processes the main one's."""
     folder = run / str(fold)
     checkpoint = read_checkpoint(folder / BEST)
     check_alike(f"the checkpoint {folder / BEST}", checkpoint.get("Eiters"))
     model = load_model(checkpoint, options, words, device)
     val = load_data(validation_split(folder, options), options, words, device, training=False)
-    vectors = [embed_split(model, data, options) for data in (test, val)]
+    of_test, of_val, of_bank = (data and embed_split(model, data, options) for data in (test, val, bank))
     if not is_main():
         return None
-    of_test, of_val = (
-        Matrix(similarities(model, *of_split), data.split, data.paths)
-        for of_split, data in zip(vectors, (test, val), strict=True)
-    )
-    return of_test, of_val
+    found = Matrix(similarities(model, *of_test), test.split, test.paths)
+    validated = Matrix(similarities(model, *of_val), val.split, val.paths)
+    if not of_bank:
+        return Matrices(found, validated, None)
+    return Matrices(found, validated, found._replace(sims=normalised(found.sims, hubness(model, of_test, of_bank))))
 
 
-def results_of(tests: dict[int, Matrix], options: Options, rerank: bool) -> Results:
-    """The results of a run from the test matrices of its folds."""
-    folds = [fold_score(fold, standings(test.sims, test.split.image_of_caption), test) for fold, test in tests.items()]
-    mean, std = summarise(folds)
-    results = Results(
+def results_of(scored: dict[int, Matrices], options: Options, rerank: bool) -> Results:
+    """The results of a run from the matrices of its folds."""
+    plain, reranked, banked = [], [], []
+    for fold, (test, _, bank) in scored.items():
+        owner = test.split.image_of_caption
+        plain.append(fold_score(fold, standings(test.sims, owner), test))
+        if rerank:
+            reranked.append(fold_score(fold, Reranker(test.sims, owner, PUBLISHED.k).standings(PUBLISHED), test))
+        if bank:
+            banked.append(fold_score(fold, standings(bank.sims, owner), test))
+    return Results(
         experiment=options.k_fold.experiment_name,
         dataset=options.dataset.datatype,
         lists=Path(options.dataset.data_path).name,
-        folds=folds,
-        mean=mean,
-        std=std,
+        **summary(plain),
+        rerank=Reranked(setting=PUBLISHED, **summary(reranked)) if reranked else None,
+        bank=Summary(**summary(banked)) if banked else None,
     )
-    if not rerank:
-        return results
-    folds = []
-    for fold, test in tests.items():
-        reranker = Reranker(test.sims, test.split.image_of_caption, PUBLISHED.k)
-        folds.append(fold_score(fold, reranker.standings(PUBLISHED), test))
+
+
+def summary(folds: list[FoldScore]) -> dict[str, Any]:
+    """The parts of a Summary."""
     mean, std = summarise(folds)
-    return results.model_copy(update={"rerank": Reranked(setting=PUBLISHED, folds=folds, mean=mean, std=std)})
+    return {"folds": folds, "mean": mean, "std": std}
 
 
 def fold_score(fold: int, found: Standings, matrix: Matrix, split: str = "test") -> FoldScore:

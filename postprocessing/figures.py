@@ -25,7 +25,7 @@ from postprocessing.rerank import Setting
 from postprocessing.results import History, Results, Summary
 from postprocessing.results import load as load_file
 from postprocessing.sheet import retrieval_sheet
-from postprocessing.style import GREY, INK, PALE, PLAIN, RERANK, RUN, new_figure, save_figure
+from postprocessing.style import BANK, GREY, INK, PALE, PLAIN, RERANK, RUN, new_figure, save_figure
 from postprocessing.tables import AT_RANDOM, MEASURES, SIX, chance_of, gallery_of
 from util.errors import InputError
 from util.files import check_writable
@@ -113,7 +113,7 @@ class Series(NamedTuple):
 
 
 def recall_bars(results: Results) -> Figure:
-    """The recalls of a run: mean, deviation and every fold, before and after rerank, beside published ones.
+    """The recalls of a run: mean, deviation and every fold; plain, with rerank and query bank; beside published ones.
 
     Left the six recalls, with GaLR's where they are published; right mR, with all published. Where ties matter, mR with
     ties broken at random has bars of its own.
@@ -124,6 +124,8 @@ def recall_bars(results: Results) -> Figure:
     series = _series("this run", RUN, results)
     if results.rerank:
         series += _series("this run + rerank", RERANK, results.rerank)
+    if results.bank:
+        series += _series("this run + query bank", BANK, results.bank)
     others = [Series(row.name, "#c4c4c4", row.scores) for row in published(results.dataset)]
     galrs = [row for row in others if row.name.startswith("GaLR") and row.mean.i2t.r1 is not None]
     gallery = gallery_of(results.folds, results.lists)

@@ -93,7 +93,10 @@ def load_gallery(path: Path) -> Gallery:
 
 
 def matrix_files(patterns: Sequence[str], option: str) -> list[Path]:
-    """The files of a command line's names and globs, sorted, without the `*_images.npy` and, in a mix, `*_val.npy`."""
+    """The files of a command line's names and globs, sorted.
+
+    Without the `*_images.npy`; and where there are others, without `*_val.npy` and `*_bank.npy`.
+    """
     files = []
     for pattern in patterns:
         is_glob = glob.has_magic(pattern) and not Path(pattern).exists()
@@ -102,6 +105,6 @@ def matrix_files(patterns: Sequence[str], option: str) -> list[Path]:
             raise InputError(f"{option}: no file matches {pattern}")
         files += [Path(file) for file in found]
     files = list(dict.fromkeys(files))
-    for suffix in ("_images", "_val"):
+    for suffix in ("_images", "_val", "_bank"):
         files = [file for file in files if not file.stem.endswith(suffix)] or files
     return files

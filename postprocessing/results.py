@@ -109,9 +109,10 @@ class Run(Part):
 
 
 class Results(Summary, Run):
-    """results.json."""
+    """results.json: the scores; after the rerank; after query bank normalisation."""
 
     rerank: Annotated[Reranked | None, BeforeValidator(lambda tree: tree or None)] = None
+    bank: Summary | None = None
 
 
 class TrainRow(Part):

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 INK, GREY, PALE = "#262626", "#8c8c8c", "#d0d0d0"
 RIGHT = "#118833"
-RUN, RERANK = "#2b6cb0", "#dd7711"
+RUN, RERANK, BANK = "#2b6cb0", "#dd7711", "#2f8f6b"
 PLAIN = {"parse_math": False}  # a dollar sign in a caption or a name is a dollar sign
 
 

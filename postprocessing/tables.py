@@ -109,7 +109,7 @@ def latex(results: Results) -> str:
 
 def narrow(results: Results) -> str:
     """The table for a terminal: the recalls and mR of this run, and below them the published ones."""
-    return _narrow([*_summary_rows(results, results.lists, ""), *_rerank_rows(results)], results.dataset)
+    return _narrow([*_summary_rows(results, results.lists, ""), *_changed_rows(results)], results.dataset)
 
 
 def narrow_fold(fold: FoldScore, lists: str | None, dataset: str) -> str:
@@ -188,7 +188,7 @@ def main() -> None:
 
 
 def _rows(results: Results) -> list[Row]:
-    rows = [*_summary_rows(results, results.lists, ""), *_rerank_rows(results)]
+    rows = [*_summary_rows(results, results.lists, ""), *_changed_rows(results)]
     images, captions = published_gallery(results.dataset)
     for row in published(results.dataset):
         name = row.name + ("" if row.std is None else f" \u00b1 {row.std:.2f}") + " (published)"
@@ -196,9 +196,10 @@ def _rows(results: Results) -> list[Row]:
     return rows
 
 
-def _rerank_rows(results: Results) -> Iterator[Row]:
-    if results.rerank:
-        yield from _summary_rows(results.rerank, results.lists, " + rerank")
+def _changed_rows(results: Results) -> Iterator[Row]:
+    for name, part in ((" + rerank", results.rerank), (" + query bank", results.bank)):
+        if part:
+            yield from _summary_rows(part, results.lists, name)
 
 
 def _summary_rows(part: Summary, lists: str | None, suffix: str) -> Iterator[Row]:
