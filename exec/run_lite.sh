@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # GaLR on a small pretrained trunk (docs/RECIPE.md), all of it: bash exec/run_lite.sh UCM|UCM_AMFMN|RSICD [--set KEY=VALUE ...]
 # UCM_AMFMN: UCM by AMFMN's lists, data/ucm_amfmn_precomp; the images are those of data/ucm_precomp.
-# Weights out of a package, vocabulary of the train captions, validation lists, training, test with rerank; with
+# Weights out of a package, vocabulary of the train captions, validation lists, training, test with rerank and query bank; with
 # --set model.local_branch=true regions, too.
 # Run again, it goes on. The blocks of neighbours that validate: of UCM those before the last, of RSICD the last three.
 case ${1:-} in
@@ -29,4 +29,4 @@ for fold in 0 1 2; do
     [ -f "$list" ] || python -m util.block_list --data_path "$FOLDER" $BLOCKS --block $((LAST - fold)) --out "$list"
 done
 python train.py --path_opt "$OPTIONS" --resume "$@"
-python test.py --path_opt "$OPTIONS" --rerank "$@"
+python test.py --path_opt "$OPTIONS" --rerank --bank "$@"
