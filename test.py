@@ -53,12 +53,11 @@ def main() -> None:
     folder = Path(options.logs.matrices)
     check_writable(folder, "logs.matrices")
     words = load_words(options)
-    test, bank = (
-        load_data(read_split(options.dataset.data_path, split), options, words, device, training=False)
-        if split == "test" or arguments.bank
-        else None
-        for split in ("test", "train")
-    )
+
+    def whole(split: str) -> Data:
+        return load_data(read_split(options.dataset.data_path, split), options, words, device, training=False)
+
+    test, bank = whole("test"), whole("train") if arguments.bank else None
     logger.info(describe("test", test))
     with joined(device):
         scored = {fold: score_fold(run, fold, test, bank, options, words, device) for fold in folds}
