@@ -125,7 +125,7 @@ def recall_bars(results: Results) -> Figure:
     if results.rerank:
         series += _series("this run + rerank", RERANK, results.rerank)
     if results.bank:
-        series += _series("this run + query bank", BANK, results.bank)
+        series += _series("this run + bank", BANK, results.bank)
     others = [Series(row.name, "#c4c4c4", row.scores) for row in published(results.dataset)]
     galrs = [row for row in others if row.name.startswith("GaLR") and row.mean.i2t.r1 is not None]
     gallery = gallery_of(results.folds, results.lists)
