@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # GaLR on a small pretrained trunk (docs/RECIPE.md), all of it: bash exec/run_lite.sh UCM|UCM_AMFMN|RSICD [--set KEY=VALUE ...]
 # UCM_AMFMN: UCM by AMFMN's lists, data/ucm_amfmn_precomp; the images are those of data/ucm_precomp.
-# Weights out of a package, vocabulary of the train captions, validation lists, training, test with rerank and query bank; with
-# --set model.local_branch=true regions, too.
+# Weights out of a package, vocabulary of the train captions, validation lists, training, test with rerank and query bank, and
+# the folds as one model; with --set model.local_branch=true regions, too.
 # Run again, it goes on. The blocks of neighbours that validate: of UCM those before the last, of RSICD the last three.
 case ${1:-} in
     UCM) DATA=ucm LAST=7 BLOCKS="--per_class 100 --blocks 9" ;;
@@ -30,3 +30,12 @@ for fold in 0 1 2; do
 done
 python train.py --path_opt "$OPTIONS" --resume "$@"
 python test.py --path_opt "$OPTIONS" --rerank --bank "$@"
+
+EXPERIMENT=${NAME}_GaLR_lite
+for word in "$@"; do
+    [[ $word != k_fold.experiment_name=* ]] || EXPERIMENT=${word#*=}
+done
+MATRICES=postprocessing/file/$EXPERIMENT
+for kind in "" _bank; do
+    [ ! -f "${MATRICES}_1$kind.npy" ] || python -m postprocessing.ensemble --sims "${MATRICES}_[0-9]$kind.npy" --out "${MATRICES}_all$kind.npy"
+done
