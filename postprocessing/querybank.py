@@ -54,10 +54,10 @@ def hubness(model: Model, split: Vectors, bank: Vectors, temperature: float = TE
     return Hubness(of_images, of_captions[captions.place], temperature)
 
 
-def normalised(sims: np.ndarray, hubness: Hubness) -> np.ndarray:
+def normalised(sims: np.ndarray, found: Hubness) -> np.ndarray:
     """s' of the similarities (N, M) of a split, in their precision. Equal captions keep equal columns."""
-    scaled = sims.astype(np.float64) / hubness.temperature
-    return (scaled - hubness.of_images[:, None] - hubness.of_captions).astype(sims.dtype)
+    scaled = sims.astype(np.float64) / found.temperature
+    return (scaled - found.of_images[:, None] - found.of_captions).astype(sims.dtype)
 
 
 def _parts(vectors: Tensor, others: int) -> tuple[Tensor, ...]:

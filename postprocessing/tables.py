@@ -109,7 +109,7 @@ def latex(results: Results) -> str:
 
 def narrow(results: Results) -> str:
     """The table for a terminal: the recalls and mR of this run, and below them the published ones."""
-    return _narrow([*_summary_rows(results, results.lists, ""), *_changed_rows(results)], results.dataset)
+    return _narrow(list(_own_rows(results)), results.dataset)
 
 
 def narrow_fold(fold: FoldScore, lists: str | None, dataset: str) -> str:
@@ -188,7 +188,7 @@ def main() -> None:
 
 
 def _rows(results: Results) -> list[Row]:
-    rows = [*_summary_rows(results, results.lists, ""), *_changed_rows(results)]
+    rows = list(_own_rows(results))
     images, captions = published_gallery(results.dataset)
     for row in published(results.dataset):
         name = row.name + ("" if row.std is None else f" \u00b1 {row.std:.2f}") + " (published)"
@@ -196,8 +196,8 @@ def _rows(results: Results) -> list[Row]:
     return rows
 
 
-def _changed_rows(results: Results) -> Iterator[Row]:
-    for name, part in ((" + rerank", results.rerank), (" + query bank", results.bank)):
+def _own_rows(results: Results) -> Iterator[Row]:
+    for name, part in (("", results), (" + rerank", results.rerank), (" + query bank", results.bank)):
         if part:
             yield from _summary_rows(part, results.lists, name)
 
