@@ -43,7 +43,6 @@ from engine import (
     similarities,
     train_step,
 )
-from layers.loss import InfoNCE
 from layers.model import Model
 from option.schema import Options, load_options
 from postprocessing.recall import chance, standings
@@ -241,7 +240,6 @@ def train_row(progress: Progress, batches: int, rate: float, speed: float, loss_
     """The log's row on the batches since the last one. Raises RunError at a loss that is not finite."""
     losses = window_losses(progress)
     mean = math.fsum(losses) / len(losses)
-    learned = {"temperature": loss_of.temperature} if isinstance(loss_of, InfoNCE) else {}
     return {
         "epoch": progress.epoch,
         "batch": progress.batch,
@@ -250,7 +248,7 @@ def train_row(progress: Progress, batches: int, rate: float, speed: float, loss_
         "loss": mean,
         "lr": rate,
         "samples_per_second": round(speed, 1),
-        **learned,
+        **loss_of.logged(),
     }
 
 

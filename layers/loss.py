@@ -47,6 +47,10 @@ class TripletLoss(nn.Module):
             return captions.amax(dim=1).sum() + images.amax(dim=0).sum()
         return captions.sum() + images.sum()
 
+    def logged(self) -> dict[str, float]:
+        """Return what the log says of this criterion beside the loss: nothing."""
+        return {}
+
 
 class InfoNCE(nn.Module):
     """Symmetric cross-entropy (van den Oord et al. 2018; in both directions as in CLIP, Radford et al. 2021).
@@ -79,3 +83,7 @@ class InfoNCE(nn.Module):
         of_image = others[:, pairs.caption].logsumexp(dim=1)[pairs.image]
         of_caption = others.logsumexp(dim=0)[pairs.caption]
         return (functional.softplus(of_image - own) + functional.softplus(of_caption - own)).mean() / 2
+
+    def logged(self) -> dict[str, float]:
+        """Return what the log says of this criterion beside the loss; on a GPU this waits for the work before it."""
+        return {"temperature": self.temperature}
