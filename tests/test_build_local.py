@@ -79,6 +79,8 @@ def expected(options: DreaOptions) -> tuple[np.ndarray, np.ndarray]:
         (["--no-denoise", "--no-enhance"], DreaOptions(denoise=False, enhance=False)),
         (["--similarity", "box", "--distance-scale", "0.1"], DreaOptions(similarity="box", distance_scale=0.1)),
         (["--multiplicity-weighting", "0"], DreaOptions(multiplicity_weighting=0)),
+        (["--saliency-weighting", "0.5"], DreaOptions(saliency_weighting=0.5)),
+        (["--similarity-threshold", "0.9"], DreaOptions(similarity_threshold=0.9)),
     ],
 )
 def test_the_file_holds_the_drea_of_each_listed_image_and_how_it_was_made(run, data, extra, options):
@@ -91,6 +93,15 @@ def test_the_file_holds_the_drea_of_each_listed_image_and_how_it_was_made(run, d
         attributes = dict(file.attrs)
     assert attributes.pop("source") == str(data / "boxes") and attributes.pop("format") == "dota"
     assert attributes == {f"drea.{name}": value for name, value in asdict(options).items()}
+
+
+def test_class_files_and_class_maps_of_the_command_line_are_heeded(run, data):
+    for i, name in enumerate(TRAIN + TEST):
+        line = "1 .1 .1 .3 .1 .3 .3 .1 .3 .9\n" if i == 0 else ""
+        (data / "boxes" / f"{name.split('.')[0]}.txt").write_text(line)
+    (data / "names").write_text("dam\nferry\n")
+    with h5py.File(run("--classes", str(data / "names"), "--class-map", "ferry=ship")) as file:
+        assert file["local_rep"][0, 0, :15].argmax() == 1 and file["local_rep"][0].any()
 
 
 def test_both_forms_read_back_alike(run, data):

@@ -201,6 +201,36 @@ def test_options_that_make_no_sense_are_refused(run, extra):
         run(*extra)
 
 
+def test_the_threshold_of_the_command_line_or_its_default_reaches_the_detector(run, monkeypatch):
+    class SeenError(Exception):
+        """Carries the arguments of a call."""
+
+    def see(*given) -> None:
+        raise SeenError(*given[3:])
+
+    monkeypatch.setattr(detect, "load_detector", see)
+    with pytest.raises(SeenError) as seen:
+        run()
+    assert seen.value.args == (0.06, 64, 96)
+    at = sys.argv.index("--threshold")
+    monkeypatch.setattr(sys, "argv", sys.argv[:at] + sys.argv[at + 2 :])
+    with pytest.raises(SeenError) as seen:
+        detect.main()
+    assert seen.value.args == (0.3, 64, 96)
+
+
+def test_detections_below_the_threshold_are_left_out(weights, images):
+    def scores(threshold: float) -> list[float]:
+        model = detect.load_detector(ARCH, weights, 15, threshold, 64, 96)
+        (batch,) = detect.detect(model, sorted(images.glob("*.png"))[:2], torch.device("cpu"), 2, 1)
+        return sorted(row[1] for _, rows in batch for row in rows)
+
+    every = scores(0.0)
+    middle = every[len(every) // 2]
+    some = scores(middle)
+    assert every[0] < middle and some and some[0] >= middle
+
+
 def test_weights_that_do_not_fit_are_a_clear_error(tmp_path, weights):
     bad = tmp_path / "bad.pth"
     for content in (b"", b"garbage", weights.read_bytes()[:1000]):
@@ -225,7 +255,7 @@ def test_a_retinanet_loads_and_detects(tmp_path, images):
     state = {f"module.{name}": value for name, value in made.state_dict().items()}
     torch.save({"state_dict": state}, tmp_path / "retina.pth")
     model = detect.load_detector("retinanet_resnet50_fpn", tmp_path / "retina.pth", 15, 0.0, 64, 96)
-    assert not model.training
+    assert not model.training and model.score_thresh == 0.0
     batches = list(detect.detect(model, sorted(images.glob("*.png"))[:3], torch.device("cpu"), 2, 1))
     assert [[path.stem for path, _ in batch] for batch in batches] == [["0", "1"], ["2"]]
     rows = [row for batch in batches for _, found in batch for row in found]

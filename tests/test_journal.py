@@ -17,7 +17,7 @@ def test_what_is_done_is_known_again_unless_the_file_has_changed(tmp_path) -> No
     first.add((file.stem, file, [1.5]) for file in files)
     again = Journal(tmp_path / "new/journal", {"threshold": 0.5})
     assert again.results == {"a": [1.5], "é": [1.5]} and all(again.has(file.stem, file) for file in files)
-    files[0].write_text("changed")
+    files[0].write_text("2")  # as long as it was
     assert not again.has("a", files[0]) and not again.has("b", files[0])
     with pytest.raises(InputError, match="other weights or options"):
         Journal(tmp_path / "new/journal", {"threshold": 0.6})

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image, ImageDraw
 
 from layers.drea import denoise
-from util.regions.proposals import DESCRIPTION, NOTHING, Proposals, classify, fit_prototypes, propose
+from util.regions.proposals import DESCRIPTION, NOTHING, Proposals, Prototypes, classify, fit_prototypes, propose
 
 GREY, RED, BLUE = (120, 120, 120), (200, 40, 40), (40, 40, 200)
 
@@ -115,3 +115,54 @@ def test_ucm_images_give_regions_in_the_image():
         assert 10 < len(proposals.score) < 300
         low, high = proposals.box[:, :2] - proposals.box[:, 2:] / 2, proposals.box[:, :2] + proposals.box[:, 2:] / 2
         assert (low > -1e-9).all() and (high < 1 + 1e-9).all()
+
+
+def test_a_large_piece_in_a_corner_is_background():
+    corner, middle = ("box", RED, 0, 0, 0.3, 0.3), ("box", RED, 0.3, 0.3, 0.6, 0.6)
+    assert not found_near(propose(drawing(corner)), np.array([0.15, 0.15, 0.3, 0.3])).any()
+    assert found_near(propose(drawing(middle)), np.array([0.45, 0.45, 0.3, 0.3])).any()
+
+
+def test_boxes_are_in_units_of_their_own_side():
+    wide = propose(drawing(("box", RED, 0.2, 0.4, 0.3, 0.8), size=(256, 128)))
+    assert np.abs(wide.box - [0.25, 0.6, 0.1, 0.4]).max(axis=1).min() < 0.03
+
+
+def test_proposals_of_a_known_picture_are_what_they_were():
+    """Hold the numbers of the version that made the local features of the published tables."""
+    pixels = np.full((256, 256, 3), 120, np.uint8)
+    striped = np.uint8([180, 60, 40]) + np.uint8(np.arange(64) // 4 % 2 * 12)[:, None]
+    pixels[64:96, 64:128] = striped
+    proposals = propose(Image.fromarray(pixels))
+    assert len(proposals.score) == 15  # most are single stripes
+    whole, left = proposals.box[:, 2].argmax(), proposals.box[:, 0].argmin()
+    assert proposals.box[[whole, left]] == pytest.approx(
+        np.array([[0.375, 0.3125, 0.21875, 0.09375], [0.26953125, 0.3125, 0.0234375, 0.109375]])
+    )
+    assert proposals.score[[whole, left]] == pytest.approx([0.9191683, 0.7254906], abs=1e-6)
+    expected = [
+        [44.99799, 47.27703, 37.62441, 2.09763, 0.76533, 0.0, 0.8473, 0.95493, -3.88695],
+        [45.6972, 47.18909, 37.38494, 1.97767, 0.72156, 2.09763, 1.54045, 0.95493, -5.96639],
+    ]
+    assert proposals.description[[whole, left]] == pytest.approx(np.array(expected), abs=1e-4)
+
+
+def test_prototypes_of_many_regions_are_fitted_to_evenly_spaced_ones():
+    description = np.zeros((400, len(DESCRIPTION)))
+    description[:, 0] = np.repeat([1.0, 2, 3, 4], 100)
+    assert sorted(fit_prototypes(description, most=40).centres[:, 0].round(3).tolist()) == [
+        -1.342,
+        -0.447,
+        0.447,
+        1.342,
+    ]
+
+
+def test_the_class_of_a_region_is_its_nearest_prototype_in_units_of_the_deviation():
+    centres = np.zeros((2, len(DESCRIPTION)))
+    centres[1, 0] = 1
+    prototypes = Prototypes(centres, np.full(len(DESCRIPTION), 10.0), np.full(len(DESCRIPTION), 4.0))
+    description = np.full((2, len(DESCRIPTION)), 10.0)
+    description[1, 0] = 13
+    found = classify(Proposals(np.ones(2), np.full((2, 4), 0.5), description), prototypes)
+    assert found.class_id.tolist() == [0, 1]
