@@ -17,18 +17,16 @@ import torch
 from torch import Tensor
 
 import util.images
+from layers.distributed import Part, parts_of, send
 from layers.loss import Pairs
-from layers.transfer import send
-from layers.whole_batch import Part, parts_of
-from option.schema import Dataset, KFold, Options
+from option.options import Dataset, KFold, Options
 from tokens import encode_captions
-from util.errors import InputError
-from util.files import read_json, some
 from util.lists import read_names, read_pairs, validation_names, warn_of_shared_images
 from util.local_features import load_local
 from util.pixels import Pixels, open_pixels, training_size
 from util.sampling import SameCaptions, epoch_rows
 from util.transforms import augment, draw_augmentation, normalise
+from utils import InputError, read_json, some
 
 logger = logging.getLogger("galr")
 
@@ -222,7 +220,7 @@ class Batch(NamedTuple):
     """Of training, B images with M captions: images (B, 3, S, S), local features (B, 20, 20), token_ids (M, T); lengths
     (M,) on the CPU; and which of them belong together. Without `dataset.captions_per_image`, M = B pairs.
 
-    Of several processes each has its part of the images and of the captions, and all pairs (layers/whole_batch.py).
+    Of several processes each has its part of the images and of the captions, and all pairs (layers/distributed.py).
     """
 
     images: Tensor

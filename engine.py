@@ -17,15 +17,14 @@ from torch.optim.swa_utils import AveragedModel
 
 from data import Batch, Data, caption_batches, image_batches
 from layers import build_model
+from layers.distributed import PartOfBatch, gather, in_turn, process_count, put_together, sum_gradients
 from layers.loss import InfoNCE, TripletLoss
 from layers.model import Model
 from layers.trunk import Trunk
-from layers.whole_batch import PartOfBatch, gather, in_turn, process_count, put_together, sum_gradients
-from option.schema import Optim, Options
+from option.options import Optim, Options
 from util.checkpoints import load_weights
-from util.errors import InputError, memory_advice, not_installed
 from util.weights import load_starting_weights
-from utils import reuse_memory
+from utils import InputError, memory_advice, not_installed, reuse_memory
 
 logger = logging.getLogger("galr")
 
@@ -122,7 +121,7 @@ def train_step(
 ) -> Tensor:
     """Forward, backward and update -> the loss, which stays on the device: nothing here waits for it.
 
-    Several processes compute the same loss, and sum their gradients of an N-th of it (layers/whole_batch.py).
+    Several processes compute the same loss, and sum their gradients of an N-th of it (layers/distributed.py).
     """
     learning = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     for group in optimizer.param_groups:

@@ -19,7 +19,8 @@ import torch
 
 from data import Data, Split, load_data, read_split, validation_split
 from engine import embed_split, load_model, similarities
-from option.schema import Options, load_options
+from layers.distributed import check_alike, joined
+from option.options import Options, load_options
 from postprocessing import matrices
 from postprocessing.figures import draw_run
 from postprocessing.querybank import hubness, normalised
@@ -29,10 +30,7 @@ from postprocessing.results import FoldScore, Reranked, Results, Summary, score_
 from postprocessing.tables import narrow, write_tables
 from tokens import load_words
 from util.checkpoints import BEST, read_checkpoint
-from util.errors import InputError
-from util.files import check_writable, write_json
-from util.processes import check_alike, is_main, joined
-from utils import Parser, pick_device, run_command, same_options
+from utils import InputError, Parser, check_writable, is_main, pick_device, run_command, same_options, write_json
 
 logger = logging.getLogger("galr")
 

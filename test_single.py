@@ -10,7 +10,7 @@ from pathlib import Path
 
 from data import load_data, read_split, validation_split
 from engine import encode_split, load_model, untrained_model
-from option.schema import load_options
+from option.options import load_options
 from postprocessing import matrices
 from postprocessing.recall import standings
 from postprocessing.sheet import retrieval_sheet
@@ -19,9 +19,7 @@ from postprocessing.tables import narrow_fold
 from test import Matrix, describe, fold_score
 from tokens import load_words
 from util.checkpoints import read_checkpoint
-from util.errors import InputError
-from util.files import check_writable_file
-from utils import Parser, pick_device, run_command
+from utils import InputError, Parser, check_writable_file, pick_device, run_command
 
 logger = logging.getLogger("galr")
 

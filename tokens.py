@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 import vocab
-from option.schema import Options
-from util.errors import InputError, not_installed
+from option.options import Options
+from utils import InputError, not_installed
 
 LONGEST = 512  # tokens of a caption, where a tokenizer names no limit
 

@@ -43,17 +43,14 @@ from engine import (
     similarities,
     train_step,
 )
+from layers.distributed import check_alike, joined, wait_for_all
 from layers.model import Model
-from option.schema import Options, load_options
+from option.options import Options, load_options
 from postprocessing.recall import chance, standings
 from postprocessing.sheet import retrieval_sheet
 from tokens import load_words
 from util.checkpoints import BEST, LAST, load_weights, read_checkpoint, save_checkpoint
-from util.errors import InputError, Interrupted, worker_died
-from util.files import check_writable
 from util.finite import check_similarities, check_weights, window_losses
-from util.processes import check_alike, is_main, joined, wait_for_all
-from util.progress import Bar, Meter
 from util.record import only_writer, recorded
 from util.resume import (
     Learner,
@@ -69,7 +66,19 @@ from util.resume import (
 )
 from util.signals import StopSignals
 from util.weights import load_starting_weights
-from utils import Parser, pick_device, run_command, same_options
+from utils import (
+    Bar,
+    InputError,
+    Interrupted,
+    Meter,
+    Parser,
+    check_writable,
+    is_main,
+    pick_device,
+    run_command,
+    same_options,
+    worker_died,
+)
 
 logger = logging.getLogger("galr")
 

@@ -20,10 +20,8 @@ from typing import NamedTuple
 from nltk.tokenize import NLTKWordTokenizer
 from nltk.tokenize.punkt import PunktSentenceTokenizer
 
-from util.errors import InputError
-from util.files import check_writable_file, read_json, write_json
 from util.lists import read_captions
-from utils import Parser, run_command
+from utils import InputError, Parser, check_writable_file, read_json, run_command, write_json
 
 logger = logging.getLogger("galr")
 

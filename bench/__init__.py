@@ -11,7 +11,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
-from util.errors import RunError
+from utils import RunError
 
 Case = dict[str, float]  # "ours", "baseline", "ratio", "spread", "peak_mib"
 

@@ -20,10 +20,8 @@ import bench.rerank
 import bench.scaling
 import bench.train
 from bench import Case
-from util.errors import InputError
-from util.files import check_writable_file, write_json
-from util.processes import is_main, joined
-from utils import Parser, pick_device, run_command
+from layers.distributed import joined
+from utils import InputError, Parser, check_writable_file, is_main, pick_device, run_command, write_json
 
 SUITES = ("train", "data", "eval", "rerank")
 

@@ -25,8 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torchvision import transforms
 
-from option.models import Fusion
-from option.schema import Options
+from option.options import Fusion, Options
 from util.transforms import LARGEST_ANGLE, MEAN, STD, resize_size
 
 # ---------------------------------------------------------------- model

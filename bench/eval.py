@@ -19,9 +19,9 @@ from bench.baseline import block_row, store
 from bench.train import baseline_of, made_up, settings, settled_model, wait
 from data import Data
 from engine import encode_split, prepare
-from option.schema import Options
-from util.errors import RunError
+from option.options import Options
 from util.transforms import normalise
+from utils import RunError
 
 IMAGES = 452
 TOLERANCE = 1e-5  # of similarities, absolute

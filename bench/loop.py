@@ -17,9 +17,9 @@ from tqdm import tqdm
 
 from bench.train import made_up, new_model, seconds, settings, steps_of
 from engine import encode_split, prepare
-from layers.whole_batch import parts_of, process_count
-from option.schema import Options
-from util.processes import is_main
+from layers.distributed import parts_of, process_count
+from option.options import Options
+from utils import is_main
 
 FOLDS, EPOCHS, PAIRS, VALIDATION = 3, 20, 17_160, 857  # of RSITMD; the last in images, of five captions each
 

@@ -22,8 +22,7 @@ import numpy as np
 from bench import Case, figures, measured
 from postprocessing.recall import image_of_caption, recall
 from postprocessing.rerank import multivariate, rerank_recall
-from util.errors import RunError
-from utils import Parser, run_command
+from utils import Parser, RunError, run_command
 
 K, W_SIMILARITY, W_REVERSE, XI = 30, 0.3, 1.1, 0.05
 PER_IMAGE = 5

@@ -31,8 +31,7 @@ from search.pictures import BATCH, Pictures, find_files, records_of
 from search.rasters import RasterRules
 from search.store import Mark, Record, open_index
 from search.windows import MEDIAN, SCALES, selo_map, selo_windows
-from util.errors import RunError
-from utils import Parser, run_command
+from utils import Parser, RunError, run_command
 
 QUERIES = 10
 

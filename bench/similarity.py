@@ -20,8 +20,7 @@ from tqdm import tqdm
 from bench import Case, figures, measured, peak_mib
 from bench.train import wait
 from layers.amfmn import ATTENTION
-from util.errors import InputError, RunError
-from utils import Parser, pick_device, reuse_memory, run_command
+from utils import InputError, Parser, RunError, pick_device, reuse_memory, run_command
 
 IMAGES, CAPTIONS, WIDTH = 1093, 5465, 512
 BLOCK = 128

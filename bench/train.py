@@ -24,12 +24,11 @@ from layers import build_model
 from layers.loss import TripletLoss
 from layers.published import to_published
 from option import load_options
-from option.schema import Options
-from util.errors import RunError
+from option.options import Options
 from util.pixels import MemoryPixels
 from util.sampling import SameCaptions
 from util.transforms import normalise, resize_size
-from utils import ROOT
+from utils import ROOT, RunError
 
 WORDS = [f"word{i}" for i in range(1349)]  # as many as the published vocabulary of RSITMD
 # captions of RSITMD's train list with 0, 1, 2, ... words (vocab.tokenize)

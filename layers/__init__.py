@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from layers.model import Model
-    from option.schema import Options
+    from option.options import Options
 
 MODELS = {  # model.name: module, class
     "GaLR": ("layers.galr", "GaLR"),

@@ -27,7 +27,7 @@ from layers.text_encoder import make_text_encoder
 from layers.trunk import make_trunk
 
 if TYPE_CHECKING:
-    from option.models import AMFMNOptions
+    from option.options import AMFMNOptions
 
 BLOCK = {"cpu": 2**20, "cuda": 2**25}  # numbers of F at a time: what a cache holds; what keeps a GPU busy
 

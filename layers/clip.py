@@ -15,7 +15,7 @@ from layers.clip_network import CLIPNetwork
 from layers.model import Model
 
 if TYPE_CHECKING:
-    from option.models import CLIPOptions
+    from option.options import CLIPOptions
 
 
 class CLIP(Model):

@@ -21,7 +21,7 @@ from layers.text_encoder import make_text_encoder
 from layers.trunk import make_trunk
 
 if TYPE_CHECKING:
-    from option.models import GaLROptions
+    from option.options import GaLROptions
 
 
 class GaLR(Model):

@@ -20,7 +20,7 @@ from layers.midf import make_fusion
 from layers.model import Model, l2norm
 
 if TYPE_CHECKING:
-    from option.models import GaLROptions
+    from option.options import GaLROptions
 
 
 class GaLROnCLIP(GaLR):

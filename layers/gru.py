@@ -19,8 +19,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from layers.transfer import send
-from layers.whole_batch import PartOfBatch
+from layers.distributed import PartOfBatch, send
 
 
 class Packing(NamedTuple):

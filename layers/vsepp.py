@@ -24,7 +24,7 @@ from layers.model import Model, l2norm
 from layers.trunk import make_trunk
 
 if TYPE_CHECKING:
-    from option.models import VSEPPOptions
+    from option.options import VSEPPOptions
 
 
 class VSEPP(Model):

@@ -1,5 +1,5 @@
 """Options: YAML files in the published layout, checked by a schema. `load_options(path, overrides) -> Options`."""
 
-from option.schema import Options, load_options
+from option.options import Options, load_options
 
 __all__ = ["Options", "load_options"]

@@ -23,10 +23,7 @@ from postprocessing.results import Results
 from postprocessing.results import load as load_file
 from postprocessing.style import save_figure
 from postprocessing.tables import gallery_of
-from util.errors import InputError
-from util.files import check_writable, write_json, write_text
-from util.progress import Bar
-from utils import Parser, run_command
+from utils import Bar, InputError, Parser, check_writable, run_command, write_json, write_text
 
 logger = logging.getLogger("galr")
 

@@ -18,9 +18,7 @@ from postprocessing.matrices import gallery_file, load, load_gallery, matrix_fil
 from postprocessing.recall import standings
 from postprocessing.results import gain, score_of, summarise
 from postprocessing.tables import change_table
-from util.errors import InputError
-from util.files import check_writable_file
-from utils import Parser, run_command
+from utils import InputError, Parser, check_writable_file, run_command
 
 logger = logging.getLogger("galr")
 

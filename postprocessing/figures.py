@@ -27,9 +27,7 @@ from postprocessing.results import load as load_file
 from postprocessing.sheet import retrieval_sheet
 from postprocessing.style import BANK, GREY, INK, PALE, PLAIN, RERANK, RUN, new_figure, save_figure
 from postprocessing.tables import AT_RANDOM, MEASURES, SIX, chance_of, gallery_of
-from util.errors import InputError
-from util.files import check_writable
-from utils import Parser, run_command
+from utils import InputError, Parser, check_writable, run_command
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -13,8 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from postprocessing.recall import blocks, check_images, check_matrix, image_of_caption
-from util.errors import InputError
-from util.files import atomic, existing_file, read_json, write_json
+from utils import InputError, atomic, existing_file, read_json, write_json
 
 
 class Gallery(NamedTuple):

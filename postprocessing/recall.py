@@ -14,7 +14,7 @@ from typing import NamedTuple, SupportsIndex
 
 import numpy as np
 
-from util.errors import InputError
+from utils import InputError
 
 BLOCK = 1 << 18  # entries of the matrix that are worked on at once: they fit a core's cache
 CUTS = (1, 5, 10)

@@ -14,8 +14,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSeriali
 
 from postprocessing.recall import NOTICEABLE, Recalls, Scores, Standings
 from postprocessing.rerank.method import Setting
-from util.errors import InputError
-from util.files import read_json
+from utils import InputError, read_json
 
 
 def _scores_to_json(scores: Scores) -> dict[str, Any]:

@@ -17,8 +17,7 @@ import numpy as np
 from postprocessing.recall import check_images, check_matrix
 from postprocessing.rerank import Setting, multivariate_order
 from postprocessing.style import GREY, INK, PALE, PLAIN, RIGHT, new_figure
-from util.errors import InputError
-from utils import ROOT
+from utils import ROOT, InputError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -6,7 +6,7 @@ import os
 import warnings
 from typing import TYPE_CHECKING
 
-from util.files import atomic
+from utils import atomic
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -20,8 +20,7 @@ import numpy as np
 from postprocessing.published import published, published_gallery
 from postprocessing.recall import Scores, chance
 from postprocessing.results import FoldScore, Results, Score, Summary, load
-from util.files import write_text
-from utils import Parser, run_command
+from utils import Parser, run_command, write_text
 
 DIRECTIONS = ("i2t", "t2i")
 MEASURES = {"r1": "R@1", "r5": "R@5", "r10": "R@10", "medr": "med r", "meanr": "mean r"}

@@ -12,12 +12,11 @@ from torch import Tensor
 import vocab
 from engine import autocast, load_model
 from layers.model import Model, cosine, l2norm
-from option.schema import Options
+from option.options import Options
 from tokens import encode_captions, load_words
 from util.checkpoints import read_checkpoint
-from util.errors import InputError
-from util.files import some
 from util.transforms import normalise
+from utils import InputError, some
 
 LONGEST = 1000  # characters of a sentence
 

@@ -16,7 +16,7 @@ from typing import Annotated, NamedTuple
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, TypeAdapter, ValidationError
 
-from option.schema import load_options
+from option.options import load_options
 from search.encoder import LONGEST, load_encoder
 from search.local import read_rules
 from search.localise import encode_scene
@@ -25,9 +25,7 @@ from search.options import add_scene_options, check_scene_options
 from search.pictures import picture_size
 from search.rasters import open_scene, raster_rules
 from search.regions import check_regions_given, given_regions
-from util.errors import InputError
-from util.files import check_writable_file, read_json, write_json
-from utils import Parser, pick_device, run_command
+from utils import InputError, Parser, check_writable_file, pick_device, read_json, run_command, write_json
 
 logger = logging.getLogger("galr")
 

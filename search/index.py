@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from option.schema import load_options
+from option.options import load_options
 from search.encoder import Encoder, load_encoder
 from search.local import LocalRules, read_rules
 from search.options import add_scene_options, check_scene_options
@@ -26,11 +26,8 @@ from search.pictures import BATCH, SCALES, Pictures, find_files, picture_size, r
 from search.rasters import RasterRules, raster_rules
 from search.regions import check_regions_given, given_regions
 from search.store import Index, Mark, Record, open_index, read_mark
-from util.errors import InputError
-from util.files import atomic, check_writable_file, some
-from util.progress import Bar
 from util.signals import StopSignals
-from utils import Parser, pick_device, run_command
+from utils import Bar, InputError, Parser, atomic, check_writable_file, pick_device, run_command, some
 
 logger = logging.getLogger("galr")
 

@@ -13,10 +13,9 @@ import numpy as np
 from PIL import Image
 
 from layers.drea import DreaOptions, Regions, denoise, enhanced_adjacency
-from util.errors import InputError
-from util.files import existing_file
 from util.local_features import ADVICE, SHAPE
 from util.regions.proposals import ProposalOptions, Prototypes, classify, propose
+from utils import InputError, existing_file
 
 ZEROS, PROPOSALS, DETECTOR = "zeros", "proposals", "detector"
 

@@ -26,7 +26,7 @@ from PIL import Image
 from scipy.ndimage import find_objects
 
 from layers.drea import Regions
-from option.schema import load_options
+from option.options import load_options
 from search.encoder import Encoder, check_sentence, load_encoder
 from search.local import LocalRules, read_rules
 from search.options import add_scene_options, check_scene_options
@@ -36,10 +36,7 @@ from search.rasters import RasterRules, open_scene, raster_rules
 from search.regions import check_regions_given, given_regions
 from search.store import Record
 from search.windows import SCALES, selo_map, selo_windows
-from util.errors import InputError
-from util.files import atomic, check_writable_file, write_text
-from util.progress import Bar
-from utils import Parser, pick_device, run_command
+from utils import Bar, InputError, Parser, atomic, check_writable_file, pick_device, run_command, write_text
 
 logger = logging.getLogger("galr")
 

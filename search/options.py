@@ -9,8 +9,7 @@ from collections.abc import Sequence
 from search.rasters import add_raster_rules, check_scales, raster_rules
 from search.regions import add_region_options
 from search.windows import SCALES
-from util.errors import InputError
-from utils import Parser
+from utils import InputError, Parser
 
 AS_PUBLISHED = "sides of the windows (default 256 512 768, as published)"
 

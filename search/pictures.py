@@ -19,8 +19,8 @@ from search.rasters import SUFFIXES, RasterRules, Scene, open_scene
 from search.regions import crop_regions
 from search.store import NOWHERE, PATH_BYTES, Record
 from search.windows import selo_windows
-from util.errors import InputError, RunError
 from util.images import image_size, open_image
+from utils import InputError, RunError
 
 PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif")
 BATCH = 32  # pictures at a time

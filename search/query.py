@@ -17,17 +17,15 @@ import torch
 from PIL import Image
 from pydantic import ValidationError
 
-from option.schema import Options
+from option.options import Options
 from search.answers import Answer, fold_duplicates, to_table
 from search.encoder import Encoder, check_sentence, load_encoder
 from search.local import DETECTOR, LocalRules
 from search.pictures import sample
 from search.rasters import SUFFIXES, RasterRules, open_scene
 from search.store import Index, Mark, open_index, read_mark
-from util.errors import InputError
-from util.files import existing_file
 from util.images import open_image
-from utils import Parser, pick_device, run_command
+from utils import InputError, Parser, existing_file, pick_device, run_command
 
 logger = logging.getLogger("galr")
 

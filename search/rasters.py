@@ -20,7 +20,7 @@ from rasterio.enums import ColorInterp, Resampling
 from rasterio.warp import transform_bounds
 from rasterio.windows import Window
 
-from util.errors import InputError
+from utils import InputError
 
 if TYPE_CHECKING:
     import argparse

@@ -10,12 +10,11 @@ import numpy as np
 
 from layers.drea import Regions
 from search.local import DETECTOR, LocalRules
-from util.errors import InputError
 from util.regions.classes import parse_class_map
 from util.regions.detections import to_regions
 from util.regions.formats import read_detections
 from util.regions.options import add_detector_options
-from utils import Parser
+from utils import InputError, Parser
 
 NONE = "none"
 

@@ -8,7 +8,7 @@ import gradio as gr
 from starlette.middleware import Middleware
 from starlette.responses import PlainTextResponse
 
-from util.errors import InputError
+from utils import InputError
 
 STYLE = """
 #gallery .grid-wrap { max-height: none }

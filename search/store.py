@@ -23,7 +23,7 @@ import numpy as np
 from pymilvus import DataType, MilvusClient
 from pymilvus.exceptions import MilvusException
 
-from util.errors import InputError, RunError
+from utils import InputError, RunError
 
 for chatty in ("pymilvus", "milvus_lite", "grpc"):  # they log errors that reach us as exceptions
     logging.getLogger(chatty).setLevel(logging.CRITICAL + 1)

@@ -24,7 +24,6 @@ import torchvision
 from torch import nn
 
 import util.checkpoints
-import util.files
 import utils
 
 ROOT = Path(utils.__file__).parent
@@ -208,7 +207,7 @@ def checkpoint(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     del state["inputs"]  # as in checkpoints of before it was kept
     util.checkpoints.save_checkpoint(state, folder / "GaLR_best.pth.tar")
     names = list(dict.fromkeys((demo / "data/train_filename.txt").read_text().split()))
-    util.files.write_json(folder / "split.json", {"train": names[4:], "val": names[:4]})
+    utils.write_json(folder / "split.json", {"train": names[4:], "val": names[:4]})
     return folder / "GaLR_best.pth.tar"
 
 

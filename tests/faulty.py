@@ -14,9 +14,7 @@ import torch
 
 import train
 from data import Batch
-from util.errors import RunError
-from util.processes import is_main, rank
-from utils import run_command
+from utils import RunError, is_main, rank, run_command
 
 FAULT, STEPS = sys.argv.pop(1), int(sys.argv.pop(1))
 SIGNALS = {"SIGTERM": signal.SIGTERM, "SIGINT": signal.SIGINT}

@@ -44,12 +44,11 @@ import vocab
 from data import read_split
 from layers.text_encoder import TextEncoder
 from option import load_options
-from option.models import Seq2Vec
+from option.options import Seq2Vec
 from postprocessing.matrices import load
 from postprocessing.rerank import rerank_recall
 from util.checkpoints import load_weights, newest_checkpoint, read_checkpoint
 from util.convert_captions import lists, read_images
-from util.errors import InputError, RunError
 from util.lists import read_names, validation_names
 from util.local_features import load_local
 from util.make_rehearsal import python_2_table
@@ -57,6 +56,7 @@ from util.regions.detections import to_regions
 from util.regions.formats import read_detections
 from util.resume import resumable
 from util.skipthoughts import load_skipthoughts
+from utils import InputError, RunError
 
 LONGEST = 20  # seconds for one input
 MEMORY = 4 * 2**30

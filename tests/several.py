@@ -22,9 +22,10 @@ from torch import Tensor
 
 from data import load_data, make_folds, random_stream, train_batches
 from engine import make_loss, make_model, make_optimizer, prepare, train_step
+from layers.distributed import joined, wait_for_all
 from option import load_options
 from tokens import load_words
-from util import processes
+from utils import is_main
 
 
 class Trained(NamedTuple):
@@ -88,9 +89,9 @@ if __name__ == "__main__":
     out, steps, trunk, precision, *cases = sys.argv[1:]
     if precision == "float64":
         torch.Tensor.float = torch.Tensor.double  # the models ask for no less than float32 in places
-    with processes.joined(torch.device("cpu")):
+    with joined(torch.device("cpu")):
         for number, (path, *overrides) in enumerate(map(str.split, " ".join(cases).split(" -- "))):
             trained = train(path, overrides, int(steps), trunk == "short", precision)
-            if processes.is_main():
+            if is_main():
                 torch.save(tuple(trained), f"{out}.{number}")
-        processes.wait_for_all()
+        wait_for_all()

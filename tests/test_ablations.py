@@ -13,7 +13,7 @@ import train
 from layers import build_model
 from layers.model import l2norm
 from option import load_options
-from util.errors import InputError
+from utils import InputError
 
 pytestmark = pytest.mark.usefixtures("short_trunk")
 SMALL = [

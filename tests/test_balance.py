@@ -10,7 +10,7 @@ import pytest
 from postprocessing.balance import balanced, main
 from postprocessing.matrices import save
 from postprocessing.recall import recall
-from util.errors import InputError
+from utils import InputError
 
 
 def some_sims(images: int = 12, each: int = 5) -> tuple[np.ndarray, np.ndarray]:

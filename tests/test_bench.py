@@ -23,8 +23,8 @@ import bench.similarity
 import bench.train
 import vocab
 from bench import figures, measured
-from util.errors import InputError, RunError
 from util.lists import read_captions
+from utils import InputError, RunError
 
 CPU = torch.device("cpu")
 TINY = (

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from util.block_list import block_of_each_class
-from util.errors import InputError
+from utils import InputError
 
 
 def test_a_block_holds_neighbours_by_number_of_every_class() -> None:

@@ -13,8 +13,8 @@ from PIL import Image, ImageDraw
 
 from layers.drea import DreaOptions, Regions, denoise, enhanced_adjacency
 from util import build_local
-from util.errors import InputError, Interrupted
 from util.local_features import load_local
+from utils import InputError, Interrupted
 
 TRAIN = ["t0.png", "t1.part.png", "t2.png", "t3.png"]
 TEST = ["s0.png", "s1.png"]

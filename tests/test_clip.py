@@ -21,11 +21,11 @@ from test_reliability import at_step, stop
 
 from layers.clip_network import CLIPNetwork
 from layers.normalisation import MEAN, STD
-from option.models import CLIPSource
+from option.options import CLIPSource
 from tokens import encode_captions
 from util.clip_weights import load_clip
-from util.errors import InputError
 from util.torchscript import load_torchscript
+from utils import InputError
 
 open_clip = pytest.importorskip("open_clip")
 
@@ -76,7 +76,7 @@ def test_vectors_are_those_of_open_clip_for_its_own_images_and_tokens(arch) -> N
 
 def load_options_of(arch: str, weights: str = "none"):
     """Options of a CLIP without files."""
-    from option.schema import Options
+    from option.options import Options
 
     model = {"name": "CLIP", "clip": {"arch": arch, "weights": weights}}
     dataset = {"datatype": "x", "data_path": "x", "image_path": "x", "image_size": 64}

@@ -19,8 +19,7 @@ from postprocessing.recall import recall, standings
 from postprocessing.results import FoldScore, Results, score_of, summarise
 from postprocessing.significance import Interval, hits_of, mean_recall, over_queries, over_seeds
 from postprocessing.tables import WIDTH
-from util.files import write_json
-from utils import exit_status
+from utils import exit_status, write_json
 
 ROOT = Path(__file__).parent.parent
 

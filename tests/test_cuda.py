@@ -23,7 +23,7 @@ from bench.train import new_model, our_gradients, settings, train_data, train_ep
 from data import Data, image_batches
 from engine import make_optimizer, prepare
 from layers.gru import _Recurrence, pack
-from option.schema import Options
+from option.options import Options
 from util import transforms
 from util.pixels import FilePixels, MemoryPixels
 from util.transforms import augment, draw_augmentation

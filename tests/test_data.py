@@ -17,11 +17,11 @@ import util.image_cache
 import util.images
 import util.pixels
 from option import load_options
-from option.schema import KFold
+from option.options import KFold
 from util import transforms
-from util.errors import InputError
 from util.local_features import load_local
 from util.names import stem
+from utils import InputError
 
 CASES = Path(__file__).parent / "cases"
 

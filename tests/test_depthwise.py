@@ -11,8 +11,8 @@ from torch.nn import functional
 
 from layers.depthwise import depthwise
 from layers.frozen_norm import fold_norms
-from util.errors import InputError
 from util.package_weights import packaged_file, timm_names
+from utils import InputError
 
 
 def both_passes(run, inputs: list[torch.Tensor]) -> list[torch.Tensor]:

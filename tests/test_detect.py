@@ -16,9 +16,9 @@ from torchvision.models import get_model
 
 from layers.drea import CLASSES
 from util import detect
-from util.errors import InputError, Interrupted
 from util.regions.formats import read_detections
 from util.signals import StopSignals
+from utils import InputError, Interrupted
 
 ARCH = "fasterrcnn_mobilenet_v3_large_320_fpn"
 SIZES = {"min_size": 64, "max_size": 96}

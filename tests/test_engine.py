@@ -16,7 +16,7 @@ from engine import bf16_gain, encode_split, learning_rate, load_model
 from layers.loss import TripletLoss
 from layers.published import to_published
 from option import load_options
-from option.schema import Optim
+from option.options import Optim
 from util.checkpoints import read_checkpoint
 
 pytestmark = pytest.mark.usefixtures("short_trunk")

@@ -8,7 +8,7 @@ import pytest
 from postprocessing.ensemble import main, mean_similarities
 from postprocessing.matrices import Gallery, load, load_gallery, save, save_gallery
 from postprocessing.recall import recall
-from util.errors import InputError
+from utils import InputError
 
 
 @pytest.fixture

@@ -22,8 +22,7 @@ from postprocessing.results import History, load
 from postprocessing.sheet import retrieval_sheet
 from postprocessing.style import RIGHT, save_figure
 from tests.test_tables import fold, reranked, results
-from util.errors import InputError
-from utils import exit_status
+from utils import InputError, exit_status
 
 ROOT = Path(__file__).parent.parent
 

@@ -20,11 +20,10 @@ import torch
 import yaml
 from test_bad_input import RERANK, SINGLE, TRAIN, trained
 
-from util.errors import InputError
-from util.files import read_text
 from util.local_features import load_local
 from util.pickles import load_pickled_npy
 from util.torch_files import load_torch
+from utils import InputError, read_text
 
 pytestmark = pytest.mark.usefixtures("short_trunk")
 CANARY = "canary"

@@ -13,9 +13,9 @@ import pytest
 from PIL import Image, ImageFile
 
 import util.images
-from util.errors import InputError
 from util.image_cache import build_cache, cache_is_fresh, map_cache
 from util.images import BadImages, check_images, decode, image_size, load_pixels, open_image, what_is_there
+from utils import InputError
 
 CASES = Path(__file__).parent / "cases/images"
 SHORT = CASES / "short_by_21_bytes.jpg"

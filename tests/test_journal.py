@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from util.errors import InputError
 from util.journal import Journal
+from utils import InputError
 
 
 def test_what_is_done_is_known_again_unless_the_file_has_changed(tmp_path) -> None:

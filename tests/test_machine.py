@@ -15,10 +15,9 @@ import torch
 from conftest import ROOT, listing
 
 import layers.galr
-import util.files
 import util.local_features
 import utils
-from util.errors import InputError
+from utils import InputError
 
 pytestmark = pytest.mark.usefixtures("short_trunk")
 TRAIN = "train.py --path_opt tiny.yaml"
@@ -126,7 +125,7 @@ def test_a_file_system_that_refuses_fsync_is_said_once_and_written_to(refused, w
 
     monkeypatch.setattr(os, "fsync", fsync)
     for name in ("a.txt", "b.txt"):
-        util.files.write_text(tmp_path / name, "text")
+        utils.write_text(tmp_path / name, "text")
         assert (tmp_path / name).read_text() == "text"
     (line,) = capsys.readouterr().err.splitlines()
     assert f"the file system of {tmp_path} does not flush" in line
@@ -138,7 +137,7 @@ def test_a_disk_that_fails_at_fsync_is_an_error(tmp_path, monkeypatch) -> None:
 
     monkeypatch.setattr(os, "fsync", fsync)
     with pytest.raises(OSError, match="Input/output"):
-        util.files.write_text(tmp_path / "a.txt", "text")
+        utils.write_text(tmp_path / "a.txt", "text")
     assert not list(tmp_path.iterdir())
 
 

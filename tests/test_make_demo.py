@@ -21,11 +21,10 @@ from util.demo.drawing import draw_scene
 from util.demo.planning import plan_scenes
 from util.demo.scene import KINDS, SCENES_PER_SETTING, Scene, Thing, turned
 from util.demo.things import DRAW, Pen
-from util.errors import InputError
 from util.make_demo import annotation, main, make_demo
 from util.regions.detections import to_regions
 from util.regions.formats import read_detections
-from utils import exit_status
+from utils import InputError, exit_status
 
 DOTA = """plane ship storage-tank baseball-diamond tennis-court basketball-court ground-track-field harbor bridge
 large-vehicle small-vehicle helicopter roundabout soccer-ball-field swimming-pool""".split()

@@ -6,8 +6,8 @@ import re
 
 import pytest
 
-from util.errors import InputError
 from util.names import match, unique_keys
+from utils import InputError
 
 
 @pytest.mark.parametrize(

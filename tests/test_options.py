@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from option import load_options
-from util.errors import InputError
+from utils import InputError
 
 # A file as the authors publish it: their keys, their unused ones, the string "None".
 PUBLISHED = """

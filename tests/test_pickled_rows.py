@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 import util.skipthoughts
-from util.errors import InputError
 from util.make_rehearsal import python_2_table
 from util.skipthoughts import read_dictionary, table_rows
+from utils import InputError
 
 WIDTH = 620
 FOUR = np.array([3, 0, 16, 3])

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from postprocessing.matrices import load
 from postprocessing.recall import TIES, chance, image_of_caption, ranks, recall, standings
-from util.errors import InputError
 from util.record import log_line
+from utils import InputError
 
 GOLDEN = np.load(Path(__file__).parent / "golden" / "similarity_a.npz", allow_pickle=False)
 

@@ -11,11 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from layers.drea import CLASSES, denoise
-from util.errors import InputError
 from util.regions.classes import class_index, parse_class_map
 from util.regions.detections import Detections, to_regions
 from util.regions.dota import Row, patch_of
 from util.regions.formats import FORMATS, detect_format, read_detections
+from utils import InputError
 
 DOTA = "imagesource:GoogleEarth\ngsd:0.146\n20 10 60 10 60 30 20 30 plane 0\n70 40 90 50 80 70 60 60 large-vehicle 1\n"
 RESULT = {

@@ -32,7 +32,6 @@ from torch._dynamo.exc import BackendCompilerFailed
 import engine
 import train
 import util.checkpoints
-import util.files
 import util.image_cache
 import util.images
 import util.record
@@ -371,7 +370,7 @@ def test_a_damaged_checkpoint_is_found_and_the_one_before_it_taken_saying_so(dam
     said = capsys.readouterr().err
     assert "damaged" in said and f"going on from the checkpoint before, {path}.previous" in said
     util.checkpoints.previous(path).write_bytes(damage(checkpoint.read_bytes()))
-    with pytest.raises(util.errors.InputError, match="no usable checkpoint"):
+    with pytest.raises(utils.InputError, match="no usable checkpoint"):
         util.checkpoints.newest_checkpoint(path)
 
 
@@ -404,8 +403,8 @@ def test_a_crash_between_the_two_renames_loses_nothing(work, checkpoint, monkeyp
 def test_a_file_is_whole_or_not_there(tmp_path) -> None:
     """An error while a file is being written leaves the old content, and nothing else in the folder."""
     path = tmp_path / "results.json"
-    util.files.write_text(path, "old")
-    with pytest.raises(Killed), util.files.atomic(path) as temporary:
+    utils.write_text(path, "old")
+    with pytest.raises(Killed), utils.atomic(path) as temporary:
         temporary.write_text("half of the n")
         raise Killed
     assert listing(tmp_path) == {"results.json": b"old"}
@@ -416,7 +415,7 @@ def test_a_file_is_flushed_to_disk_before_it_takes_its_name(tmp_path, monkeypatc
     real_sync, real_replace = os.fsync, Path.replace
     monkeypatch.setattr(os, "fsync", lambda fd: (happened.append("flush"), real_sync(fd))[1])
     monkeypatch.setattr(Path, "replace", lambda a, b: (happened.append("rename"), real_replace(a, b))[1])
-    util.files.write_text(tmp_path / "a.txt", "a")
+    utils.write_text(tmp_path / "a.txt", "a")
     assert happened == ["flush", "rename", "flush"]  # the file, its name, the folder that holds the name
 
 
@@ -640,7 +639,7 @@ def test_images_that_do_not_fit_the_gpu_are_told_to_stay_in_a_file(work, monkeyp
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
     monkeypatch.setattr(torch.Tensor, "to", no_room)
-    with pytest.raises(util.errors.RunError, match=r"20 images .*set dataset\.cache=h5"):
+    with pytest.raises(utils.RunError, match=r"20 images .*set dataset\.cache=h5"):
         paths = sorted(map(str, Path("data/images").iterdir()))
         open_pixels(paths, 64, load_options("tiny.yaml").dataset, torch.device("cuda"))
 

@@ -26,8 +26,7 @@ from postprocessing.rerank import (
 )
 from postprocessing.rerank.__main__ import main
 from tests.test_recall import problems
-from util.errors import InputError
-from utils import exit_status
+from utils import InputError, exit_status
 
 ROOT = Path(__file__).parent.parent
 GOLDEN = np.load(Path(__file__).parent / "golden" / "similarity_a.npz", allow_pickle=False)

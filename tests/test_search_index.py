@@ -33,9 +33,9 @@ from search.store import Hit, Index, Record, open_index, read_mark
 from tests.conftest import ROOT, Outcome
 from tokens import encode_captions
 from util.checkpoints import read_checkpoint
-from util.errors import InputError
 from util.images import open_image
 from util.local_features import load_local
+from utils import InputError
 
 pytestmark = pytest.mark.usefixtures("short_trunk")
 SENTENCE = "there are two red vehicles in the road"

@@ -30,7 +30,7 @@ from search.rasters import RasterRules
 from search.windows import selo_map
 from tests.conftest import Outcome
 from util.demo.large import SIDE, TILE, annotate_large, plan_large
-from util.errors import InputError
+from utils import InputError
 
 pytestmark = pytest.mark.usefixtures("short_trunk")
 SENTENCE = "there are two red vehicles in the road"

@@ -14,8 +14,7 @@ import pytest
 from postprocessing.published import PUBLISHED, published
 from postprocessing.results import FoldScore, Reranked, Results, load, summarise
 from postprocessing.tables import WIDTH, change_table, comma_separated, latex, main, markdown, narrow, write_tables
-from util.errors import InputError
-from util.files import write_json
+from utils import InputError, write_json
 
 
 def fold(number: int, add: float, images: int = 452, captions: int = 2260, ties: float = 0.0) -> FoldScore:

@@ -11,9 +11,9 @@ import torch
 
 from layers.gru import GRU, pack
 from layers.text_encoder import TextEncoder
-from option.models import Seq2Vec
-from util.errors import InputError
+from option.options import Seq2Vec
 from util.skipthoughts import load_skipthoughts
+from utils import InputError
 
 GOLDEN = Path(__file__).parent / "golden" / "text_a.npz"
 WORDS = [f"w{i}" for i in range(30)]

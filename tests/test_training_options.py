@@ -18,10 +18,10 @@ from data import load_data, pair_count, read_split, train_batches
 from engine import learning_rate, make_average, make_loss, make_model, make_optimizer, train_step
 from layers.loss import InfoNCE, Pairs
 from option import load_options
-from option.schema import Optim
+from option.options import Optim
 from tokens import load_words
-from util.errors import InputError
 from util.sampling import SameCaptions, epoch_rows
+from utils import InputError
 
 pytestmark = pytest.mark.usefixtures("short_trunk")
 CPU = torch.device("cpu")

@@ -17,10 +17,10 @@ from layers.normalisation import MEAN, STD, Renormalise
 from layers.text_encoder import GRUEncoder, pool
 from layers.trunk import ResNet18, TimmTrunk, make_trunk
 from option import load_options
-from option.text import PlainGRU
+from option.options import PlainGRU
 from tokens import encode_captions, load_words
-from util.errors import InputError
 from util.trunk_weights import load_trunk
+from utils import InputError
 
 NET = "test_efficientnet"  # timm's own for tests: 0.4 million parameters
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 import vocab
-from util.errors import InputError
 from util.lists import read_captions
+from utils import InputError
 
 GOLDEN = Path(__file__).parent / "golden" / "rsitmd_vocab_words.txt"
 

@@ -18,9 +18,9 @@ from torchvision.models import resnet18
 from layers.loading import load_state
 from layers.trunk import ResNet18
 from util.checkpoints import load_weights, read_checkpoint
-from util.errors import InputError
 from util.torch_files import load_torch, weights_of
 from util.trunk_weights import load_trunk
+from utils import InputError
 
 
 def without_counters(state: dict) -> dict:

@@ -15,10 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from util.errors import InputError
-from util.files import atomic, check_writable_file
 from util.lists import read_names
-from utils import Parser, run_command
+from utils import InputError, Parser, atomic, check_writable_file, run_command
 
 logger = logging.getLogger("galr")
 

@@ -23,18 +23,15 @@ import h5py
 import numpy as np
 
 from layers.drea import THRESHOLDS, Denoised, DreaOptions, Regions, denoise, enhanced_adjacency
-from util.errors import InputError, Interrupted, RunError
-from util.files import atomic, check_writable_file, some
 from util.images import BadImages, Truncated, find_damaged, image_size, open_image, safe_paths
 from util.journal import Journal
 from util.lists import read_names
 from util.names import unique_keys
-from util.progress import Bar
 from util.regions.classes import parse_class_map
 from util.regions.detections import to_regions
 from util.regions.formats import read_detections
 from util.regions.options import add_detector_options
-from utils import Parser, run_command
+from utils import Bar, InputError, Interrupted, Parser, RunError, atomic, check_writable_file, run_command, some
 
 logger = logging.getLogger("galr")
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 
-from option.schema import load_options
+from option.options import load_options
 from util.pixels import open_cache
 from utils import Parser, run_command
 

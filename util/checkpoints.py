@@ -15,9 +15,8 @@ from torch import nn
 from layers import MODELS
 from layers.loading import load_state
 from layers.published import is_published, load_published
-from util.errors import InputError, RunError, worker_died
-from util.files import atomic, some
 from util.torch_files import load_torch, weights_of
+from utils import InputError, RunError, atomic, some, worker_died
 
 logger = logging.getLogger("galr")
 

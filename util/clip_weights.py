@@ -9,10 +9,10 @@ from torch import Tensor
 
 from layers.clip_network import CLIPNetwork
 from layers.loading import load_state
-from option.models import CLIPSource
-from util.errors import InputError
+from option.options import CLIPSource
 from util.torch_files import load_safetensors, load_torch, weights_of
 from util.torchscript import is_torchscript, load_torchscript
+from utils import InputError
 
 WHAT = "weights of CLIP (model.clip.weights)"
 NOTES = ("input_resolution", "context_length", "vocab_size")  # numbers that stand among the weights of OpenAI's files

@@ -12,11 +12,8 @@ import logging
 from collections import Counter
 from pathlib import Path, PurePosixPath
 
-from util.errors import InputError
-from util.files import check_writable, read_text, write_text
-from util.json_files import Entry, read_as
 from util.lists import warn_of_shared_images
-from utils import Parser, run_command
+from utils import Entry, InputError, Parser, check_writable, read_as, read_text, run_command, write_text
 
 logger = logging.getLogger("galr")
 

@@ -25,16 +25,13 @@ from torchvision.models import get_model
 
 from layers.drea import CLASSES
 from layers.loading import load_state
-from util.errors import InputError, RunError
-from util.files import check_writable, some, write_text
 from util.images import BadImages, Truncated, find_damaged, open_image
 from util.journal import Journal
 from util.names import whole_stem
-from util.progress import Bar
 from util.regions.classes import read_classes
 from util.signals import StopSignals
 from util.torch_files import load_torch, weights_of
-from utils import Parser, pick_device, run_command
+from utils import Bar, InputError, Parser, RunError, check_writable, pick_device, run_command, some, write_text
 
 logger = logging.getLogger("galr")
 

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from util.errors import RunError
 from util.resume import Progress
+from utils import RunError
 
 DIVERGED = (
     "try a lower optim.lr or an optim.grad_clip, anew or with --resume --force from the last checkpoint, which is from "

@@ -9,10 +9,8 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from util.errors import InputError, disk_full
-from util.files import atomic, flush
 from util.images import BadImages, CutShort, Truncated, attempts, check_heads, square, warn_of_cut
-from util.progress import Bar
+from utils import Bar, InputError, atomic, disk_full, flush
 
 STEP = 256  # images between two marks of how far it is
 WHOLE, CUT_SHORT = 1, 2  # what `done` says of an image; 0: not decoded yet

@@ -20,9 +20,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from PIL import ExifTags, Image, ImageFile, ImageOps
 
-from util.errors import InputError
-from util.files import some
-from util.progress import Bar
+from utils import Bar, InputError, some
 
 logger = logging.getLogger("galr")
 

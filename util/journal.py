@@ -7,8 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from util.errors import InputError
-from util.files import read_text, write_text
+from utils import InputError, read_text, write_text
 
 
 class Done(NamedTuple):

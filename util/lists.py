@@ -6,9 +6,8 @@ import logging
 import os
 from pathlib import Path
 
-from util.errors import InputError
-from util.files import read_text, some
 from util.names import match, whole_stem
+from utils import InputError, read_text, some
 
 logger = logging.getLogger("galr")
 

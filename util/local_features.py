@@ -13,10 +13,9 @@ from typing import Any
 import h5py
 import numpy as np
 
-from util.errors import InputError
-from util.files import existing_file, some
 from util.names import match
 from util.pickles import Array, load_pickled_npy
+from utils import InputError, existing_file, some
 
 SHAPE = (20, 20)
 ADVICE = "make it with: python -m util.build_local (docs/REGIONS.md), or set dataset.local_path"

@@ -23,10 +23,7 @@ from util.demo.drawing import draw_scene
 from util.demo.large import SIDE, TILE, annotate_large, draw_large, plan_large
 from util.demo.planning import plan_scenes
 from util.demo.scene import Scene
-from util.errors import InputError
-from util.files import atomic, check_writable, read_json, write_json, write_text
-from util.progress import Bar
-from utils import Parser, run_command
+from utils import Bar, InputError, Parser, atomic, check_writable, read_json, run_command, write_json, write_text
 
 logger = logging.getLogger("galr")
 

@@ -23,13 +23,10 @@ import torch
 import torchvision
 from PIL import Image
 
-from util.errors import InputError
-from util.files import check_writable, write_text
 from util.lists import read_pairs
 from util.names import stem
-from util.progress import Bar
 from util.skipthoughts import gru_shapes
-from utils import ROOT, Parser, run_command
+from utils import ROOT, Bar, InputError, Parser, check_writable, run_command, write_text
 
 logger = logging.getLogger("galr")
 

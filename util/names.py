@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import PurePosixPath
 
-from util.errors import InputError
+from utils import InputError
 
 
 def stem(name: str) -> str:

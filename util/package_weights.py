@@ -17,10 +17,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from util.errors import InputError, not_installed
-from util.files import atomic, check_writable_file
 from util.torch_files import load_torch
-from utils import Parser, run_command
+from utils import InputError, Parser, atomic, check_writable_file, not_installed, run_command
 
 logger = logging.getLogger("galr")
 

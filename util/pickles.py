@@ -8,7 +8,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from util.errors import InputError
+from utils import InputError
 
 
 class Type:

@@ -9,14 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from layers.transfer import send
-from option.schema import Dataset
+from layers.distributed import send
+from option.options import Dataset
 from util import image_cache
-from util.errors import InputError, RunError
-from util.files import check_writable, one_at_a_time
 from util.images import BadImages, Truncated, check_images, decode, decode_all, load_pixels, safe_paths
 from util.lists import read_names
 from util.transforms import resize_size
+from utils import InputError, RunError, check_writable, one_at_a_time
 
 
 class Pixels:

@@ -18,11 +18,9 @@ import filelock
 import torch
 from torch.utils.tensorboard import SummaryWriter
 
-from option.schema import Options, save_options
-from util.errors import InputError, RunError, disk_full
-from util.files import read_json, write_json, write_text
-from util.processes import is_main, wait_for_all
-from utils import ROOT, device_name
+from layers.distributed import wait_for_all
+from option.options import Options, save_options
+from utils import ROOT, InputError, RunError, device_name, disk_full, is_main, read_json, write_json, write_text
 
 logger = logging.getLogger("galr")
 

@@ -14,10 +14,9 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from option.schema import Options
+from option.options import Options
 from util.checkpoints import LAST, newest_checkpoint, previous
-from util.errors import InputError
-from util.files import read_json
+from utils import InputError, read_json
 
 logger = logging.getLogger("galr")
 

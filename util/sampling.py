@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from option.schema import Dataset
+from option.options import Dataset
 
 
 class Rows(NamedTuple):

@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import signal
 
-from util.errors import Interrupted
-from util.processes import largest
+from layers.distributed import largest
+from utils import Interrupted
 
 logger = logging.getLogger("galr")
 

@@ -13,12 +13,10 @@ import torch
 
 from layers.gru import GRU
 from layers.text_encoder import TextEncoder
-from option.models import Seq2Vec
-from util.errors import InputError
-from util.files import atomic, one_at_a_time, read_text
+from option.options import Seq2Vec
 from util.pickled_rows import read_rows
 from util.pickles import npy_header
-from util.progress import Bar
+from utils import Bar, InputError, atomic, one_at_a_time, read_text
 
 logger = logging.getLogger("galr")
 

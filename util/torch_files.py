@@ -13,9 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from util.errors import InputError, not_installed
-from util.files import existing_file
 from util.pickles import Type, scalar
+from utils import InputError, existing_file, not_installed
 
 # Numbers of NumPy among plain ones, such as a best score: by stand-ins, so that NumPy's own functions are never called.
 NUMPY_SCALARS = [

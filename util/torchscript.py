@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from util.errors import InputError
+from utils import InputError
 
 TYPES = {
     "FloatStorage": torch.float32,

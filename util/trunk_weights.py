@@ -12,8 +12,8 @@ from torch import Tensor
 
 from layers.loading import load_state
 from layers.trunk import TimmTrunk, Trunk
-from util.errors import InputError
 from util.torch_files import load_safetensors, load_torch, weights_of
+from utils import InputError
 
 RESNET_URL = torchvision.models.ResNet18_Weights.IMAGENET1K_V1.url
 WHAT = "weights of the trunk (model.pretrained)"

@@ -13,12 +13,11 @@ import torch
 from layers.clip_network import CLIPNetwork
 from layers.model import Model
 from layers.text_encoder import TransformerEncoder
-from option.models import ModelOptions
-from option.text import Seq2Vec, Transformer
+from option.options import ModelOptions, Seq2Vec, Transformer
 from util.clip_weights import load_clip
-from util.errors import InputError
 from util.skipthoughts import load_skipthoughts
 from util.trunk_weights import load_trunk
+from utils import InputError
 
 
 def load_starting_weights(model: Model, options: ModelOptions, words: Sequence[str]) -> None:

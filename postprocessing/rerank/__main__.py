@@ -16,9 +16,7 @@ from postprocessing.rerank.search import GRID, grid_figure, search
 from postprocessing.results import gain, score_of, summarise
 from postprocessing.style import save_figure
 from postprocessing.tables import change_table
-from util.errors import InputError
-from util.files import check_writable_file, write_json
-from utils import Parser, run_command
+from utils import InputError, Parser, check_writable_file, run_command, write_json
 
 logger = logging.getLogger("galr")
 

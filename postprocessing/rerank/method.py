@@ -32,7 +32,7 @@ from postprocessing.recall import (
     read_block,
     standings,
 )
-from util.errors import InputError
+from utils import InputError
 
 VARIANTS = ("released", "paper")
 LEAST_K = 10  # of the released code

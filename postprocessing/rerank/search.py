@@ -11,7 +11,7 @@ import numpy as np
 
 from postprocessing.rerank.method import Reranker, Setting
 from postprocessing.style import INK, PLAIN, new_figure
-from util.progress import Bar
+from utils import Bar
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -15,7 +15,7 @@ from util.demo.captions import write_captions
 from util.demo.drawing import draw_scene
 from util.demo.planning import plan_scenes, plan_settings
 from util.demo.scene import Scene
-from util.progress import Bar
+from utils import Bar
 
 TILE, TILES = 500, 8  # pixels; tiles along a side
 SIDE = TILE * TILES

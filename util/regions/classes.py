@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from layers.drea import CLASSES
-from util.errors import InputError
-from util.files import read_text
+from utils import InputError, read_text
 
 # What other data sets call the classes of DOTA-v1.0: DIOR(-R), NWPU VHR-10, HRRSD, UCAS-AOD, FAIR1M's groups, VEDAI,
 # xView's groups, COCO. DIOR's and NWPU's `vehicle` are cars for the greatest part.

@@ -7,12 +7,10 @@ from typing import Annotated, Any, NamedTuple
 
 from pydantic import Field, FiniteFloat
 
-from util.errors import InputError
-from util.files import read_json
-from util.json_files import Entry, checked, read_as
 from util.names import match
 from util.regions.dota import Row
 from util.regions.text import hull
+from utils import Entry, InputError, checked, read_as, read_json
 
 
 class _Image(Entry):

@@ -10,11 +10,10 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from layers.drea import Regions
-from util.errors import InputError
-from util.files import some
 from util.names import match, whole_stem
 from util.regions.classes import DROPPED, ClassMap, class_index, plain
 from util.regions.dota import Patch, Row, patch_of
+from utils import InputError, some
 
 logger = logging.getLogger("galr")
 

@@ -13,13 +13,13 @@ from pathlib import Path
 import numpy as np
 
 from layers.drea import CLASSES
-from util.errors import InputError
 from util.regions.classes import read_classes
 from util.regions.coco import read_coco
 from util.regions.detections import Detections
 from util.regions.dota import HEADERS, Row, after_class, dota_row, read_results
 from util.regions.text import class_file, is_number, label_files, numbered_lines, parsed, quoted
 from util.regions.yolo import yolo_obb_row
+from utils import InputError
 
 logger = logging.getLogger("galr")
 

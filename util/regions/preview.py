@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from layers.drea import CLASSES, Denoised, Regions
-from util.files import atomic
+from utils import atomic
 
 ROWS = 4  # images on a sheet
 LONGEST = 512  # pixels of an image's longer side on the sheet

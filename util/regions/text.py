@@ -6,8 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from util.errors import InputError
-from util.files import read_text
+from utils import InputError, read_text
 
 CLASS_FILE = "classes.txt"  # labelling tools write it among the label files
 

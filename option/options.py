@@ -1,4 +1,4 @@
-"""The schema of the option files: published keys, the keys added here, and what each may hold.
+"""Define the schema of the option files: published keys, the keys added here, and what each may hold.
 
 Every key added here has a default under which a published file keeps its meaning.
 """
@@ -10,17 +10,302 @@ import logging
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
 
-from option.models import MODELS, GaLROptions, ModelOptions, model_name
-from option.optim import Optim
-from option.section import Count, Name, Section
-from option.text import ENCODERS
-from util.errors import InputError
-from util.files import read_text, write_text
+from utils import InputError, read_text, write_text
+
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+Count = Annotated[int, Field(ge=1)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Name = Annotated[str, Field(min_length=1, max_length=4000, pattern=r"^[^\x00]+$")]
+
+
+class Section(BaseModel):
+    """A block of options: unknown keys are errors, values do not change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class Seq2Vec(Section):
+    """The published encoder. `pretrained: false` starts from random weights of the free widths below."""
+
+    arch: Literal["skipthoughts"] = "skipthoughts"
+    type: Literal["BayesianUniSkip", "UniSkip", "BiSkip"] = "BayesianUniSkip"
+    dir_st: Name = "seq2vec"
+    dropout: Fraction = 0.25
+    fixed_emb: bool = False
+    pretrained: bool = True
+    embedding_dim: Count = 620
+    hidden_dim: Count = 2400
+
+    @model_validator(mode="after")
+    def _two_directions(self) -> Seq2Vec:
+        if self.type == "BiSkip" and self.hidden_dim % 2:
+            raise ValueError(f"model.seq2vec.hidden_dim ({self.hidden_dim}) must be even: BiSkip halves it")
+        return self
+
+
+class PlainGRU(Section):
+    """A word embedding and a GRU with random weights; `hidden_dim` is of each direction."""
+
+    arch: Literal["gru"]
+    embedding_dim: Count = 300
+    hidden_dim: Count = 512
+    bidirectional: bool = False
+    pooling: Literal["last", "mean", "max"] = "last"
+    dropout: Fraction = 0.2
+
+
+class Transformer(Section):
+    """A transformer with its tokenizer. `path`: a folder, or a name at Hugging Face; `pretrained: false` starts from
+    random weights."""
+
+    arch: Literal["transformer"]
+    path: Name
+    pretrained: bool = True
+    pooling: Literal["mean", "first", "max"] = "mean"
+    dropout: Fraction = 0
+
+
+ENCODERS: dict[str, type[Section]] = {"skipthoughts": Seq2Vec, "gru": PlainGRU, "transformer": Transformer}
+
+
+def encoder_name(block: Any) -> str:
+    """The `arch` of a block; a file that gives none means skip-thoughts."""
+    name = block.get("arch", "skipthoughts") if isinstance(block, dict) else getattr(block, "arch", "skipthoughts")
+    return name if isinstance(name, str) else ""
+
+
+TextOptions = Annotated[
+    Annotated[Seq2Vec, Tag("skipthoughts")]
+    | Annotated[PlainGRU, Tag("gru")]
+    | Annotated[Transformer, Tag("transformer")],
+    Discriminator(encoder_name, "encoder_name", f"there are {', '.join(ENCODERS)}"),
+]
+
+
+class Multiscale(Section):
+    multiscale_input_channel: Literal[3] = 3
+    multiscale_output_channel: Literal[1] = 1
+
+
+class Fusion(Section):
+    """MIDF, or for comparison the `kind` in its place. `gate`: the paper's two dynamic weights, the released code's
+    single one, or none."""
+
+    kind: Literal["midf", "sum", "concatenation"] = "midf"
+    gate: Literal["paper", "released", "none"] = "released"
+    dynamic_fusion_dim: Count = 512
+    dynamic_fusion_drop: Fraction = 0.2
+    mca_DROPOUT_R: Fraction = 0.1
+    mca_HIDDEN_SIZE: Count = 512
+    mca_FF_SIZE: Count = 1024
+    mca_MULTI_HEAD: Count = 8
+    mca_HIDDEN_SIZE_HEAD: Count = 64
+
+
+class Embed(Section):
+    embed_dim: Count = 512
+
+
+Tokenizer = Literal["vocabulary", "transformer", "clip"]
+
+
+def _tokenizer_of(encoder: Section) -> Tokenizer:
+    """What makes ids of captions: the words of dataset.vocab_path, or what a transformer comes with."""
+    return "transformer" if encoder.arch == "transformer" else "vocabulary"
+
+
+class CLIPSource(Section):
+    """In open_clip's names. `weights`: a name, a file (OpenAI's, RemoteCLIP's, GeoRSCLIP's, open_clip's), or none."""
+
+    arch: Name = "ViT-B-32-quickgelu"
+    weights: Name = "openai"
+
+
+class GaLROptions(Section):
+    """The model of this project. `trunk: clip` sets its local branch and MIDF upon the CLIP of the block `clip`.
+
+    `local_branch` and `mvsa`: False leaves these parts out, for comparison.
+    """
+
+    name: Literal["GaLR"] = "GaLR"
+    trunk: Name = "resnet18"
+    trunk_norm: Literal["batch", "frozen"] = "batch"
+    pretrained: Name = "imagenet"
+    local_branch: bool = True
+    mvsa: bool = True
+    multiscale: Multiscale = Multiscale()
+    seq2vec: TextOptions = Seq2Vec()
+    fusion: Fusion = Fusion()
+    embed: Embed = Embed()
+    clip: CLIPSource | None = None  # ViT-B/32 of OpenAI where `trunk: clip` says no more
+
+    @model_validator(mode="before")
+    @classmethod
+    def _clip_by_default(cls, block: Any) -> Any:
+        if isinstance(block, dict) and block.get("trunk") == "clip":
+            return {"clip": CLIPSource()} | block
+        return block
+
+    @model_validator(mode="after")
+    def _one_trunk(self) -> GaLROptions:
+        if self.clip and self.trunk != "clip":
+            raise ValueError(f"model.clip is of model.trunk clip, and that is {self.trunk}")
+        if self.clip and not (self.local_branch and self.mvsa):
+            raise ValueError(
+                "model.trunk clip has no MVSA, and without the local branch it is model.name CLIP: leave "
+                "out model.mvsa and model.local_branch"
+            )
+        if self.clip and (self.pretrained, self.trunk_norm, self.seq2vec) != ("imagenet", "batch", Seq2Vec()):
+            raise ValueError(
+                "model.trunk clip brings its weights (model.clip.weights) and its text tower: leave out "
+                "model.pretrained, model.trunk_norm and model.seq2vec"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _widths_fit(self) -> GaLROptions:
+        if not self.local_branch or self.fusion.kind != "midf":
+            return self  # the widths of MIDF are not read
+        if self.fusion.mca_HIDDEN_SIZE != self.embed.embed_dim:
+            raise ValueError(
+                f"model.fusion.mca_HIDDEN_SIZE ({self.fusion.mca_HIDDEN_SIZE}) must equal "
+                f"model.embed.embed_dim ({self.embed.embed_dim})"
+            )
+        if self.fusion.mca_MULTI_HEAD * self.fusion.mca_HIDDEN_SIZE_HEAD != self.fusion.mca_HIDDEN_SIZE:
+            raise ValueError("model.fusion.mca_MULTI_HEAD times mca_HIDDEN_SIZE_HEAD must equal mca_HIDDEN_SIZE")
+        return self
+
+    @property
+    def reads_local(self) -> bool:
+        """Whether the local features of dataset.local_path are read."""
+        return self.local_branch
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """What makes ids of captions."""
+        return "clip" if self.clip else _tokenizer_of(self.seq2vec)
+
+
+class CrossAttention(Section):
+    """What the image's attention to a caption is (layers/amfmn.py)."""
+
+    att_type: Literal["soft_att", "fusion_att", "similarity_att"] = "soft_att"
+
+
+class AMFMNOptions(Section):
+    """AMFMN, in one of its three forms."""
+
+    reads_local: ClassVar[bool] = False
+    name: Literal["AMFMN"]
+    trunk: Name = "resnet18"
+    trunk_norm: Literal["batch", "frozen"] = "batch"
+    pretrained: Name = "imagenet"
+    multiscale: Multiscale = Multiscale()
+    cross_attention: CrossAttention = CrossAttention()
+    seq2vec: TextOptions = Seq2Vec()
+    embed: Embed = Embed()
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """What makes ids of captions."""
+        return _tokenizer_of(self.seq2vec)
+
+
+class JointEmbed(Section):
+    embed_dim: Count = 1024
+
+
+class VSEPPOptions(Section):
+    """VSE++. The rows that papers on remote sensing print are of `image_norm: False` and `text_pooling: mean`.
+
+    `positions`: with `mean`, captions are padded to so many words; the longest of the data sets has 34.
+    """
+
+    reads_local: ClassVar[bool] = False
+    tokenizer: ClassVar[Tokenizer] = "vocabulary"
+    name: Literal["VSE++"]
+    trunk: Name = "resnet18"
+    trunk_norm: Literal["batch", "frozen"] = "batch"
+    pretrained: Name = "imagenet"
+    word_dim: Count = 300
+    image_norm: bool = True
+    text_pooling: Literal["last", "mean"] = "last"
+    positions: Count = 35
+    embed: JointEmbed = JointEmbed()
+
+
+class CLIPOptions(Section):
+    """CLIP, scored as it comes or fine-tuned."""
+
+    reads_local: ClassVar[bool] = False
+    tokenizer: ClassVar[Tokenizer] = "clip"
+    name: Literal["CLIP"]
+    clip: CLIPSource = CLIPSource()
+
+
+MODELS: dict[str, type[Section]] = {
+    "GaLR": GaLROptions,
+    "AMFMN": AMFMNOptions,
+    "VSE++": VSEPPOptions,
+    "CLIP": CLIPOptions,
+}
+
+
+def model_name(block: Any) -> str:
+    """The name in a `model` block; a file that gives none means GaLR."""
+    name = block.get("name", "GaLR") if isinstance(block, dict) else getattr(block, "name", "GaLR")
+    return name if isinstance(name, str) else ""
+
+
+ModelOptions = Annotated[
+    Annotated[GaLROptions, Tag("GaLR")]
+    | Annotated[AMFMNOptions, Tag("AMFMN")]
+    | Annotated[VSEPPOptions, Tag("VSE++")]
+    | Annotated[CLIPOptions, Tag("CLIP")],
+    Discriminator(model_name, "model_name", f"there are {', '.join(MODELS)}"),
+]
+
+
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class Optim(Section):
+    """How a model is trained. Every key of ours is off by default."""
+
+    epochs: Count = 20
+    lr: Positive = 0.0002
+    lr_decay_param: Positive = 0.7  # of the schedule `step`
+    lr_update_epoch: Count = 20  # likewise
+    grad_clip: NotNegative = 0  # largest norm of the gradient; 0: any
+    max_violation: bool = False  # triplet: hardest negatives only
+    margin: NotNegative = 0.2  # triplet
+    resume: Literal[False] | Name = False  # a checkpoint to fine-tune from
+    # ours
+    precision: Literal["fp32", "bf16"] = "fp32"
+    compile: bool = False
+    loss: Literal["triplet", "infonce"] = "triplet"
+    temperature: Annotated[float, Field(ge=0.001, le=100)] = 0.07  # infonce
+    learn_temperature: bool = True  # infonce: from `temperature` on, down to 0.01
+    schedule: Literal["step", "cosine"] = "step"
+    warmup: NotNegative = 0  # epochs, whole or not, in which the rate rises
+    trunk_lr: Positive | None = None  # of the trunk; none: lr
+    text_lr: Positive | None = None  # of a transformer that reads the captions; none: lr
+    betas: Annotated[list[Fraction], Field(min_length=2, max_length=2, default=[0.9, 0.999])]  # of Adam
+    weight_decay: Annotated[float, Field(ge=0, le=10)] = 0  # decoupled (AdamW); not of vectors
+    ema: Fraction = 0  # score the running average of the weights, which keeps so much of itself at each step
+    freeze: Annotated[list[Name], Field(default=[])]  # parts that stay as they start, such as trunk or midf
+
+    @model_validator(mode="after")
+    def _warmup_ends(self) -> Optim:
+        if self.warmup >= self.epochs:
+            raise ValueError(f"optim.warmup ({self.warmup:g} epochs) must be below optim.epochs ({self.epochs})")
+        return self
+
 
 logger = logging.getLogger("galr")
 

@@ -21,7 +21,9 @@ takes all of it, and the same sum of N times L / N holds.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from datetime import timedelta
 from typing import Any, NamedTuple
 
 import torch
@@ -29,6 +31,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
+
+from utils import InputError, _store, count, rank
 
 
 def process_count() -> int:
@@ -222,3 +226,52 @@ def put_together(rows: Sequence[Tensor], vectors: Sequence[Tensor], total: int, 
     if process_count() > 1:
         dist.all_reduce(whole)
     return whole
+
+
+def send(tensor: Tensor, device: torch.device) -> Tensor:
+    """The tensor on the device. To a GPU it goes from pinned memory: nothing waits, neither for it nor for the GPU."""
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
+
+
+# ---------------------------------------------------------------- what all processes agree on
+
+
+TIMEOUT = timedelta(minutes=30)  # for an answer of the others: more than the main process ever works alone
+
+
+@contextlib.contextmanager
+def joined(device: torch.device) -> Iterator[None]:
+    """Within it the processes compute together: by nccl on GPUs, by gloo on CPUs."""
+    if count() == 1:
+        yield
+        return
+    backend = "cuda:nccl,cpu:gloo" if device.type == "cuda" else "gloo"  # what is agreed on never waits for a GPU
+    dist.init_process_group(backend, store=_store(), rank=rank(), world_size=count(), timeout=TIMEOUT)
+    yield
+    dist.destroy_process_group()  # after an error it might wait for those that are gone
+
+
+def largest(value: int) -> int:
+    """The largest of all processes' values. Each waits for the others."""
+    if count() == 1:
+        return value
+    values = torch.tensor(value)
+    dist.all_reduce(values, dist.ReduceOp.MAX)
+    return int(values)
+
+
+def wait_for_all() -> None:
+    """Until every process is here."""
+    largest(0)
+
+
+def check_alike(what: str, value: object) -> None:
+    """Raises InputError where another process has another value than the main one."""
+    if count() == 1:
+        return
+    values = [None] * count()
+    dist.all_gather_object(values, value)
+    if others := [number for number, one in enumerate(values) if one != values[0]]:
+        raise InputError(f"{what}: process {others[0]} has others than process 0; all machines must see the same files")
