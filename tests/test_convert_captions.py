@@ -61,6 +61,19 @@ def test_numbers_of_captions_that_differ_and_line_ends_within_them(convert) -> N
     assert not Path("out/val_filename.txt").exists()
 
 
+def test_images_stand_in_the_lists_by_their_place_within_the_folder_of_images(convert) -> None:
+    """COCO's `filepath` is such a place; an absolute one is a folder of the machine that wrote the file."""
+    outcome = convert(
+        image("a.jpg", "train", "x", filepath="val2014"),
+        image("b.jpg", "train", "x", filepath="/home/someone/images"),
+        image("c.jpg", "test", "x", filepath="sub/"),
+        image("d.jpg", "test", "x", filepath=""),
+    )
+    assert outcome.status == 0
+    assert Path("out/train_filename.txt").read_text() == "val2014/a.jpg\nb.jpg\n"
+    assert Path("out/test_filename.txt").read_text() == "sub/c.jpg\nd.jpg\n"
+
+
 def test_published_lists_come_back_from_their_json_form(convert) -> None:
     if "GALR_TEST_DATA" not in os.environ:
         pytest.skip("GALR_TEST_DATA is not set: no real lists")

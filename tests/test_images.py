@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -10,7 +11,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from PIL import Image, ImageFile
+from PIL import ExifTags, Image, ImageFile
 
 import util.images
 from util.image_cache import build_cache, cache_is_fresh, map_cache
@@ -82,6 +83,39 @@ def test_the_orientation_mark_is_followed_by_pixels_and_sizes_alike(form, tmp_pa
     assert image.size == image_size(path) == (40, 96)
     assert np.array_equal(np.asarray(image), upright)
     assert np.array_equal(decode(str(path), 32), np.asarray(image.resize((32, 32), Image.Resampling.BILINEAR)))
+
+
+UPRIGHT = {  # orientation mark of EXIF -> how the stored pixels are turned to be upright
+    1: lambda a: a,
+    2: lambda a: a[:, ::-1],
+    3: lambda a: a[::-1, ::-1],
+    4: lambda a: a[::-1],
+    5: lambda a: a.swapaxes(0, 1),
+    6: lambda a: np.rot90(a, -1),
+    7: lambda a: a[::-1, ::-1].swapaxes(0, 1),
+    8: lambda a: np.rot90(a, 1),
+    9: lambda a: a,  # no mark of EXIF's
+}
+
+
+@pytest.mark.parametrize("mark", UPRIGHT)
+def test_every_orientation_mark_turns_pixels_and_size(mark, tmp_path) -> None:
+    stored = np.random.default_rng(0).integers(0, 256, (3, 5, 3), np.uint8)
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = mark
+    Image.fromarray(stored).save(tmp_path / "a.png", exif=exif)
+    image = open_image(tmp_path / "a.png")
+    assert image.size == image_size(tmp_path / "a.png")
+    assert np.array_equal(np.asarray(image), UPRIGHT[mark](stored))
+
+
+def test_grey_palette_and_transparent_images_of_eight_bits_become_rgb(tmp_path) -> None:
+    colours = Image.fromarray(np.random.default_rng(0).integers(0, 256, (6, 6, 3), np.uint8))
+    for mode, name in (("L", "a.png"), ("P", "b.png"), ("RGBA", "c.png"), ("CMYK", "d.tif"), ("RGB", "e.ppm")):
+        colours.convert(mode).save(tmp_path / name)
+        with Image.open(tmp_path / name) as stored:
+            expected = np.asarray(stored.convert("RGB"))
+        assert np.array_equal(np.asarray(open_image(tmp_path / name)), expected), mode
 
 
 def test_a_file_that_is_cut_short_is_named_or_decoded_as_far_as_it_goes(capsys) -> None:
@@ -159,6 +193,23 @@ def test_a_cache_goes_on_where_it_stopped_and_when_images_are_mended(files, tmp_
         ours, expected = map_cache(cache, size), map_cache(whole, size)
         assert (ours[1] == [255, 0, 0]).all()
         assert all(np.array_equal(ours[i], expected[i]) for i in (0, 2, 3, 4))
+
+
+@pytest.mark.parametrize("change", ["content", "order", "size", "one more"])
+def test_a_cache_of_other_pictures_is_stale_even_where_their_size_in_bytes_is_the_same(change, files, tmp_path) -> None:
+    cache, sizes = tmp_path / "cache.h5", [16]
+    build_cache(cache, files, sizes, 1)
+    assert cache_is_fresh(cache, files, sizes)
+    if change == "content":
+        status = Path(files[2]).stat()
+        os.utime(files[2], ns=(status.st_atime_ns, status.st_mtime_ns + 10**9))
+    elif change == "order":
+        files = files[::-1]
+    elif change == "size":
+        sizes = [24]
+    else:
+        files = [*files, str(shutil.copy(files[0], tmp_path / "more.png"))]
+    assert not cache_is_fresh(cache, files, sizes)
 
 
 @pytest.mark.parametrize("spoilt", [b"", b"no HDF5", None])

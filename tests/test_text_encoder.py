@@ -90,6 +90,12 @@ def test_tables_that_were_saved_again_as_plain_arrays_are_read_alike(published, 
     assert torch.equal(encoder("UniSkip", skipthoughts).embedding.weight, pickled)
 
 
+def test_words_that_the_dictionary_lacks_take_the_row_of_unk_and_padding_is_zero(skipthoughts) -> None:
+    table = torch.from_numpy(np.load(skipthoughts / "utable.npy"))
+    rows = encoder("UniSkip", skipthoughts).embedding.weight
+    assert torch.equal(rows[1], table[0]) and torch.equal(rows[2], table[16]) and not rows[0].any()
+
+
 @pytest.mark.parametrize("form", ["published", "skipthoughts"])
 @pytest.mark.parametrize(
     ("name", "harm", "says"),

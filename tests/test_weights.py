@@ -17,7 +17,7 @@ from torchvision.models import resnet18
 
 from layers.loading import load_state
 from layers.trunk import ResNet18
-from util.checkpoints import load_weights, read_checkpoint
+from util.checkpoints import load_weights, newest_checkpoint, previous, read_checkpoint, save_checkpoint
 from util.torch_files import load_torch, weights_of
 from util.trunk_weights import load_trunk
 from utils import InputError
@@ -238,6 +238,37 @@ def test_a_checkpoint_of_our_own_loads_in_the_same_forms(form, tmp_path) -> None
     torch.save({"model": FORMS[form](source.state_dict())}, tmp_path / "a.pth.tar")
     load_weights(module, read_checkpoint(tmp_path / "a.pth.tar"), [])
     assert all(torch.equal(value, source.state_dict()[name]) for name, value in module.state_dict().items())
+
+
+def test_a_checkpoint_of_our_first_version_loads_under_todays_names() -> None:
+    source, module = (
+        small(),
+        nn.ModuleDict({"global_branch": nn.ModuleDict({"trunk": nn.ModuleDict({"net": small()})})}),
+    )
+    state = {f"global_branch.resnet.{name}": value for name, value in source.state_dict().items()}
+    load_weights(module, {"model": state}, [])
+    loaded = module["global_branch"]["trunk"]["net"].state_dict()
+    assert all(torch.equal(value, loaded[name]) for name, value in source.state_dict().items())
+
+
+def test_the_second_newest_checkpoint_is_kept_beside_the_newest_only_where_that_is_asked_for(tmp_path) -> None:
+    path = tmp_path / "new/last.pth.tar"
+    for epoch in range(3):
+        save_checkpoint({"model": {"a": torch.ones(1)}, "epoch": epoch}, path, keep_previous=True)
+    assert newest_checkpoint(path)["epoch"] == 2
+    assert read_checkpoint(previous(path))["epoch"] == 1
+    save_checkpoint({"model": {"a": torch.ones(1)}, "epoch": 3}, path)
+    assert newest_checkpoint(path)["epoch"] == 3 and read_checkpoint(previous(path))["epoch"] == 1
+    assert sorted(file.name for file in path.parent.iterdir()) == ["last.pth.tar", "last.pth.tar.previous"]
+    assert newest_checkpoint(tmp_path / "nothing.pth.tar") is None
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_a_checkpoint_is_refused_where_any_of_its_weights_is_not_finite(value, tmp_path) -> None:
+    state = {"a": torch.ones(2), "b": torch.tensor([[1.0, 2.0], [value, 3.0]]), "c": torch.ones(1)}
+    torch.save({"model": state}, tmp_path / "a.pth.tar")
+    with pytest.raises(InputError, match=r"not finite in 1 tensors: b$"):
+        read_checkpoint(tmp_path / "a.pth.tar")
 
 
 def test_programs_and_files_too_old_are_told_apart_from_damage(tmp_path: Path) -> None:
