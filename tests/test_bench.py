@@ -6,6 +6,7 @@ import itertools
 import json
 import multiprocessing
 import os
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -112,6 +113,39 @@ def test_rerank_suite_compares_with_the_plain_rerank_and_recall(in_this_process)
     assert all(case.keys() == FIGURES for case in cases.values())
 
 
+def test_other_similarities_stop_the_evaluation_suite(in_this_process, monkeypatch):
+    plain = bench.eval.baseline_evaluation(TINY, 7, True, CPU)()[1]
+    for module_side in ("our_evaluation", "baseline_evaluation"):
+        monkeypatch.setattr(bench.eval, module_side, lambda *_: lambda: (1.0, plain))
+    monkeypatch.setattr(bench.eval, "our_evaluation", lambda *_: lambda: plain + 1e-3)
+    with pytest.raises(RunError, match="from the baseline's"):
+        bench.eval.cases(CPU, 1, TINY, images=7, full=True)
+
+
+@pytest.mark.parametrize("side", ["plain_multivariate", "plain_recall"])
+def test_another_rerank_or_recall_stops_the_suite(in_this_process, monkeypatch, side):
+    right = getattr(bench.rerank, side)
+    wrong = {
+        "plain_multivariate": lambda s: right(s) + 1e-3 * (right(s) > 0),
+        "plain_recall": lambda s: ([0.0] * 3,) * 2,
+    }
+    monkeypatch.setattr(bench.rerank, side, wrong[side])
+    with pytest.raises(RunError, match="baseline's"):
+        bench.rerank.cases(images=40, rounds=1)
+
+
+def test_times_are_for_100_samples_and_for_the_whole_split(in_this_process):
+    """Every work counts as 0.5 seconds here."""
+    case = bench.data.cases(CPU, 1, TINY, samples=32)["data.cached"]
+    assert case["ours"] == case["baseline"] == pytest.approx(0.5 * 100 / 32)
+    ticks = itertools.count(0, 1.0)
+    with pytest.MonkeyPatch.context() as patch:
+        work = bench.eval.baseline_evaluation(TINY, 7, False, CPU)
+        patch.setattr(bench.eval.time, "perf_counter", lambda: next(ticks))
+        seconds, rows = work()
+    assert len(rows) == 3 and seconds == pytest.approx(1 + 1 * 7 / 3)  # laid out once, a block of 3 scaled to 7
+
+
 def test_recorded_caption_lengths_are_those_of_rsitmd():
     if not os.environ.get("GALR_TEST_DATA"):
         pytest.skip("GALR_TEST_DATA is not set: RSITMD's captions are not at hand")
@@ -143,6 +177,11 @@ def test_wrong_arguments_are_input_errors(monkeypatch, arguments):
         bench.__main__.main()
 
 
+def _slower_once():
+    naps = iter((0.2, 0.0, 0.2))
+    return lambda: time.sleep(next(naps))
+
+
 def _fails():
     raise ValueError("no such thing")
 
@@ -163,6 +202,7 @@ def test_a_side_works_in_a_whole_process_of_its_own_and_its_failure_is_one_line(
     assert outcome.peak_mib > 1
     assert measured(_has_a_child).answer == [0, 1, 2]  # as the baseline's loader has
     assert not multiprocessing.active_children()  # nothing of a side is alive while the next one works
+    assert measured(_slower_once, times=3).seconds >= 0.2  # the median of the times
     with pytest.raises(RunError, match="no such thing"):
         measured(_fails)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import yaml
 
 from option import load_options
 from utils import InputError
@@ -127,6 +128,60 @@ def test_a_published_file_means_the_released_code(published) -> None:
     assert (options.k_fold.mode, options.k_fold.val_fraction) == ("shuffle", 0.2)
 
 
+# The shortest file of each model, and every value that it then has.
+SHORT = """
+model: {name: MODEL}
+dataset: {datatype: rsitmd, data_path: data/, image_path: images/, vocab_path: vocab.json, local_path: local.h5}
+k_fold: {experiment_name: short}
+"""
+SKIPTHOUGHTS = """{arch: skipthoughts, type: BayesianUniSkip, dir_st: seq2vec, dropout: 0.25, fixed_emb: False,
+    pretrained: True, embedding_dim: 620, hidden_dim: 2400}"""
+BACKBONE = """trunk: resnet18, trunk_norm: batch, pretrained: imagenet"""
+MULTISCALE = "{multiscale_input_channel: 3, multiscale_output_channel: 1}"
+MODEL_DEFAULTS = {
+    "GaLR": f"""{{name: GaLR, {BACKBONE}, local_branch: True, mvsa: True, multiscale: {MULTISCALE},
+        seq2vec: {SKIPTHOUGHTS}, embed: {{embed_dim: 512}}, clip: null,
+        fusion: {{kind: midf, gate: released, dynamic_fusion_dim: 512, dynamic_fusion_drop: 0.2, mca_DROPOUT_R: 0.1,
+                  mca_HIDDEN_SIZE: 512, mca_FF_SIZE: 1024, mca_MULTI_HEAD: 8, mca_HIDDEN_SIZE_HEAD: 64}}}}""",
+    "AMFMN": f"""{{name: AMFMN, {BACKBONE}, multiscale: {MULTISCALE}, cross_attention: {{att_type: soft_att}},
+        seq2vec: {SKIPTHOUGHTS}, embed: {{embed_dim: 512}}}}""",
+    "VSE++": f"""{{name: VSE++, {BACKBONE}, word_dim: 300, image_norm: True, text_pooling: last, positions: 35,
+        embed: {{embed_dim: 1024}}}}""",
+    "CLIP": "{name: CLIP, clip: {arch: ViT-B-32-quickgelu, weights: openai}}",
+}
+DEFAULTS = """
+dataset: {datatype: rsitmd, data_path: data/, image_path: images/, vocab_path: vocab.json, local_path: local.h5,
+          batch_size: 100, batch_size_val: 70, workers: 3, image_size: 256, cache: ram, val_list: null,
+          truncated: error, augment: rotate, smallest_crop: 0.5, captions_per_image: 0}
+optim: {epochs: 20, lr: 0.0002, lr_decay_param: 0.7, lr_update_epoch: 20, grad_clip: 0, max_violation: False,
+        margin: 0.2, resume: False, precision: fp32, compile: False, loss: triplet, temperature: 0.07,
+        learn_temperature: True, schedule: step, warmup: 0, trunk_lr: null, text_lr: null, betas: [0.9, 0.999],
+        weight_decay: 0, ema: 0, freeze: []}
+logs: {eval_step: 1, print_freq: 10, save_steps: 0, ckpt_save_path: checkpoint/, logger_name: logs/,
+       matrices: postprocessing/file/}
+k_fold: {experiment_name: short, nums: 1, current_num: 0, mode: shuffle, val_fraction: 0.2, seed: 0}
+seed: 0
+"""
+ENCODER_DEFAULTS = {
+    "gru": "{arch: gru, embedding_dim: 300, hidden_dim: 512, bidirectional: False, pooling: last, dropout: 0.2}",
+    "transformer, path: folder": "{arch: transformer, path: folder, pretrained: True, pooling: mean, dropout: 0}",
+}
+
+
+@pytest.mark.parametrize("model", MODEL_DEFAULTS)
+def test_every_default_is_the_published_one(tmp_path, model) -> None:
+    (tmp_path / "short.yaml").write_text(SHORT.replace("MODEL", model))
+    expected = {"model": yaml.safe_load(MODEL_DEFAULTS[model]), **yaml.safe_load(DEFAULTS)}
+    assert load_options(tmp_path / "short.yaml").to_dict() == expected
+
+
+@pytest.mark.parametrize("arch", ENCODER_DEFAULTS)
+def test_defaults_of_the_other_text_encoders(tmp_path, arch) -> None:
+    (tmp_path / "short.yaml").write_text(SHORT.replace("MODEL", "GaLR"))
+    options = load_options(tmp_path / "short.yaml", [f"model.seq2vec={{arch: {arch}}}"])
+    assert options.to_dict()["model"]["seq2vec"] == yaml.safe_load(ENCODER_DEFAULTS[arch])
+
+
 @pytest.mark.parametrize("name", SHIPPED)
 def test_shipped_files_load_say_paper_and_point_at_data(name) -> None:
     options = load_options(f"option/{name}/{name}_GaLR.yaml")
@@ -146,13 +201,27 @@ def test_overrides_win_and_are_checked_like_the_file(published) -> None:
     assert (options.optim.lr, options.k_fold.nums, options.model.fusion.gate, options.seed) == (1e-4, 1, "paper", 7)
 
 
+def test_the_last_override_of_a_key_wins(published) -> None:
+    assert load_options(published, ["optim.lr=1e-4", "optim.lr=1e-3"]).optim.lr == 1e-3
+
+
+def test_all_faults_of_a_file_are_named_at_once(published) -> None:
+    with pytest.raises(InputError, match=r"optim\.lr = -1.*; .*unknown key logs\.eval_stap"):
+        load_options(published, ["optim.lr=-1", "logs.eval_stap=2"])
+
+
+@pytest.mark.parametrize("other", ["k_fold.nums=1", "dataset.val_list=val.txt"])
+def test_disjoint_folds_are_several_and_random(published, other) -> None:
+    assert load_options(published, ["k_fold.mode=disjoint"]).k_fold.mode == "disjoint"
+    with pytest.raises(InputError, match=r"k_fold\.mode disjoint"):
+        load_options(published, ["k_fold.mode=disjoint", other])
+
+
 def test_none_means_the_default(published) -> None:
     assert load_options(published, ["optim.grad_clip=None", "optim.margin=null"]).optim.margin == 0.2
 
 
 def test_to_dict_gives_plain_values_that_load_again(published, tmp_path) -> None:
-    import yaml
-
     tree = load_options(published).to_dict()
     (tmp_path / "again.yaml").write_text(yaml.safe_dump(tree))
     assert load_options(tmp_path / "again.yaml").to_dict() == tree
@@ -179,6 +248,10 @@ def test_to_dict_gives_plain_values_that_load_again(published, tmp_path) -> None
         ("model.fusion.mca_HIDDEN_SIZE=256", "mca_HIDDEN_SIZE"),
         ("model.fusion.gate=new", "model.fusion.gate"),
         ("seed=-1", "seed"),
+        ("optim.warmup=20", "optim.warmup (20 epochs) must be below optim.epochs (20)"),
+        ("model.fusion.mca_MULTI_HEAD=4", "mca_MULTI_HEAD times mca_HIDDEN_SIZE_HEAD must equal"),
+        ("dataset.captions_per_image=2", "dataset.captions_per_image needs optim.loss infonce"),
+        ("model.clip={}", "model.clip is of model.trunk clip"),
     ],
 )
 def test_mistakes_are_one_line_that_names_key_and_file(published, override, says) -> None:
