@@ -20,20 +20,24 @@ import torch
 from conftest import environment, shortened
 from torch import Tensor
 
-from data import load_data, make_folds, random_stream, train_batches
-from engine import make_loss, make_model, make_optimizer, prepare, train_step
+from data import Data, load_data, make_folds, random_stream, train_batches
+from engine import embed_split, make_loss, make_model, make_optimizer, prepare, train_step
 from layers.distributed import joined, wait_for_all
-from option import load_options
+from layers.model import Model
+from option import Options, load_options
 from tokens import load_words
-from utils import is_main
+from utils import rank
 
 
 class Trained(NamedTuple):
-    """The losses of some steps, the gradients of the first, and the model's state after the last."""
+    """The losses of some steps, the gradients of the first, and the model's state after the last; then of an evaluation
+    how many images and distinct captions this process encoded, and the vectors of all images."""
 
     losses: list[float]
     gradients: dict[str, Tensor]
     state: dict[str, Tensor]
+    encoded: tuple[int, int]
+    vectors: Tensor
 
 
 def train(path: str, overrides: list[str], steps: int, short: bool, precision: str = "float32") -> Trained:
@@ -58,7 +62,28 @@ def train(path: str, overrides: list[str], steps: int, short: bool, precision: s
         torch.manual_seed(int(random_stream(3, 0, step).integers(2**63)))
         losses.append(float(train_step(model, batch, loss_of, optimizer, options.optim.lr, options)))
         gradients = gradients or {name: p.grad.clone() for name, p in named.items() if p.grad is not None}
-    return Trained(losses, gradients, {**model.state_dict(), **loss_of.state_dict(prefix="loss.")})
+    state = {name: x.clone() for name, x in {**model.state_dict(), **loss_of.state_dict(prefix="loss.")}.items()}
+    images = load_data(fold.train, options, words, device, training=False)
+    return Trained(losses, gradients, state, *evaluate(model, images, options))
+
+
+def evaluate(model: Model, data: Data, options: Options) -> tuple[tuple[int, int], Tensor]:
+    """Encode the images and captions -> how many of each this process encoded, and the vectors of all images."""
+    counts = {"encode_image": 0, "encode_text": 0}
+
+    def count_rows(name: str) -> None:
+        real = getattr(model, name)
+
+        def counted(first: Tensor, *others: Tensor) -> Tensor:
+            counts[name] += len(first)
+            return real(first, *others)
+
+        setattr(model, name, counted)
+
+    for name in counts:
+        count_rows(name)
+    vectors, _ = embed_split(model, data, options)
+    return tuple(counts.values()), vectors
 
 
 def start(number: int, words: list[str], folder: Path) -> list[subprocess.Popen]:
@@ -92,6 +117,5 @@ if __name__ == "__main__":
     with joined(torch.device("cpu")):
         for number, (path, *overrides) in enumerate(map(str.split, " ".join(cases).split(" -- "))):
             trained = train(path, overrides, int(steps), trunk == "short", precision)
-            if is_main():
-                torch.save(tuple(trained), f"{out}.{number}")
+            torch.save(tuple(trained), f"{out}.{number}.{rank()}")
         wait_for_all()

@@ -72,6 +72,48 @@ def test_a_sum_or_a_concatenation_stands_in_the_place_of_midf(inputs) -> None:
 
 
 @torch.no_grad()
+def test_under_the_papers_gate_gamma_1_weighs_the_gated_global_vector_and_gamma_2_the_sum() -> None:
+    midf = galr("model.fusion.gate=paper").midf
+    v_g, v_l = torch.randn(2, 4, 16, generator=torch.Generator().manual_seed(0))
+    last = midf.gamma[-1]
+    last.weight.zero_()
+    last.bias.copy_(torch.tensor([3.0, 1.0]).log())  # gamma = 3/4, 1/4
+    global_0, local_0 = midf.global_sa(v_g), midf.local_sa(v_l)
+    local = midf.local_sga(local_0, global_0)
+    glob = midf.global_sga(global_0, local)
+    torch.testing.assert_close(midf(v_g, v_l), 0.75 * torch.sigmoid(local) * glob + 0.25 * (glob + local))
+
+
+def test_attention_drops_whole_heads_of_each_vector_by_itself_in_training() -> None:
+    """The softmax over one key is 1, so dropout of the attention map silences a head or doubles it."""
+    attention = galr("model.fusion.mca_DROPOUT_R=0.5").midf.local_sa.attention.train()
+    with torch.no_grad():
+        attention.value.weight.copy_(torch.eye(16))
+        attention.merge.weight.copy_(torch.eye(16))
+        attention.value.bias.zero_()
+        attention.merge.bias.zero_()
+        torch.manual_seed(0)
+        heads = attention(torch.ones(500, 16)).unflatten(1, (2, 8))
+    assert torch.equal(heads, heads[:, :, :1].expand_as(heads)) and set(heads.unique().tolist()) == {0, 2}
+    kept = heads[:, :, 0] > 0
+    assert all(0.4 < share < 0.6 for share in kept.float().mean(0).tolist())
+    assert 0.4 < (kept[:, 0] == kept[:, 1]).float().mean() < 0.6
+
+
+def test_every_rate_of_dropout_acts_where_the_options_say() -> None:
+    """mca_DROPOUT_R in attention and feed-forward, dynamic_fusion_drop before the dynamic weights."""
+    midf = galr("model.fusion.gate=paper", "model.fusion.mca_DROPOUT_R=0", "model.fusion.dynamic_fusion_drop=0").midf
+    v = torch.randn(2, 3, 16, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(midf.train()(*v), midf.eval()(*v))
+    for key in ("mca_DROPOUT_R", "dynamic_fusion_drop"):
+        zero = {"mca_DROPOUT_R", "dynamic_fusion_drop"} - {key}
+        midf = galr("model.fusion.gate=paper", f"model.fusion.{key}=0.5", f"model.fusion.{zero.pop()}=0").midf
+        assert not torch.equal(midf.train()(*v), midf.eval()(*v)), key
+    feedforward = galr("model.fusion.mca_DROPOUT_R=0.5").midf.global_sa.feedforward
+    assert not torch.equal(feedforward.train()(v[0]), feedforward.eval()(v[0]))
+
+
+@torch.no_grad()
 def test_without_the_dynamic_weights_both_vectors_count_alike(inputs) -> None:
     """Under the cosine that is what the released gate comes to, for its one weight multiplies both."""
     plain, released = galr("model.fusion.gate=none"), galr("model.fusion.gate=released")

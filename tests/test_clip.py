@@ -74,6 +74,20 @@ def test_vectors_are_those_of_open_clip_for_its_own_images_and_tokens(arch) -> N
         assert torch.allclose(ours.encode_text(ids), expected, atol=1e-5)
 
 
+def test_images_are_normalised_as_the_named_weights_were_trained(monkeypatch, tmp_path) -> None:
+    """SigLIP's weights, for one, want another mean and deviation than OpenAI's."""
+    mean, std = (0.5, 0.4, 0.3), (0.1, 0.2, 0.3)
+    monkeypatch.setattr(open_clip.pretrained, "get_pretrained_cfg", lambda *_: {"mean": mean, "std": std})
+    torch.manual_seed(0)
+    ours = CLIPNetwork(arch_in(tmp_path / "arch", "vit"), "named", 64).eval()
+    pixels = torch.rand(2, 3, 64, 64)
+    given, wanted = (
+        (pixels - torch.tensor(m).view(3, 1, 1)) / torch.tensor(s).view(3, 1, 1) for m, s in ((MEAN, STD), (mean, std))
+    )
+    with torch.no_grad():
+        assert torch.allclose(ours(given), ours.net.encode_image(wanted), atol=1e-5)
+
+
 def load_options_of(arch: str, weights: str = "none"):
     """Options of a CLIP without files."""
     from option.options import Options

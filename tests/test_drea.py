@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import itertools
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -182,6 +184,58 @@ def test_a_region_merges_into_the_most_similar_node():
         DreaOptions(similarity_threshold=0.1),
     )
     assert denoised.node_of_region.tolist() == [0, 1, 1]
+
+
+def test_of_equally_similar_nodes_the_more_salient_one_takes_the_region():
+    """The third box overlaps both others by exactly half its width."""
+    rows = [(0, 0.9, 0.25, 0.5, 0.25, 0.25), (0, 0.8, 0.5, 0.5, 0.25, 0.25), (0, 0.1, 0.375, 0.5, 0.25, 0.25)]
+    assert denoise(regions(rows), DreaOptions(similarity_threshold=0.1)).node_of_region.tolist() == [0, 1, 0]
+
+
+def test_saliency_is_the_score_times_the_root_of_the_area():
+    assert saliency(0.5, 0.4, 0.9) == pytest.approx(0.3)
+    small_and_sure, large_and_unsure = (0, 0.9, 0.2, 0.2, 0.1, 0.1), (1, 0.4, 0.7, 0.7, 0.2, 0.2)
+    assert denoise(regions([large_and_unsure, small_and_sure])).region_of_node.tolist() == [1, 0]
+
+
+def test_the_defaults_are_those_of_the_documentation():
+    """Prepared files name only what differs from these values."""
+    assert DreaOptions() == DreaOptions(
+        nodes=20,
+        denoise=True,
+        similarity="iou",
+        similarity_threshold=0.5,
+        enhance=True,
+        distance_scale=0.25,
+        saliency_weighting=0.5,
+        multiplicity_weighting=0.5,
+    )
+    assert DreaOptions(similarity="box").similarity_threshold == 0.95
+
+
+def test_regions_exactly_at_the_threshold_merge():
+    rows = [(0, 0.9, 0.5, 0.5, 0.25, 0.25), (0, 0.8, 0.5, 0.5, 0.25, 0.125)]  # IoU 1/2
+    assert denoise(regions(rows)).multiplicity[:2].tolist() == [2, 0]
+
+
+def test_the_adjacency_is_that_of_the_formula():
+    """E_ij = w_i w_j exp(-d^2 / (2 sigma^2)), ones on the diagonal, D^-1/2 E D^-1/2, node by node."""
+    rows = [(0, 0.9, 0.1, 0.5, 0.4, 0.1), (3, 0.5, 0.4, 0.2, 0.1, 0.3), (3, 0.2, 0.9, 0.9, 0.2, 0.2)]
+    options = DreaOptions(distance_scale=0.3, saliency_weighting=0.7, multiplicity_weighting=0.4)
+    nodes, multiplicity = denoise(regions(rows)).nodes, np.array([2, 1, 5] + [0] * 17)
+    found = enhanced_adjacency(nodes, multiplicity, options)
+
+    weights = [
+        math.sqrt((score * math.sqrt(width * height)) ** 0.7 * many**0.4)
+        for (_, score, _, _, width, height), many in zip(rows, (2, 1, 5), strict=True)
+    ]
+    weights = [weight / max(weights) for weight in weights]
+    edges = np.eye(3)
+    for i, j in itertools.permutations(range(3), 2):
+        distance = math.dist(rows[i][2:4], rows[j][2:4])
+        edges[i, j] = weights[i] * weights[j] * math.exp(-(distance**2) / (2 * 0.3**2))
+    degree = edges.sum(axis=1)
+    assert found[:3, :3] == pytest.approx(edges / np.sqrt(np.outer(degree, degree)), abs=1e-6)
 
 
 def test_edges_grow_with_nearness_saliency_and_multiplicity():

@@ -149,6 +149,15 @@ def vsepp(**keys: str) -> torch.nn.Module:
     return build_model(load_options("option/RSITMD/RSITMD_VSEPP.yaml", overrides), ["a", "b", "c"]).eval()
 
 
+def test_vsepp_starts_from_the_authors_ranges(short_trunk) -> None:
+    """Word vectors uniform in [-0.1, 0.1], the image's linear layer by Glorot without a shift."""
+    model = vsepp(word_dim="300")
+    words, weight = model.embedding.weight, model.image_out.weight
+    assert 0.09 < words.abs().max() <= 0.1 and 0.05 < words.std() < 0.065
+    limit = (6 / sum(weight.shape)) ** 0.5
+    assert 0.95 * limit < weight.abs().max() <= limit and not model.image_out.bias.any()
+
+
 def test_the_variant_of_vsepp_normalises_no_image_and_averages_all_positions(short_trunk) -> None:
     images, ids = torch.randn(2, 3, 64, 64), torch.tensor([[1, 2, 0], [3, 1, 2]])
     plain, variant = vsepp(), vsepp(image_norm="False", text_pooling="mean", positions="5")

@@ -31,8 +31,8 @@ STEPS = 4
 
 
 @pytest.fixture(scope="module")
-def trained(demo, tmp_path_factory) -> list[tuple[Trained, Trained]]:
-    """The cases in three processes and in one."""
+def runs(demo, tmp_path_factory) -> list[tuple[list[Trained], Trained]]:
+    """The cases in each of three processes, and in one."""
     folder = tmp_path_factory.mktemp("several")
     for name in ("data", "vocab.json", "tiny.yaml"):
         (folder / name).symlink_to(demo / name)
@@ -44,8 +44,17 @@ def trained(demo, tmp_path_factory) -> list[tuple[Trained, Trained]]:
         alone = [several.train(path, overrides, STEPS, short=True) for path, *overrides in map(str.split, CASES)]
     said = [process.communicate(timeout=300)[1] for process in processes]
     assert [process.returncode for process in processes] == [0, 0, 0], said
-    together = [Trained(*torch.load(folder / f"out.{number}", weights_only=True)) for number in range(len(CASES))]
+    together = [
+        [Trained(*torch.load(folder / f"out.{number}.{rank}", weights_only=True)) for rank in range(3)]
+        for number in range(len(CASES))
+    ]
     return list(zip(together, alone, strict=True))
+
+
+@pytest.fixture(scope="module")
+def trained(runs) -> list[tuple[Trained, Trained]]:
+    """The cases in three processes, as the first of them has it, and in one."""
+    return [(together[0], alone) for together, alone in runs]
 
 
 def apart(tensors: dict[str, Tensor], others: dict[str, Tensor]) -> dict[str, float]:
@@ -83,6 +92,16 @@ def test_three_processes_keep_the_statistics_of_one(trained, case) -> None:
     found = apart(together.state, alone.state)
     statistics = {name: found[name] for name in found if "running_" in name}
     assert len(statistics) == 2 and max(statistics.values()) < 1e-5
+
+
+def test_evaluation_is_shared_out_and_every_process_has_all_vectors(runs) -> None:
+    """Each of 12 images in batches of 2 is encoded by one of the processes, each distinct caption too."""
+    for together, alone in runs:
+        assert [one.encoded[0] for one in together] == [4, 4, 4] and alone.encoded[0] == 12
+        assert sum(one.encoded[1] for one in together) == alone.encoded[1] > 0
+        for one in together:
+            assert torch.equal(one.vectors, together[0].vectors)
+        torch.testing.assert_close(together[0].vectors, alone.vectors, rtol=0, atol=0.02 * alone.vectors.abs().max())
 
 
 # ---------------------------------------------------------------- whole commands, under torchrun

@@ -237,3 +237,29 @@ def test_only_the_vocabularys_rows_of_the_table_are_read(skipthoughts, monkeypat
     )
     encoder("UniSkip", skipthoughts)
     assert ("utable.npy", "r") in modes
+
+
+@pytest.mark.parametrize(("kind", "drops"), [("BayesianUniSkip", True), ("UniSkip", False), ("BiSkip", False)])
+def test_only_the_bayesian_encoder_drops_out_and_only_in_training(kind, drops) -> None:
+    torch.manual_seed(0)
+    options = Seq2Vec(type=kind, embedding_dim=8, hidden_dim=16, dropout=0.5)
+    built, ids = TextEncoder(options, 10, 4), torch.tensor([[3, 4, 5], [1, 2, 0]])
+    once, twice = built.train().sentence_vector(ids), built.sentence_vector(ids)
+    assert torch.equal(once, twice) != drops
+    assert torch.equal(built.eval().sentence_vector(ids), built.sentence_vector(ids))
+
+
+@pytest.mark.parametrize("fixed", [False, True])
+def test_a_fixed_embedding_does_not_learn(fixed) -> None:
+    built = TextEncoder(Seq2Vec(embedding_dim=8, hidden_dim=6, fixed_emb=fixed), 10, 4)
+    built(torch.tensor([[3, 4]])).sum().backward()
+    assert (built.embedding.weight.grad is None) == fixed
+
+
+def test_a_new_encoder_starts_from_glorot_input_and_orthogonal_hidden_weights() -> None:
+    torch.manual_seed(0)
+    gru = TextEncoder(Seq2Vec(embedding_dim=8, hidden_dim=6), 10, 4).gru
+    for gate in range(3):
+        torch.testing.assert_close(gru.hidden_weight[gate] @ gru.hidden_weight[gate].T, torch.eye(6))
+        assert 0.8 < gru.input_weight[gate].abs().max() / (6 / (8 + 6)) ** 0.5 <= 1
+    assert not gru.input_bias.any()

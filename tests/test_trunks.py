@@ -126,6 +126,27 @@ def test_folded_normalisation_is_the_same_function_with_the_same_gradients(name)
             assert torch.allclose(parameter.grad, gradients[where].grad, rtol=1e-2, atol=1e-3 * largest), where
 
 
+@pytest.mark.parametrize("mode", ["frozen", "evaluation"])
+def test_folded_normalisation_keeps_each_layers_own_eps(mode) -> None:
+    """Networks differ in it: 1e-5 in ResNet-18, 1e-3 in tf_efficientnet_lite0."""
+    torch.manual_seed(0)
+    trunk, images = ResNet18().eval(), torch.rand(2, 3, 32, 32)
+    settle(trunk.net)
+    for module in trunk.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eps = 0.3
+    with torch.no_grad():
+        plain = trunk(images)
+        if mode == "frozen":
+            trunk.freeze_norms(32)
+            found = trunk.train()(images)
+        else:
+            with trunk.folded(32):
+                found = trunk(images)
+    for one, other in zip(plain, found, strict=True):
+        assert torch.allclose(one, other, rtol=1e-3, atol=1e-4 * one.abs().max().item())
+
+
 def test_training_moves_scales_and_no_statistics(work) -> None:
     options = load_options("tiny.yaml", ["model.trunk_norm=frozen"])
     words = load_words(options)
@@ -204,6 +225,17 @@ def test_a_caption_s_vector_does_not_depend_on_what_else_is_in_its_batch(pooling
         states, last = encoder.gru(encoder.embedding(alone))
         pooled = {"last": torch.cat(tuple(last), 1), "mean": states.mean(1), "max": states.amax(1)}[pooling]
         assert torch.allclose(encoder.out(pooled), together[row : row + 1], atol=1e-6)
+
+
+def test_a_plain_gru_drops_words_and_states_in_training_only() -> None:
+    torch.manual_seed(0)
+    encoder = GRUEncoder(PlainGRU(arch="gru", embedding_dim=50, hidden_dim=60, dropout=0.5), 9, 5)
+    seen: dict[str, torch.Tensor] = {}
+    encoder.gru.register_forward_pre_hook(lambda _, given: seen.update(words=given[0].data))
+    encoder.out.register_forward_pre_hook(lambda _, given: seen.update(state=given[0]))
+    for mode, silent in ((True, 0.5), (False, 0)):
+        encoder.train(mode)(torch.tensor([[1, 2, 3, 4]]))
+        assert all(abs((x == 0).float().mean() - silent) < 0.25 for x in seen.values())
 
 
 @pytest.fixture
