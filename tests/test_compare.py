@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from scipy.stats import t
+from scipy.stats import norm, t
 
 from postprocessing import compare, matrices, significance
 from postprocessing.comparison import Difference, pair_label
@@ -111,6 +111,50 @@ def test_seeds_give_welch_s_interval_where_there_are_two_of_each():
     assert (low + high) / 2 == pytest.approx(11) and (high - low) / 2 == pytest.approx(half)
 
 
+def test_an_image_is_drawn_with_its_captions_and_in_both_models_at_once():
+    """What an image adds to i2t it takes from t2i here, so every paired draw gives a difference of 0."""
+    gain = np.random.default_rng(0).normal(0, 10, 80)
+    one, other = (significance.Hits(50 + sign * gain, 50 - sign * gain, np.ones(80, int)) for sign in (1, -1))
+    assert over_queries(one, other) == pytest.approx((0, 0), abs=1e-9)
+
+
+def test_the_level_is_that_of_both_intervals():
+    gain = np.random.default_rng(0).normal(0, 10, 200)
+    one, other = (significance.Hits(50 + sign * gain, 50 + 0 * gain, np.ones(200, int)) for sign in (1, 0))
+    widths = [np.ptp(over_queries(one, other, level)) for level in (0.5, 0.8, 0.95)]
+    deviation = gain.std() / np.sqrt(200) / 2
+    assert widths == pytest.approx([2 * norm.ppf((1 + level) / 2) * deviation for level in (0.5, 0.8, 0.95)], rel=0.08)
+    low, high = over_seeds([30.0, 32.0, 34.0], [20.0, 21.0, 22.0], 0.8)
+    freedom = (5 / 3) ** 2 / ((4 / 3) ** 2 / 2 + (1 / 3) ** 2 / 2)
+    assert (high - low) / 2 == pytest.approx(t.ppf(0.9, freedom) * np.sqrt(5 / 3))
+
+
+def test_another_seed_of_the_bootstrap_moves_the_interval_by_little():
+    """As 9,999 draws do: their 2.5% point deviates by 0.027 of the standard error, that of 99 draws by 0.27."""
+    gain = np.random.default_rng(0).normal(0, 10, 100)
+    one, other = (significance.Hits(50 + sign * gain, 50 + 0 * gain, np.ones(100, int)) for sign in (1, 0))
+    lows = [over_queries(one, other, seed=seed).low for seed in range(8)]
+    assert np.std(lows, ddof=1) < 0.08 * gain.std() / np.sqrt(100) / 2
+
+
+@pytest.mark.parametrize(
+    ("queries", "seeds", "verdict"),
+    [
+        ((0.5, 2.0), (0.1, 3.0), "shown"),
+        ((-2.0, -0.5), (-3.0, -0.1), "shown"),
+        ((0.5, 2.0), (-0.1, 3.0), "shown for these seeds"),
+        ((0.5, 2.0), None, "shown for this seed"),
+        ((-0.5, 2.0), (0.1, 3.0), "not shown"),
+        ((-0.5, 2.0), (-0.1, 3.0), "not shown"),
+        ((-0.5, 2.0), None, "not shown"),
+        ((0.0, 2.0), (0.1, 3.0), "not shown"),
+    ],
+)
+def test_a_difference_is_shown_where_both_intervals_leave_out_zero(queries, seeds, verdict):
+    intervals = {"queries": Interval(*queries), "seeds": seeds and Interval(*seeds)}
+    assert Difference(one="A", other="B", mr=1.0, **intervals).verdict == verdict
+
+
 # ---------------------------------------------------------------- the command
 
 
@@ -174,6 +218,26 @@ def test_the_command_gives_means_deviations_intervals_and_the_published_rows(run
 
 def loaded(folder: Path, name: str) -> tuple[np.ndarray, np.ndarray]:
     return matrices.load(folder / "file" / f"{name}.npy")
+
+
+def test_the_command_s_level_is_that_of_its_intervals(runs, monkeypatch):
+    pairs = {}
+    for level in ("0.5", "0.95"):
+        assert command(runs, monkeypatch, "--level", level) == 0
+        written = json.loads((runs / "runs/X_compare/compare.json").read_text())
+        assert written["level"] == float(level)
+        (pairs[level],) = written["differences"]
+    width = {
+        level: {key: pair[key]["high"] - pair[key]["low"] for key in ("queries", "seeds")}
+        for level, pair in pairs.items()
+    }
+    assert 0.2 < width["0.5"]["queries"] / width["0.95"]["queries"] < 0.5  # of a normal 0.34
+    mr = {
+        m: [np.mean([recall(*loaded(runs, f"X_{m}_s{s}_{f}"), "random").mr for f in (0, 1)]) for s in (0, 1)]
+        for m in ("GaLR", "VSE++")
+    }
+    for level in pairs:
+        assert width[level]["seeds"] == pytest.approx(np.ptp(over_seeds(mr["GaLR"], mr["VSE++"], float(level))))
 
 
 def test_one_seed_says_nothing_of_seeds(runs, monkeypatch, capsys):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ from postprocessing.matrices import load, matrix_files
 from postprocessing.querybank import hubness, normalised
 from postprocessing.recall import recall
 
+LISTS = ("train_filename.txt", "train_caps.txt", "test_filename.txt", "test_caps.txt")
 OWNER = np.repeat(np.arange(12), 5)
 
 
@@ -68,13 +71,64 @@ def test_a_caption_is_scored_without_any_other_query() -> None:
     assert np.array_equal(alone[:, 0].argsort(), normalised(sims, found)[:, 9].argsort())
 
 
-@pytest.mark.usefixtures("short_trunk")
-def test_test_py_scores_with_the_bank_and_saves_its_matrix(work, checkpoint, run) -> None:
+@pytest.fixture
+def scored_run(work: Path, checkpoint: Path) -> Path:
+    """Link the checkpoint as fold 0 of the run `tiny`; the work folder is the current one."""
     folder = work / "checkpoint/tiny/0"
     folder.parent.mkdir(parents=True, exist_ok=True)
     folder.symlink_to(checkpoint.parent)
+    return work
+
+
+def longer_test_list(work: Path, name: str, images: int | None) -> tuple[int, int]:
+    """Write data folder `name`: its test list goes on with the first `images` of the train list.
+
+    Returns how many images and captions the test list had before.
+    """
+    shutil.copytree(work / "data", work / name)
+    lines = {file: (work / "data" / file).read_text().splitlines() for file in LISTS}
+    train, test = (list(dict.fromkeys(lines[f"{part}_filename.txt"])) for part in ("train", "test"))
+    each, added = len(lines["train_caps.txt"]) // len(train), train[:images]
+    captions = lines["test_caps.txt"] + lines["train_caps.txt"][: each * len(added)]
+    (work / name / "test_filename.txt").write_text("".join(f"{file}\n" for file in test + added))
+    (work / name / "test_caps.txt").write_text("".join(f"{caption}\n" for caption in captions))
+    return len(test), len(lines["test_caps.txt"])
+
+
+def by_definition(sims: np.ndarray, images: int, captions: int, temperature: float) -> np.ndarray:
+    """The normalisation of the first rows and columns of `sims` by all that follow, of which equal ones count once."""
+    scaled = sims.astype(np.float64) / temperature
+    of_bank = np.exp(np.unique(scaled[:, captions:], axis=1)).mean(axis=1)[:images]
+    by_bank = np.exp(np.unique(scaled[images:], axis=0)).mean(axis=0)[:captions]
+    return scaled[:images, :captions] - np.log(of_bank)[:, None] - np.log(by_bank)
+
+
+@pytest.mark.usefixtures("short_trunk")
+def test_the_bank_is_the_train_list_at_the_temperature_of_the_guide(scored_run, run) -> None:
+    images, captions = longer_test_list(scored_run, "joined", None)
+    assert run("test.py --path_opt tiny.yaml --bank").status == 0
+    whole = "--resume checkpoint/tiny/0/GaLR_best.pth.tar --set dataset.data_path=joined --sims joined.npy"
+    assert run(f"test_single.py --path_opt tiny.yaml {whole}").status == 0
+    after = np.load("postprocessing/file/tiny_0_bank.npy")
+    assert after.shape == (images, captions)
+    np.testing.assert_allclose(after, by_definition(np.load("joined.npy"), images, captions, 0.14), atol=1e-4)
+
+
+@pytest.mark.usefixtures("short_trunk")
+def test_another_test_query_changes_no_other_score(scored_run, run) -> None:
+    assert run("test.py --path_opt tiny.yaml --bank").status == 0
+    before = np.load("postprocessing/file/tiny_0_bank.npy")
+    images, captions = longer_test_list(scored_run, "more", 1)
+    assert run("test.py --path_opt tiny.yaml --bank --set dataset.data_path=more").status == 0
+    after = np.load("postprocessing/file/tiny_0_bank.npy")
+    assert after.shape[0] == images + 1
+    np.testing.assert_allclose(after[:images, :captions], before, atol=1e-4)
+
+
+@pytest.mark.usefixtures("short_trunk")
+def test_test_py_scores_with_the_bank_and_saves_its_matrix(scored_run, run) -> None:
     assert run("test.py --path_opt tiny.yaml").status == 0
-    results = work / "checkpoint/tiny/results.json"
+    results = scored_run / "checkpoint/tiny/results.json"
     plain = json.loads(results.read_text())
     assert plain["bank"] is None
     outcome = run("test.py --path_opt tiny.yaml --bank")
@@ -84,6 +138,6 @@ def test_test_py_scores_with_the_bank_and_saves_its_matrix(work, checkpoint, run
     after = load("postprocessing/file/tiny_0_bank.npy")
     assert scored["bank"]["folds"][0]["mr"] == pytest.approx(recall(*after).mr, abs=1e-9)
     assert not np.allclose(after[0], load("postprocessing/file/tiny_0.npy")[0])
-    assert "+ query bank" in (work / "checkpoint/tiny/results.md").read_text()
+    assert "+ query bank" in (scored_run / "checkpoint/tiny/results.md").read_text()
     files = [file.name for file in matrix_files(["postprocessing/file/tiny_0*.npy"], "--sims")]
     assert files == ["tiny_0.npy"]  # of a glob that finds all of them

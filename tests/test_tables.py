@@ -204,6 +204,11 @@ def test_ties_at_random_have_rows_where_they_matter_and_only_there():
     assert "mean, ties at random" in narrow(with_ties)
 
 
+@pytest.mark.parametrize(("ties", "shown"), [(0.04, False), (0.06, True)])
+def test_ties_that_move_mr_by_more_than_a_twentieth_of_a_point_are_shown(ties, shown):
+    assert ("ties at random" in markdown(results([fold(0, 0.0, ties=ties)]))) == shown
+
+
 @pytest.mark.parametrize("dataset", ["RSITMD", "ucm_precomp", "sydney", "DEMO"])
 def test_the_table_of_the_terminal_fits_it_and_names_split_lists_gallery_and_chance(dataset):
     folds = [fold(0, 0.0, ties=1.0), fold(1, 70.0, 453, 22650, ties=1.0)]
