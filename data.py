@@ -159,13 +159,13 @@ def make_folds(options: Options, only: int | None) -> list[Fold]:
     return folds
 
 
-def validation_split(folder: Path, options: Options) -> Split:
-    """The validation images of a fold, by the names in its split.json. Raises InputError where they are not there."""
+def validation_split(folder: Path, options: Options, part: str = "val") -> Split:
+    """Return the images of a fold that validate, or `train`, by its split.json. Raise InputError if there are none."""
     path = folder / "split.json"
     tree = read_json(path, "split", "a published checkpoint has none: use --split test")
-    names = tree.get("val") if isinstance(tree, dict) else None
+    names = tree.get(part) if isinstance(tree, dict) else None
     if not isinstance(names, list) or not names:
-        raise InputError(f"split {path}: no list 'val' of image names")
+        raise InputError(f"split {path}: no list '{part}' of image names")
     return named_subset(read_split(options.dataset.data_path, "train"), names)
 
 

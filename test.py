@@ -1,6 +1,6 @@
 """Score the k folds of a run on the test split: a recall table.
 
-    python test.py --path_opt option/RSITMD/RSITMD_GaLR.yaml [--rerank] [--bank]
+    python test.py --path_opt option/RSITMD/RSITMD_GaLR.yaml [--rerank] [--bank [static|dynamic]]
     torchrun --nproc_per_node N test.py alike
 
 Leaves results.json, .md, .csv and .tex and figures in checkpoint/{experiment_name}/, and the similarity matrices of
@@ -15,32 +15,38 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
+from torch import Tensor
 
 from data import Data, Split, load_data, read_split, validation_split
-from engine import embed_split, load_model, similarities
+from engine import Captions, embed_split, load_model, similarities
 from layers.distributed import check_alike, joined
+from layers.model import Model
 from option.options import Options, load_options
 from postprocessing import matrices
 from postprocessing.figures import draw_run
-from postprocessing.querybank import hubness, normalised
+from postprocessing.normalise import GRID, Bank, dynamic_bank, dynamic_standings, static_bank, temperature_grid
 from postprocessing.recall import Standings, chance, standings
 from postprocessing.rerank import PUBLISHED, Reranker
-from postprocessing.results import FoldScore, Reranked, Results, Summary, score_of, summarise
-from postprocessing.tables import narrow, write_tables
+from postprocessing.results import Banked, FoldScore, Reranked, Results, score_of, summarise
+from postprocessing.tables import aligned, narrow, write_tables
 from tokens import load_words
 from util.checkpoints import BEST, read_checkpoint
 from utils import InputError, Parser, check_writable, is_main, pick_device, run_command, same_options, write_json
 
 logger = logging.getLogger("galr")
 
+Vectors = tuple[Tensor, Captions]  # of a split: its images (N, D), and its captions
+
 
 def main() -> None:
     parser = Parser(prog="test.py", description="Score the k folds of a run on the test split.")
     parser.add_options()
-    parser.add_argument("--rerank", action="store_true", help="also score after the multivariate rerank, as published")
-    bank_help = "also score after query bank normalisation by the train list (docs/RERANK.md)"
-    parser.add_argument("--bank", action="store_true", help=bank_help)
+    add = parser.add_argument
+    add("--rerank", action="store_true", help="also score after the multivariate rerank, as published")
+    bank_help = "also score after query bank normalisation by the train list (static: docs/RERANK.md)"
+    add("--bank", nargs="?", const="static", choices=["static", "dynamic"], help=bank_help)
+    grid_help = "only print validation mR with the fold's train images as the bank, for a grid of temperatures"
+    add("--bank-grid", action="store_true", help=grid_help)
     parser.add_device()
     arguments = parser.parse_args()
     options = load_options(arguments.path_opt, arguments.set)
@@ -52,20 +58,37 @@ def main() -> None:
     check_writable(folder, "logs.matrices")
     words = load_words(options)
 
-    def whole(split: str) -> Data:
-        return load_data(read_split(options.dataset.data_path, split), options, words, device, training=False)
+    def whole(split: Split) -> Data:
+        return load_data(split, options, words, device, training=False)
 
-    test, bank = whole("test"), whole("train") if arguments.bank else None
+    def fold_model(fold: int) -> Model:
+        checkpoint = read_checkpoint(run / str(fold) / BEST)
+        check_alike(f"the checkpoint {run / str(fold) / BEST}", checkpoint.get("Eiters"))
+        return load_model(checkpoint, options, words, device)
+
+    def fold_split(fold: int, part: str) -> Data:
+        return whole(validation_split(run / str(fold), options, part))
+
+    if arguments.bank_grid:
+        with joined(device):
+            found = [grid_of(fold_model(k), fold_split(k, "val"), fold_split(k, "train"), options) for k in folds]
+        if is_main():
+            print_grid(np.mean(found, axis=0), len(found))
+        return
+    test = whole(read_split(options.dataset.data_path, "test"))
+    bank = whole(read_split(options.dataset.data_path, "train")) if arguments.bank else None
     logger.info(describe("test", test))
     with joined(device):
-        scored = {fold: score_fold(run, fold, test, bank, options, words, device) for fold in folds}
+        scored = {
+            fold: score_fold(fold_model(fold), test, fold_split(fold, "val"), bank, arguments.bank, options)
+            for fold in folds
+        }
     if not is_main():  # it has helped to encode
         return
-    results = results_of(scored, options, arguments.rerank)
+    results = results_of(scored, options, arguments)
     for fold, matrices_of_fold in scored.items():  # nothing is written before every fold has been scored
-        for suffix, matrix in zip(("", "_val", "_bank"), matrices_of_fold, strict=True):
-            if matrix:
-                matrix.save(folder / f"{options.k_fold.experiment_name}_{fold}{suffix}.npy")
+        for suffix, matrix in matrices_of_fold.items():
+            matrix.save(folder / f"{options.k_fold.experiment_name}_{fold}{suffix}.npy")
     write_json(run / "results.json", results.model_dump())
     write_tables(results, run)
     logger.info(narrow(results))
@@ -106,56 +129,70 @@ class Matrix(NamedTuple):
         matrices.save_gallery(path, matrices.Gallery(self.paths, self.split.captions))
 
 
-class Matrices(NamedTuple):
-    """Of one fold: the similarities of test and validation, and those of test after query bank normalisation."""
-
-    test: Matrix
-    val: Matrix
-    bank: Matrix | None
-
-
 def score_fold(
-    run: Path,
-    fold: int,
-    test: Data,
-    bank: Data | None,
-    options: Options,
-    words: tuple[str, ...],
-    device: torch.device,
-) -> Matrices | None:
-    """The similarities of a fold's best checkpoint, and with a query bank; of several processes the main one's."""
-    folder = run / str(fold)
-    checkpoint = read_checkpoint(folder / BEST)
-    check_alike(f"the checkpoint {folder / BEST}", checkpoint.get("Eiters"))
-    model = load_model(checkpoint, options, words, device)
-    val = load_data(validation_split(folder, options), options, words, device, training=False)
+    model: Model, test: Data, val: Data, bank: Data | None, kind: str | None, options: Options
+) -> dict[str, Matrix]:
+    """Return the matrices of a fold's model by the ends of their file names; of several processes the main one's."""
     of_test, of_val, of_bank = (data and embed_split(model, data, options) for data in (test, val, bank))
     if not is_main():
-        return None
+        return {}
     found = Matrix(similarities(model, *of_test), test.split, test.paths)
-    validated = Matrix(similarities(model, *of_val), val.split, val.paths)
-    if not of_bank:
-        return Matrices(found, validated, None)
-    return Matrices(found, validated, found._replace(sims=normalised(found.sims, hubness(model, of_test, of_bank))))
+    scored = {"": found, "_val": Matrix(similarities(model, *of_val), val.split, val.paths)}
+    if kind == "static":
+        scored["_bank"] = found._replace(sims=static_bank(found.sims, bank_of(model, of_test, of_bank)))
+    elif kind == "dynamic":
+        i2t, t2i = dynamic_bank(found.sims, bank_of(model, of_test, of_bank))
+        scored |= {"_bank_dynamic": found._replace(sims=t2i), "_bank_dynamic_i2t": found._replace(sims=i2t)}
+    return scored
 
 
-def results_of(scored: dict[int, Matrices], options: Options, rerank: bool) -> Results:
+def bank_of(model: Model, split: Vectors, bank: Vectors) -> Bank:
+    """Return the similarities of a split with a bank, of whose equal captions and equal images there is one each."""
+    (images, captions), (bank_images, bank_captions) = split, bank
+    distinct, image_counts = bank_images.unique(dim=0, return_counts=True)
+    every = bank_captions._replace(place=np.arange(len(bank_captions.vectors)))
+    counts = np.bincount(bank_captions.place), image_counts.cpu().numpy()
+    return Bank(similarities(model, images, every), counts[0], similarities(model, distinct, captions), counts[1])
+
+
+def grid_of(model: Model, val: Data, bank: Data, options: Options) -> np.ndarray:
+    """Return validation mR (3, temperatures): without a bank, static and dynamic."""
+    of_val, of_bank = (embed_split(model, data, options) for data in (val, bank))
+    if not is_main():
+        return np.empty(0)
+    sims, owner = similarities(model, *of_val), val.split.image_of_caption
+    plain = np.full(len(GRID), standings(sims, owner).scores("random").mr)
+    return np.vstack([plain, temperature_grid(sims, owner, bank_of(model, of_val, of_bank))])
+
+
+def print_grid(mr: np.ndarray, folds: int) -> None:
+    names = ("no bank", "static", "dynamic")
+    rows = [[name, *(f"{value:.2f}" for value in row)] for name, row in zip(names, mr, strict=True)]
+    print(f"validation mR, ties at random, mean over {folds} folds, by temperature")
+    print(aligned([["", *map(str, GRID)], *rows]), end="")
+
+
+def results_of(scored: dict[int, dict[str, Matrix]], options: Options, arguments: argparse.Namespace) -> Results:
     """The results of a run from the matrices of its folds."""
     plain, reranked, banked = [], [], []
-    for fold, (test, _, bank) in scored.items():
+    for fold, of_fold in scored.items():
+        test = of_fold[""]
         owner = test.split.image_of_caption
         plain.append(fold_score(fold, standings(test.sims, owner), test))
-        if rerank:
+        if arguments.rerank:
             reranked.append(fold_score(fold, Reranker(test.sims, owner, PUBLISHED.k).standings(PUBLISHED), test))
-        if bank:
-            banked.append(fold_score(fold, standings(bank.sims, owner), test))
+        if arguments.bank == "static":
+            banked.append(fold_score(fold, standings(of_fold["_bank"].sims, owner), test))
+        elif arguments.bank == "dynamic":
+            both = (of_fold[suffix].sims for suffix in ("_bank_dynamic_i2t", "_bank_dynamic"))
+            banked.append(fold_score(fold, dynamic_standings(tuple(both), owner), test))
     return Results(
         experiment=options.k_fold.experiment_name,
         dataset=options.dataset.datatype,
         lists=Path(options.dataset.data_path).name,
         **summary(plain),
         rerank=Reranked(setting=PUBLISHED, **summary(reranked)) if reranked else None,
-        bank=Summary(**summary(banked)) if banked else None,
+        bank=Banked(kind=arguments.bank, **summary(banked)) if banked else None,
     )
 
 

@@ -94,7 +94,7 @@ def load_gallery(path: Path) -> Gallery:
 def matrix_files(patterns: Sequence[str], option: str) -> list[Path]:
     """The files of a command line's names and globs, sorted.
 
-    Without the `*_images.npy`; and where there are others, without `*_val.npy` and `*_bank.npy`.
+    Without the `*_images.npy`; and where there are others, without `*_val.npy`, `*_bank.npy` and `*_bank_dynamic*.npy`.
     """
     files = []
     for pattern in patterns:
@@ -104,6 +104,6 @@ def matrix_files(patterns: Sequence[str], option: str) -> list[Path]:
             raise InputError(f"{option}: no file matches {pattern}")
         files += [Path(file) for file in found]
     files = list(dict.fromkeys(files))
-    for suffix in ("_images", "_val", "_bank"):
+    for suffix in ("_images", "_val", "_bank", "_bank_dynamic", "_bank_dynamic_i2t"):
         files = [file for file in files if not file.stem.endswith(suffix)] or files
     return files

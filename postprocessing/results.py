@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import numpy as np
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationError, model_validator
@@ -99,6 +99,12 @@ class Reranked(Summary):
     setting: Setting | None = None
 
 
+class Banked(Summary):
+    """After query bank normalisation of this kind; files of earlier versions hold the static one."""
+
+    kind: Literal["static", "dynamic"] = "static"
+
+
 class Run(Part):
     """Whose results these are. `lists` is the folder of the caption lists, for two sets of UCM's circulate."""
 
@@ -111,7 +117,7 @@ class Results(Summary, Run):
     """results.json: the scores; after the rerank; after query bank normalisation."""
 
     rerank: Annotated[Reranked | None, BeforeValidator(lambda tree: tree or None)] = None
-    bank: Summary | None = None
+    bank: Banked | None = None
 
 
 class TrainRow(Part):

@@ -196,7 +196,8 @@ def _rows(results: Results) -> list[Row]:
 
 
 def _own_rows(results: Results) -> Iterator[Row]:
-    for name, part in (("", results), (" + rerank", results.rerank), (" + query bank", results.bank)):
+    bank = " + dynamic bank" if results.bank and results.bank.kind == "dynamic" else " + query bank"
+    for name, part in (("", results), (" + rerank", results.rerank), (bank, results.bank)):
         if part:
             yield from _summary_rows(part, results.lists, name)
 

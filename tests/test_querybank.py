@@ -1,4 +1,4 @@
-"""Query bank normalisation: what it computes, what it mends, and `test.py --bank`."""
+"""Query bank normalisation: its definitions, the hubs that it removes, and `test.py --bank`."""
 
 from __future__ import annotations
 
@@ -8,23 +8,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
-from engine import Captions
-from layers.model import Model
-from postprocessing import querybank
 from postprocessing.matrices import load, matrix_files
-from postprocessing.querybank import hubness, normalised
+from postprocessing.normalise import Bank, dynamic_bank, static_bank
 from postprocessing.recall import recall
 
 LISTS = ("train_filename.txt", "train_caps.txt", "test_filename.txt", "test_caps.txt")
 OWNER = np.repeat(np.arange(12), 5)
 
 
-def vectors(seed: int, hub: float = 0) -> tuple[torch.Tensor, Captions]:
-    """12 images of five captions each, in a space of 16 dimensions, with a hub among the images and the captions.
+def vectors(seed: int, hub: float = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Return 12 images of five captions each, in 16 dimensions, with a hub among the images and among the captions.
 
-    A hub is closer to all others than the rest, by a part of the direction that all share.
+    A hub is closer to all others, by a part of the direction that all share. Captions 41 and 43 are equal.
     """
     rng = np.random.default_rng(seed)
     images = rng.normal(0, 1, (12, 16))
@@ -34,41 +30,67 @@ def vectors(seed: int, hub: float = 0) -> tuple[torch.Tensor, Captions]:
     images[3] += hub * shared
     captions[7] += hub * shared
     captions[41] = captions[43]
-    distinct, place = np.unique(captions, axis=0, return_inverse=True)
-    return torch.from_numpy(images).float(), Captions(torch.from_numpy(distinct).float(), place.reshape(-1))
+    return images, captions
 
 
-def cosines(split: tuple[torch.Tensor, Captions]) -> np.ndarray:
-    return Model().similarity(split[0], split[1].vectors).numpy()[:, split[1].place]
+def cosines(images: np.ndarray, captions: np.ndarray) -> np.ndarray:
+    norms = np.linalg.norm(images, axis=1)[:, None] * np.linalg.norm(captions, axis=1)
+    return (images @ captions.T / norms).astype(np.float32)
 
 
-def test_it_is_the_definition_in_blocks_and_as_a_whole(monkeypatch) -> None:
-    (images, captions), (bank_images, bank_captions) = split, bank = vectors(0), vectors(1)
-    sims = cosines(split)
-    to_bank = np.exp(Model().similarity(images, bank_captions.vectors).double().numpy() / 0.2).mean(axis=1)
-    from_bank = np.exp(Model().similarity(bank_images, captions.vectors).double().numpy() / 0.2).mean(axis=0)
-    expected = sims / 0.2 - np.log(to_bank)[:, None] - np.log(from_bank)[captions.place]
-    for block in (querybank.SIMILARITY_BLOCK, 100):
-        monkeypatch.setattr(querybank, "SIMILARITY_BLOCK", block)
-        after = normalised(sims, hubness(Model(), split, bank, 0.2))
-        assert after.dtype == np.float32 and np.allclose(after, expected, atol=1e-5)
-        assert np.array_equal(after[:, 41], after[:, 43])  # equal captions tie as before
+def problem(hub: float = 0) -> tuple[np.ndarray, Bank]:
+    """Return the similarities of a split and its bank, with one caption twice in it and image 5 three times."""
+    (images, captions), (bank_images, bank_captions) = vectors(0, hub), vectors(1)
+    distinct, caption_counts = np.unique(bank_captions, axis=0, return_counts=True)
+    image_counts = np.ones(12, int)
+    image_counts[5] = 3
+    bank = Bank(cosines(images, distinct), caption_counts, cosines(bank_images, captions), image_counts)
+    return cosines(images, captions), bank
 
 
-def test_a_hub_of_either_kind_is_found_by_the_train_list_and_answers_its_own_again() -> None:
-    split, bank = vectors(0, hub=2), vectors(1)
-    sims = cosines(split)
-    found = hubness(Model(), split, bank)
-    assert found.of_images.argmax() == 3 and found.of_captions.argmax() == 7
-    before, after = recall(sims, OWNER), recall(normalised(sims, found), OWNER)
-    assert after.mr > before.mr + 1
+@pytest.mark.parametrize("block", [1 << 18, 1])
+def test_the_static_bank_is_its_definition_in_blocks_and_as_a_whole(monkeypatch, block) -> None:
+    monkeypatch.setattr("postprocessing.recall.BLOCK", block)
+    sims, bank = problem()
+    of_images = np.exp(bank.to_captions.astype(float) / 0.2).mean(axis=1)
+    of_captions = np.exp(bank.from_images.astype(float) / 0.2).mean(axis=0)
+    after = static_bank(sims, bank, 0.2)
+    assert after.dtype == np.float32
+    np.testing.assert_allclose(after, sims / 0.2 - np.log(of_images)[:, None] - np.log(of_captions), atol=1e-5)
+    assert np.array_equal(after[:, 41], after[:, 43])  # equal captions tie as before
+
+
+def test_the_dynamic_bank_normalises_the_queries_whose_first_answer_is_one_of_the_bank_s() -> None:
+    """The published order, one query at a time, with every caption and every image of the bank."""
+    sims, bank = problem(hub=0.3)
+    to_bank = np.repeat(bank.to_captions, bank.caption_counts, axis=1).astype(float)
+    from_bank = np.repeat(bank.from_images, bank.image_counts, axis=0).astype(float)
+    i2t, t2i = dynamic_bank(sims, bank, 0.05)
+    changed = 0
+    for matrix, similarity, queries in ((t2i.T, sims.T, to_bank.T), (i2t, sims, from_bank)):
+        first_answers = {int(row.argmax()) for row in queries}
+        for after, before in zip(matrix, similarity.astype(float), strict=True):
+            expected = np.exp(20 * before)
+            if int(before.argmax()) in first_answers:
+                expected = expected / np.exp(20 * queries).sum(axis=0)
+                changed += 1
+            np.testing.assert_allclose(np.exp(after - after.max()), expected / expected.max(), rtol=1e-3)
+    assert 0 < changed < 72
+
+
+def test_both_banks_find_a_hub_by_the_train_list() -> None:
+    sims, bank = problem(hub=2)
+    before, static = recall(sims, OWNER), recall(static_bank(sims, bank), OWNER)
+    assert static.mr > before.mr + 1
+    assert np.argmin((static_bank(sims, bank) - sims / 0.14).mean(axis=1)) == 3
+    assert np.argmin((static_bank(sims, bank) - sims / 0.14).mean(axis=0)) == 7
 
 
 def test_a_caption_is_scored_without_any_other_query() -> None:
-    split, bank = vectors(0), vectors(1)
-    sims, found = cosines(split), hubness(Model(), split, bank)
-    alone = sims[:, 9:10] / found.temperature - found.of_images[:, None]
-    assert np.array_equal(alone[:, 0].argsort(), normalised(sims, found)[:, 9].argsort())
+    sims, bank = problem()
+    alone = bank._replace(from_images=bank.from_images[:, 9:10])
+    assert np.allclose(static_bank(sims[:, 9:10], alone), static_bank(sims, bank)[:, 9:10])
+    assert np.allclose(dynamic_bank(sims[:, 9:10], alone)[1], dynamic_bank(sims, bank)[1][:, 9:10])
 
 
 @pytest.fixture
@@ -139,5 +161,24 @@ def test_test_py_scores_with_the_bank_and_saves_its_matrix(scored_run, run) -> N
     assert scored["bank"]["folds"][0]["mr"] == pytest.approx(recall(*after).mr, abs=1e-9)
     assert not np.allclose(after[0], load("postprocessing/file/tiny_0.npy")[0])
     assert "+ query bank" in (scored_run / "checkpoint/tiny/results.md").read_text()
+    assert run("test.py --path_opt tiny.yaml --bank dynamic").status == 0
+    scored = json.loads(results.read_text())["bank"]
+    i2t, t2i = (load(f"postprocessing/file/tiny_0_bank_dynamic{end}.npy") for end in ("_i2t", ""))
+    assert scored["kind"] == "dynamic"
+    assert scored["folds"][0]["i2t"] == recall(*i2t).i2t._asdict()
+    assert scored["folds"][0]["t2i"] == recall(*t2i).t2i._asdict()
+    assert "+ dynamic bank" in (scored_run / "checkpoint/tiny/results.md").read_text()
     files = [file.name for file in matrix_files(["postprocessing/file/tiny_0*.npy"], "--sims")]
     assert files == ["tiny_0.npy"]  # of a glob that finds all of them
+
+
+@pytest.mark.usefixtures("short_trunk")
+def test_the_grid_scores_each_temperature_on_validation_and_writes_nothing(scored_run, run) -> None:
+    outcome = run("test.py --path_opt tiny.yaml --bank-grid")
+    assert outcome.status == 0
+    rows = {row[1].strip(): row[2:-1] for row in (line.split("|") for line in outcome.out.splitlines()) if len(row) > 3}
+    assert len({len(row) for row in rows.values()}) == 1
+    assert not Path("postprocessing").exists() and not (scored_run / "checkpoint/tiny/results.json").exists()
+    checkpoint = "checkpoint/tiny/0/GaLR_best.pth.tar"
+    assert run(f"test_single.py --path_opt tiny.yaml --resume {checkpoint} --split val --sims v.npy").status == 0
+    assert set(rows["no bank"]) == {f" {recall(*load('v.npy'), 'random').mr:.2f} "}
