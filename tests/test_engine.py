@@ -11,10 +11,11 @@ import torch
 import yaml
 
 import vocab
-from data import image_batches, load_data, read_split
-from engine import bf16_gain, encode_split, learning_rate, load_model
+from data import Batch, image_batches, load_data, read_split
+from engine import bf16_gain, encode_split, learning_rate, load_model, make_optimizer, train_step
 from layers.loss import TripletLoss
 from layers.published import to_published
+from layers.whole_batch import Part
 from option import load_options
 from option.options import Optim
 from util.checkpoints import read_checkpoint
@@ -34,6 +35,43 @@ def test_the_rate_is_multiplied_at_every_epoch_e_with_e_mod_u_equal_to_u_less_1(
         for epoch in range(30):
             rate *= 0.5 if epoch % update == update - 1 else 1
             assert learning_rate(options, epoch) == pytest.approx(rate, rel=1e-9)
+
+
+class Product(torch.nn.Module):
+    """A model of one weight, whose gradient is the mean of the images."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(2, 3))
+
+    def forward(self, images: torch.Tensor, *_: torch.Tensor) -> torch.Tensor:
+        return self.weight * images
+
+
+@pytest.mark.parametrize(("limit", "length"), [(0, 6.0), (0.5, 0.5), (10, 6.0)])
+def test_a_gradient_longer_than_grad_clip_is_shortened_to_it(limit, length) -> None:
+    """A step of gradient descent at the rate 1 is as long as the gradient."""
+    options = load_options("option/DEMO/DEMO_GaLR.yaml", [f"optim.grad_clip={limit}"])
+    model, images = Product(), torch.full((2, 3), 6 / 6**0.5)
+    part = Part(0, 2, 2)
+    batch = Batch(images, *[images] * 3, torch.tensor([1, 1]), None, part, part)
+    optimizer = torch.optim.SGD(model.parameters(), lr=99)
+    loss = train_step(model, batch, lambda sims, _: sims.sum(), optimizer, 1.0, options)
+    assert loss.item() == pytest.approx(6 * 6 / 6**0.5)
+    assert (1 - model.weight).norm().item() == pytest.approx(length, rel=1e-4)
+
+
+def test_the_optimiser_is_adamw_with_the_betas_the_rate_and_the_decay_of_the_options() -> None:
+    def group(**keys) -> dict:
+        model = torch.nn.Linear(2, 2, bias=False)
+        model.trunks = model.transformers = list
+        optimizer = make_optimizer(model, Optim(**keys))
+        assert isinstance(optimizer, torch.optim.AdamW)
+        return optimizer.param_groups[0]
+
+    assert (tuple(group()["betas"]), group()["weight_decay"], group()["eps"]) == ((0.9, 0.999), 0, 1e-8)
+    other = group(betas=[0.5, 0.9], weight_decay=0.1)
+    assert (tuple(other["betas"]), other["weight_decay"], other["factor"]) == ((0.5, 0.9), 0.1, 1)
 
 
 @pytest.mark.parametrize("hardest", [False, True])
