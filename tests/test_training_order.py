@@ -11,7 +11,7 @@ import torch
 
 from data import Batch, fold_rows, load_data, read_split, train_batches
 from option import load_options
-from option.schema import KFold
+from option.options import KFold
 from tokens import load_words
 
 CPU = torch.device("cpu")
