@@ -22,8 +22,8 @@ from layers.loss import Pairs
 from option.options import Dataset, KFold, Options
 from tokens import encode_captions
 from util.lists import read_names, read_pairs, validation_names, warn_of_shared_images
-from util.local_features import load_local
 from util.pixels import Pixels, open_pixels, training_size
+from util.regions.local_features import load_local
 from util.sampling import SameCaptions, epoch_rows
 from util.transforms import augment, draw_augmentation, normalise
 from utils import InputError, read_json, some

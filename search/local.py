@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from layers.drea import DreaOptions, Regions, denoise, enhanced_adjacency
-from util.local_features import ADVICE, SHAPE
+from util.regions.local_features import ADVICE, SHAPE
 from util.regions.proposals import ProposalOptions, Prototypes, classify, propose
 from utils import InputError, existing_file
 

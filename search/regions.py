@@ -12,8 +12,7 @@ from layers.drea import Regions
 from search.local import DETECTOR, LocalRules
 from util.regions.classes import parse_class_map
 from util.regions.detections import to_regions
-from util.regions.formats import read_detections
-from util.regions.options import add_detector_options
+from util.regions.readers import add_detector_options, read_detections
 from utils import InputError, Parser
 
 NONE = "none"

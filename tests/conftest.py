@@ -115,22 +115,27 @@ def run_process(command: str, folder: Path, **options) -> Outcome:
 
 
 def make_demo_folder(folder: Path, images: int = 20) -> None:
-    """The demonstration set in `folder`/data, its vocabulary, its local features, and tiny.yaml."""
+    """Write the demonstration set to `folder`/data, its vocabulary, its local features, and tiny.yaml."""
+    import numpy as np
+
     import vocab
-    from util import build_local, make_demo
+    from layers.drea import DreaOptions
+    from util import make_demo
     from util.lists import read_captions, read_names
     from util.names import stem
+    from util.regions.build_local import drea, write_local
+    from util.regions.detections import to_regions
+    from util.regions.readers import read_detections
 
     data = folder / "data"
     make_demo.make_demo(data, images, 64, 0)
     captions = [caption for split in ("train", "test") for caption in read_captions(data, split)]
     vocab.save(vocab.build(captions), folder / "vocab.json")
     names = [stem(name) for name in dict.fromkeys(read_names(data, "train") + read_names(data, "test"))]
-    detections, _ = build_local.read_detections(data / "boxes")
-    regions = build_local.to_regions(detections, names, lambda _: (64, 64))
-    denoised, adjacency = build_local.drea(regions, build_local.DreaOptions())
-    nodes = build_local.np.stack([one.nodes for one in denoised])
-    build_local.write_local(data / "local.h5", names, nodes, adjacency, {"source": "boxes"})
+    detections, _ = read_detections(data / "boxes")
+    denoised, adjacency = drea(to_regions(detections, names, lambda _: (64, 64)), DreaOptions())
+    nodes = np.stack([one.nodes for one in denoised])
+    write_local(data / "local.h5", names, nodes, adjacency, {"source": "boxes"})
     (folder / "tiny.yaml").write_text(OPTIONS)
 
 

@@ -39,7 +39,6 @@ from conftest import make_demo_folder
 from PIL import Image
 
 import util.images
-import util.local_features
 import vocab
 from data import read_split
 from layers.text_encoder import TextEncoder
@@ -50,10 +49,10 @@ from postprocessing.rerank import rerank_recall
 from util.checkpoints import load_weights, newest_checkpoint, read_checkpoint
 from util.convert_captions import lists, read_images
 from util.lists import read_names, validation_names
-from util.local_features import load_local
 from util.make_rehearsal import python_2_table
 from util.regions.detections import to_regions
-from util.regions.formats import read_detections
+from util.regions.local_features import load_local
+from util.regions.readers import read_detections
 from util.resume import resumable
 from util.skipthoughts import load_skipthoughts
 from utils import InputError, RunError
@@ -456,7 +455,6 @@ def work(reader: Callable, template: Path, faults: Path, seconds: float, seed: i
         size = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
         resource.setrlimit(resource.RLIMIT_AS, (size + MEMORY, resource.RLIM_INFINITY))
         signal.signal(signal.SIGALRM, hang)
-        util.local_features.READ_WITHIN = 2
         end = time.monotonic() + seconds
         while time.monotonic() < end:
             fault = attempt(reader, folder, random.Random(f"{seed} {count.value}"))

@@ -12,8 +12,8 @@ import pytest
 from PIL import Image, ImageDraw
 
 from layers.drea import DreaOptions, Regions, denoise, enhanced_adjacency
-from util import build_local
-from util.local_features import load_local
+from util.regions import build_local
+from util.regions.local_features import load_local
 from utils import InputError, Interrupted
 
 TRAIN = ["t0.png", "t1.part.png", "t2.png", "t3.png"]
@@ -149,7 +149,7 @@ def test_a_damaged_image_is_named_and_the_proposals_of_the_others_are_kept(run, 
     with pytest.raises(InputError, match=r"1 of 6 images .*t2\.png .*proposals of the others are kept"):
         run("--workers", "1", regions="proposals")
     assert "the others are done first" in capsys.readouterr().err
-    assert [path.name for path in (data / "out").iterdir()] == [".local.h5.proposals.jsonl"]
+    assert [path.name for path in (data / "out").iterdir()] == [".local.h5.proposals"]
     (data / "images/t2.png").write_bytes(good)
     seen, original = [], build_local._propose_file
     monkeypatch.setattr(

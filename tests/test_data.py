@@ -18,8 +18,8 @@ import util.pixels
 from option import load_options
 from option.options import KFold
 from util import transforms
-from util.local_features import load_local
 from util.names import stem
+from util.regions.local_features import load_local
 from utils import InputError
 
 CASES = Path(__file__).parent / "cases"

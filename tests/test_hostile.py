@@ -20,8 +20,8 @@ import torch
 import yaml
 from test_bad_input import RERANK, SINGLE, TRAIN, trained
 
-from util.local_features import load_local
 from util.pickles import load_pickled_npy
+from util.regions.local_features import load_local
 from util.torch_files import load_torch
 from utils import InputError, read_text
 

@@ -15,7 +15,7 @@ import torch
 from conftest import ROOT, listing
 
 import layers.galr
-import util.local_features
+import util.regions.local_features
 import utils
 from utils import InputError
 
@@ -162,9 +162,9 @@ def test_a_file_system_without_locks_is_told_apart_from_damage(work, monkeypatch
     def no_locks(*_) -> None:
         raise OSError("Unable to synchronously open file (unable to lock file, errno = 37, 'No locks available')")
 
-    monkeypatch.setattr(util.local_features.h5py, "File", no_locks)
+    monkeypatch.setattr(util.regions.local_features.h5py, "File", no_locks)
     with pytest.raises(InputError, match=r"no locks .*HDF5_USE_FILE_LOCKING=FALSE"):
-        util.local_features.load_local("data/local.h5", ["demo_0001.png"])
+        util.regions.local_features.load_local("data/local.h5", ["demo_0001.png"])
 
 
 def test_a_read_only_checkout_is_worked_in_by_options_alone(work, checkpoint, run) -> None:

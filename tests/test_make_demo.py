@@ -23,7 +23,7 @@ from util.demo.scene import KINDS, SCENES_PER_SETTING, Scene, Thing, turned
 from util.demo.things import DRAW, Pen
 from util.make_demo import annotation, main, make_demo
 from util.regions.detections import to_regions
-from util.regions.formats import read_detections
+from util.regions.readers import read_detections
 from utils import InputError, exit_status
 
 DOTA = """plane ship storage-tank baseball-diamond tennis-court basketball-court ground-track-field harbor bridge

@@ -11,10 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from layers.drea import CLASSES, denoise
-from util.regions.classes import class_index, parse_class_map
-from util.regions.detections import Detections, to_regions
-from util.regions.dota import Row, patch_of
-from util.regions.formats import FORMATS, detect_format, read_detections
+from util.regions.classes import parse_class_map
+from util.regions.detections import to_regions
+from util.regions.readers import READERS, detect_format, read_detections
 from utils import InputError
 
 DOTA = "imagesource:GoogleEarth\ngsd:0.146\n20 10 60 10 60 30 20 30 plane 0\n70 40 90 50 80 70 60 60 large-vehicle 1\n"
@@ -54,7 +53,7 @@ def read(source: Path, stems: list[str], **options):
     return to_regions(read_detections(source, **options)[0], stems, square)
 
 
-@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("form", READERS)
 def test_each_format_is_recognised_and_gives_the_same_regions(tmp_path, form):
     options = {}
     if form == "coco":
@@ -101,71 +100,12 @@ def test_windows_text_is_read(tmp_path):
     assert len(read(tmp_path, ["a"])[0].score) == 2
 
 
-@pytest.mark.parametrize(
-    ("name", "index"),
-    [
-        ("plane", 0),
-        ("Storage Tank", 2),
-        ("storage_tank", 2),
-        ("StorageTank", 2),
-        ("GROUND-TRACK-FIELD", 6),
-        ("swimming-pool", 14),
-        ("container-crane", None),
-        ("", None),
-        ("飞机", None),
-    ],
-)
-def test_class_names_map_in_any_spelling(name, index):
-    assert class_index(name) == index
-
-
-def test_unknown_classes_are_counted_and_dropped_with_one_line(tmp_path, capsys):
-    line = "20 10 60 10 60 30 20 30 {} 0\n"
-    write(tmp_path, {"a.txt": DOTA * 2 + line.format("container-crane") * 2 + line.format("wind mill")})
-    (one,) = read(tmp_path, ["a"])
-    assert len(one.score) == 4
-    message = capsys.readouterr().err
-    assert message.count("\n") == 1 and "dropped 3 " in message
-    assert "container-crane (2)" in message and "wind mill (1)" in message
-
-
 def test_a_class_file_gives_the_names_of_yolo_indices(tmp_path):
     classes = tmp_path / "classes"
     classes.write_text("airport\nship\n")
     write(tmp_path / "boxes", {"a.txt": YOLO.splitlines()[0].replace("0", "1", 1) + "\n"})
     (one,) = read(tmp_path / "boxes", ["a"], classes=classes)
     assert one.class_id.tolist() == [CLASSES.index("ship")]
-
-
-def test_boxes_are_clipped_to_the_image_and_those_outside_are_dropped(tmp_path, capsys):
-    corners = "-50 -50 50 -50 50 50 -50 50", "200 0 300 0 300 10 200 10", "5 5 5 9 5 9 5 5"
-    write(tmp_path, {"a.txt": "".join(f"{each} ship 0\n" for each in corners)})
-    (one,) = read(tmp_path, ["a"])
-    assert np.allclose(one.box, [[0.25, 0.25, 0.5, 0.5]])
-    assert "dropped 2 regions" in capsys.readouterr().err
-
-
-def test_sides_are_scaled_each_by_its_own_length():
-    detections = Detections({"a": [Row("ship", 0.5, (0, 0, 50, 50))]})
-    (one,) = to_regions(detections, ["a"], lambda _: (100, 200))
-    assert np.allclose(one.box, [[0.25, 0.125, 0.5, 0.25]])
-
-
-def test_images_without_regions_are_an_error_with_their_number_and_first_names(tmp_path):
-    write(tmp_path, {"a.txt": DOTA})
-    stems = ["a", *"bcdefgh"]
-    detections, _ = read_detections(tmp_path)
-    with pytest.raises(InputError, match=r"7 of 8 images: b, c, d, e, f, \.\.\."):
-        to_regions(detections, stems, square)
-    regions = to_regions(detections, stems, square, allow_missing=True)
-    assert [len(one.score) for one in regions] == [2] + [0] * 7
-
-
-def test_dota_results_name_no_images_without_regions_but_must_name_some(tmp_path):
-    write(tmp_path, RESULT)
-    assert [len(one.score) for one in read(tmp_path, ["a", "c"])] == [2, 0]
-    with pytest.raises(InputError, match="2 of 2 images"):
-        read(tmp_path, ["x", "y"])
 
 
 PLACE = "1 2 3 4 5 6 7 8"
@@ -293,31 +233,6 @@ def test_dota_class_names_of_two_words_with_and_without_a_difficulty(tmp_path) -
     assert read(tmp_path, ["a"])[0].class_id.tolist() == [2, 2]
 
 
-def test_results_of_patches_are_put_back_into_their_image(capsys, tmp_path) -> None:
-    assert read_case("result_of_patches", allow_missing=False) == (["plane"], [0.91], [BOX])
-    assert "no region" not in capsys.readouterr().err
-    lines = ("a__0.5__10___20.png", "a__1024__10___20", "b.c__2__0___0", "x__1__0___0", "y")
-    write(tmp_path, {"Task2_ship.txt": "".join(f"{name} 0.5 0 0 10 15\n" for name in lines)})
-    detections, _ = read_detections(tmp_path)
-    first, second, third = to_regions(detections, ["a.jpg", "b.c.jpg", "z.jpg"], square)
-    assert np.allclose(first.box, [[0.3, 0.55, 0.2, 0.3], [0.15, 0.275, 0.1, 0.15]])
-    assert np.allclose(second.box, [[0.025, 0.0375, 0.05, 0.075]]) and len(third.box) == 0
-    said = capsys.readouterr().err
-    assert "no region in 1 of 3 images, which count as looked at: z.jpg" in said
-    assert "2 names are no images of the lists: x__1__0___0, y" in said
-
-
-def test_patches_that_are_images_of_the_lists_themselves_stay_what_they_are(tmp_path) -> None:
-    write(tmp_path, {"Task2_ship.txt": "a__1__50___0 0.5 0 0 10 10\n"})
-    one, other = to_regions(read_detections(tmp_path)[0], ["a__1__50___0.png", "a.png"], square)
-    assert np.allclose(one.box, [[0.05, 0.05, 0.1, 0.1]]) and len(other.box) == 0
-
-
-@pytest.mark.parametrize("name", ["a", "a__1__0__0", "a__0__0___0", "__1__0___0", "a__1__-5___0", "a__x__0___0"])
-def test_other_names_are_no_patches(name) -> None:
-    assert patch_of(name) is None
-
-
 def test_units_of_the_image_sides_are_refused_in_formats_of_pixels(tmp_path) -> None:
     with pytest.raises(InputError, match="these look like units of the image sides, and the dota-result format"):
         read_case("result_normalised")
@@ -338,27 +253,6 @@ def test_eight_coordinates_in_a_task2_file_are_named(tmp_path, line) -> None:
     write(tmp_path, {"Task2_plane.txt": "", "Task1_plane.txt": "a 0.5 1 2 30 40\n"})
     with pytest.raises(InputError, match="4 coordinates in a Task1 file, which has 8"):
         read_detections(tmp_path)
-
-
-def test_names_of_other_data_sets_are_known_and_can_be_mapped() -> None:
-    assert sorted(read_case("result_other_class_names")[0]) == ["plane", "small-vehicle", "storage-tank"]
-    mapped = read_case("result_other_class_names", class_map=["vehicle=large vehicle", "Air Plane=none"])
-    assert sorted(mapped[0]) == ["large-vehicle", "storage-tank"]
-
-
-@pytest.mark.parametrize("pair", ["vehicle", "=plane", "vehicle=crane", "vehicle=", "-=plane"])
-def test_a_class_map_of_something_else_is_refused(pair) -> None:
-    with pytest.raises(InputError, match="--class-map"):
-        parse_class_map([pair])
-
-
-def test_where_most_regions_would_be_dropped_for_their_class_it_is_an_error(tmp_path) -> None:
-    write(tmp_path, {"a.txt": DOTA + f"{PLACE} crane 0\n" * 2 + f"{PLACE} dam 0\n"})
-    with pytest.raises(InputError, match=r"3 of 5 regions are of classes .*: crane \(2\), dam \(1\); .*--class-map"):
-        read(tmp_path, ["a"])
-    detections, _ = read_detections(tmp_path)
-    (one,) = to_regions(detections, ["a"], square, class_map=parse_class_map(["crane=none"]))
-    assert one.class_id.tolist() == [0, 9]
 
 
 def test_tracked_yolo_has_a_number_at_the_end(tmp_path) -> None:
@@ -415,11 +309,14 @@ def test_coco_annotations_are_boxes_with_score_1_and_equal_doubles_are_tolerated
 NUMBER = st.integers(-200, 200).map(str) | st.floats().map(str) | st.floats(0, 1).map(str)
 WORD = NUMBER | st.sampled_from([*CLASSES, "0", "gsd:1", "nan", "1e400", "1_0", "٣"]) | st.text(max_size=5)
 LINES = st.lists(st.lists(WORD, max_size=12).map(" ".join) | st.sampled_from(DOTA.split("\n") + YOLO.split("\n")))
+TEXT_FORMATS = st.sampled_from(list(READERS)[:3])
 TEXT = st.text() | LINES.map("\n".join) | st.binary().map(lambda raw: raw.decode("utf-8", "surrogateescape"))
 
 
 @settings(deadline=None, max_examples=150)
-@given(TEXT, st.sampled_from(["a.txt", "plane.txt", "Task1_ship.txt", "Task2_x.txt"]), st.sampled_from(FORMATS[:3]))
+@given(
+    TEXT, st.sampled_from(["a.txt", "plane.txt", "Task1_ship.txt", "Task2_x.txt"]), st.sampled_from(list(READERS)[:3])
+)
 def test_any_text_gives_regions_or_the_clear_error(tmp_path_factory, text, name, form):
     folder = tmp_path_factory.mktemp("fuzz")
     (folder / name).write_bytes(text.encode("utf-8", "surrogateescape"))

@@ -34,7 +34,7 @@ from tests.conftest import ROOT, Outcome
 from tokens import encode_captions
 from util.checkpoints import read_checkpoint
 from util.images import open_image
-from util.local_features import load_local
+from util.regions.local_features import load_local
 from utils import InputError
 
 pytestmark = pytest.mark.usefixtures("short_trunk")

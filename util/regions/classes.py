@@ -1,4 +1,4 @@
-"""Names of classes: of DOTA-v1.0 in any spelling, of other data sets, and of the user's own map."""
+"""Names of classes: those of DOTA-v1.0 in any spelling, those of other data sets, and the user's own map."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from pathlib import Path
 from layers.drea import CLASSES
 from utils import InputError, read_text
 
-# What other data sets call the classes of DOTA-v1.0: DIOR(-R), NWPU VHR-10, HRRSD, UCAS-AOD, FAIR1M's groups, VEDAI,
-# xView's groups, COCO. DIOR's and NWPU's `vehicle` are cars for the greatest part.
+# The names of DOTA-v1.0's classes in DIOR(-R), NWPU VHR-10, HRRSD, UCAS-AOD, FAIR1M, VEDAI, xView and COCO. `vehicle`
+# of DIOR and NWPU is mostly cars.
 ALIASES = {
     "plane": "airplane aeroplane aircraft",
     "ship": "boat vessel",
@@ -24,44 +24,42 @@ ALIASES = {
     "roundabout": "traffic-circle rotary",
     "swimming-pool": "pool",
 }
+DROPPED = "none"  # in a class map: drop regions of this name without a warning
 
-DROPPED = "none"  # in a class map: regions of this name are dropped without a word
+ClassMap = dict[str, int | None]  # plain name -> index, or None for a dropped class
 
 
 def plain(name: str) -> str:
-    """A name without case, spaces and marks."""
+    """Return a name without case, spaces and marks."""
     return re.sub("[^a-z0-9]", "", name.lower())
 
 
 _INDEX = {plain(name): index for index, name in enumerate(CLASSES)}
 _INDEX |= {plain(alias): _INDEX[plain(name)] for name, aliases in ALIASES.items() for alias in aliases.split()}
 
-ClassMap = dict[str, int | None]  # plain name -> index, or None for what is dropped
-
 
 def class_index(name: str) -> int | None:
-    """The DOTA-v1.0 index of a class name in any spelling (case, spaces, marks), or None."""
+    """Return the DOTA-v1.0 index of a class name in any spelling, None for an unknown one."""
     return _INDEX.get(plain(name))
 
 
 def parse_class_map(pairs: Sequence[str]) -> ClassMap:
-    """A map of class names from `NAME=CLASS` words; CLASS is one of DOTA-v1.0's, or `none`. Raises InputError."""
-    own: ClassMap = {}
+    """Parse `NAME=CLASS` words; CLASS must be a class of DOTA-v1.0, or `none`. Raise InputError."""
+    class_map: ClassMap = {}
     for pair in pairs:
         name, equals, target = pair.rpartition("=")
         if not equals or not plain(name) or (class_index(target) is None and target.strip().lower() != DROPPED):
             raise InputError(
-                f"--class-map {pair}: NAME=CLASS is needed, with a class of DOTA-v1.0 ({', '.join(CLASSES)}), or "
-                f"{DROPPED} for regions that are to be dropped"
+                f"--class-map must be NAME=CLASS, with a class of DOTA-v1.0 ({', '.join(CLASSES)}) or {DROPPED}, "
+                f"got {pair!r}"
             )
-        own[plain(name)] = class_index(target)
-    return own
+        class_map[plain(name)] = class_index(target)
+    return class_map
 
 
 def read_classes(path: Path) -> list[str]:
-    """A class file: one name a line, in the order of the detector's indices."""
+    """Read a class file: one name a line, in the order of the detector's indices."""
     names = [line.strip() for line in read_text(path, "class file").rstrip().split("\n")]
-    for number, name in enumerate(names, 1):
-        if not name:
-            raise InputError(f"class file {path}, line {number}: blank; one class name on each line is needed")
+    if "" in names:
+        raise InputError(f"class file {path}, line {names.index('') + 1}: must be a class name, got a blank line")
     return names

@@ -1,27 +1,29 @@
-"""COCO's JSON: results with the file that names their images and categories, results without one, annotations."""
+"""Read COCO's JSON: annotations, results with the file that names their images, and results without one."""
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any
 
 from pydantic import Field, FiniteFloat
 
+from layers.drea import CLASSES
 from util.names import match
-from util.regions.dota import Row
-from util.regions.text import hull
+from util.regions.classes import read_classes
+from util.regions.detections import Detections, Hull, Row, hull
 from utils import Entry, InputError, checked, read_as, read_json
+
+logger = logging.getLogger("galr")
+
+Side = Annotated[FiniteFloat, Field(gt=0)]
 
 
 class _Image(Entry):
     id: int | str
     file_name: str
-    width: Annotated[FiniteFloat, Field(gt=0)] | None = None
-    height: Annotated[FiniteFloat, Field(gt=0)] | None = None
-
-    @property
-    def name(self) -> str:
-        return self.file_name.replace("\\", "/")
+    width: Side | None = None
+    height: Side | None = None
 
 
 class _Category(Entry):
@@ -35,7 +37,7 @@ class _Names(Entry):
 
 
 class _Result(Entry):
-    """`bbox`: left, top, width, height; `poly`: four corners, as Ultralytics writes oriented boxes. Both in pixels."""
+    """`bbox` is left, top, width, height; `poly` is four corners, as Ultralytics writes oriented boxes; in pixels."""
 
     image_id: int | str
     category_id: int
@@ -45,8 +47,6 @@ class _Result(Entry):
 
 
 class _Annotation(_Result):
-    """What is there is there: its score is 1."""
-
     score: Annotated[FiniteFloat, Field(ge=0, le=1)] = 1.0
 
 
@@ -54,77 +54,71 @@ class _Annotations(_Names):
     annotations: list[_Annotation]
 
 
-class CocoFile(NamedTuple):
-    """image name -> detections; image name -> (width, height) where it is known; whether every image is named."""
+def read_coco(source: Path, classes: Path | None = None, coco_images: Path | None = None) -> Detections:
+    """Read annotations or results. `coco_images` names their images and categories.
 
-    rows: dict[str, list[Row]]
-    size: dict[str, tuple[float, float]]
-    names_all: bool
-    classes_by_position: int | None = None  # the first category's number, where no file names the categories
-
-
-def read_coco(source: Path, names_file: Path | None, classes: list[str]) -> CocoFile:
-    """Results, or annotations with their images and categories. Without `names_file`, results know their images by name
-    and their categories by position in `classes`: from 1, or from 0 if there is a 0.
-
-    Raises InputError that names file and entry for what does not fit.
+    Results without it know images by name and categories by position, from 1, or from 0 if there is a 0.
     """
     value = read_json(source, "COCO results")
+    where = f"COCO results {source}"
     if isinstance(value, dict) and "annotations" in value:
-        annotations: _Annotations = checked(_Annotations, value, f"COCO annotations {source}")
-        names = annotations if names_file is None else read_as(_Names, names_file, "COCO images file")
-        return _named(annotations.annotations, names, source, names_file or source)
-    results: list[_Result] = checked(list[_Result], value, f"COCO results {source}")
-    if names_file is not None:
-        return _named(results, read_as(_Names, names_file, "COCO images file"), source, names_file)
-    first = min([1, *(result.category_id for result in results)])
-    rows: dict[str, list[Row]] = {}
+        names: _Names | None = checked(_Annotations, value, f"COCO annotations {source}")
+        results: list[Any] = names.annotations
+    else:
+        names, results = None, checked(list[_Result], value, where)
+    names = read_as(_Names, coco_images, "COCO images file") if coco_images else names
+    if names:
+        found, image_of, category_of = _named(names, coco_images or source)
+        stems = [one.image_id for one in results if one.image_id not in image_of]  # Ultralytics: the image's stem
+        matched = match([str(stem) for stem in stems], found.rows, where)
+        image_of |= {stem: name for stem, name in zip(stems, matched, strict=True) if name}
+        advice = f"is not in {coco_images or source}"
+    else:
+        found, image_of = Detections({}), {result.image_id: str(result.image_id) for result in results}
+        first = max(0, min([1, *(result.category_id for result in results)]))
+        category_of = dict(enumerate(read_classes(classes) if classes else CLASSES, first))
+        advice = (
+            f"is not from {first} to {first + len(category_of) - 1}; give the names with --classes, or --coco-images"
+        )
+        logger.info(
+            f"regions {source}: no file names the categories (--coco-images); they are taken by their position in "
+            f"{classes or 'the order of DOTA-v1.0'}, counted from {first}"
+        )
     for number, result in enumerate(results, 1):
-        if not 0 <= result.category_id - first < len(classes) or first < 0:
-            raise InputError(
-                f"COCO results {source}, entry {number}: category_id {result.category_id} is not from {max(first, 0)} "
-                f"to {max(first, 0) + len(classes) - 1}; give the names with --classes, or --coco-images"
-            )
-        row = _row(result, classes[result.category_id - first], source, number)
-        rows.setdefault(str(result.image_id), []).append(row)
-    return CocoFile(rows, {}, names_all=False, classes_by_position=first)
+        entry = f"{where}, entry {number}"
+        for key, known in (("image_id", image_of), ("category_id", category_of)):
+            if (value := getattr(result, key)) not in known:
+                raise InputError(f"{entry}: {key} {value} {advice}")
+        row = Row(category_of[result.category_id], result.score, _hull(result, entry))
+        found.rows.setdefault(image_of[result.image_id], []).append(row)
+    return found
 
 
-def _named(results: list[Any], names: _Names, source: Path, names_file: Path) -> CocoFile:
+def _named(names: _Names, path: Path) -> tuple[Detections, dict[int | str, str], dict[int, str]]:
+    """Return the images without detections so far, image id -> name and category id -> name."""
+    found = Detections({})
     image_of: dict[int | str, str] = {}
-    rows: dict[str, list[Row]] = {}
-    size = {}
     for image in names.images:
-        if image_of.get(image.id, image.name) != image.name or (image.name in rows and image.id not in image_of):
-            raise InputError(f"COCO images file {names_file}: image {image.file_name} (id {image.id}) is there twice")
-        image_of[image.id] = image.name
-        rows[image.name] = []
+        name = image.file_name.replace("\\", "/")
+        if image_of.get(image.id, name) != name or (name in found.rows and image.id not in image_of):
+            raise InputError(f"COCO images file {path}: image {image.file_name} (id {image.id}) is there twice")
+        image_of[image.id] = name
+        found.rows[name] = []
         if image.width and image.height:
-            size[image.name] = (image.width, image.height)
+            found.size[name] = (image.width, image.height)
     category_of: dict[int, str] = {}
     for category in names.categories:
         if category_of.setdefault(category.id, category.name) != category.name:
-            raise InputError(f"COCO images file {names_file}: category id {category.id} is there twice")
-    stems = [result.image_id for result in results if result.image_id not in image_of]  # Ultralytics: the image's stem
-    by_stem = dict(zip(stems, match([str(stem) for stem in stems], rows, f"COCO results {source}"), strict=True))
-    for number, result in enumerate(results, 1):
-        image = image_of.get(result.image_id) or by_stem.get(result.image_id)
-        for what, known, key in (
-            ("image", image is not None, result.image_id),
-            ("category", result.category_id in category_of, result.category_id),
-        ):
-            if not known:
-                raise InputError(f"COCO results {source}, entry {number}: {what}_id {key} is not in {names_file}")
-        rows[image].append(_row(result, category_of[result.category_id], source, number))
-    return CocoFile(rows, size, names_all=True)
+            raise InputError(f"COCO images file {path}: category id {category.id} is there twice")
+    return found, image_of, category_of
 
 
-def _row(result: _Result, class_name: str, source: Path, number: int) -> Row:
+def _hull(result: _Result, entry: str) -> Hull:
     if result.poly:
-        return Row(class_name, result.score, hull(result.poly))
+        return hull(result.poly)
     if not result.bbox:
-        raise InputError(f"COCO results {source}, entry {number}: neither bbox nor poly")
+        raise InputError(f"{entry}: neither bbox nor poly")
     left, top, width, height = result.bbox
     if width < 0 or height < 0:
-        raise InputError(f"COCO results {source}, entry {number}: bbox has a negative width or height")
-    return Row(class_name, result.score, (left, top, left + width, top + height))
+        raise InputError(f"{entry}: bbox has a negative width or height")
+    return left, top, left + width, top + height

@@ -1,33 +1,79 @@
-"""Detections as files give them -> Regions of each image of the lists."""
+"""Detections as files give them, and their way to the regions of each image of the lists."""
 
 from __future__ import annotations
 
 import logging
+import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 
 from layers.drea import Regions
 from util.names import match, whole_stem
 from util.regions.classes import DROPPED, ClassMap, class_index, plain
-from util.regions.dota import Patch, Row, patch_of
 from utils import InputError, some
 
 logger = logging.getLogger("galr")
 
+Hull = tuple[float, float, float, float]  # left, top, right, bottom
+_PATCH = re.compile(r"(?P<image>.+)__(?P<number>[0-9]{1,5}(\.[0-9]{1,5})?)__(?P<left>[0-9]{1,7})___(?P<top>[0-9]{1,7})")
+
+
+class Row(NamedTuple):
+    """One detection: class name, score in [0, 1], and axis-aligned hull."""
+
+    class_name: str
+    score: float
+    hull: Hull
+
+
+def hull(corners: Sequence[float]) -> Hull:
+    """Return the axis-aligned hull of corner points x1 y1 x2 y2 ..."""
+    return min(corners[0::2]), min(corners[1::2]), max(corners[0::2]), max(corners[1::2])
+
+
+class Patch(NamedTuple):
+    """A part of an image that was cut out for detection: its image, scale, and corner in pixels."""
+
+    image: str
+    scale: float
+    left: float
+    top: float
+
+    def put_back(self, row: Row) -> Row:
+        """Return the row in the coordinates of the image."""
+        left, top, right, bottom = row.hull
+        x, y = self.left, self.top
+        place = ((left + x) / self.scale, (top + y) / self.scale, (right + x) / self.scale, (bottom + y) / self.scale)
+        return row._replace(hull=place)
+
+
+def patch_of(name: str) -> Patch | None:
+    """Return the patch that a name such as `P0770__0.5__0___512` stands for; None for any other name.
+
+    DOTA's devkit writes the factor by which the image was scaled before it was cut; mmrotate and Ultralytics write the
+    side of the patch, which is never below 16, and do not scale.
+    """
+    found = _PATCH.fullmatch(name)
+    if not found or float(found["number"]) == 0:
+        return None
+    number = float(found["number"])
+    return Patch(found["image"], number if number < 16 else 1.0, float(found["left"]), float(found["top"]))
+
 
 @dataclass
 class Detections:
-    """All that a folder or file of detections says.
+    """The content of a folder or file of detections.
 
-    rows: image name, as the source writes it -> its detections; for the formats with one file per image, and COCO,
-        every image that the source names is here, if only with an empty list.
+    rows: image name, as the source writes it -> its detections. Formats with one file per image, and COCO, name every
+        image that was looked at, some with an empty list.
     normalised: hulls are in units of the image sides, not in pixels.
-    names_all: an image that is not in `rows` was never looked at; without it (result text), nothing was found.
-    size: image name -> (width, height) in pixels, where the source knows it.
-    source: what messages call it.
+    names_all: an image that is not in `rows` was never looked at; otherwise (result text), nothing was found in it.
+    size: image name -> (width, height) in pixels, if the source knows it.
+    source: the name for messages.
     """
 
     rows: dict[str, list[Row]]
@@ -44,13 +90,12 @@ def to_regions(
     allow_missing: bool = False,
     class_map: ClassMap | None = None,
 ) -> list[Regions]:
-    """The regions of each image of `names`, in units of the image sides, clipped to the image.
+    """Return the regions of each image of `names`, in units of the image sides, clipped to the image.
 
-    size_of(name) gives (width, height) in pixels, and is asked only where the detections are in pixels and the source
-    does not know. class_map: what class names mean, beside those that `class_index` knows. One line on standard error
-    each counts the regions that are dropped for their class or because they lie outside of their image, those that
-    reach over its edge, images without any, and names that are no image's.
-    Raises InputError if the source lacks images, unless `allow_missing`, and if most regions would be dropped for their
+    size_of(name) returns (width, height) in pixels; it is called only if the detections are in pixels and the source
+    does not know the size. class_map adds class names to those that `class_index` knows. One warning each counts the
+    regions dropped for their class or their place, those clipped, images without any, and names of no image.
+    Raise InputError if the source lacks images, unless `allow_missing`, or if most regions would be dropped for their
     class.
     """
     found, strangers = by_image(detections, names)
@@ -64,12 +109,12 @@ def to_regions(
             regions.append(Regions.empty())
             continue
         size = (1.0, 1.0) if found.normalised else found.size.get(name) or size_of(name)
-        hull = np.array([row.hull for row in rows], np.float64) / [*size, *size]
-        clipped = np.clip(hull, 0, 1)
+        corners = np.array([row.hull for row in rows], np.float64) / [*size, *size]
+        clipped = np.clip(corners, 0, 1)
         low, high = clipped[:, :2], clipped[:, 2:]
         inside = (high > low).all(axis=1)
         outside += int((~inside).sum())
-        over_edge += int((inside & (clipped != hull).any(axis=1)).sum())
+        over_edge += int((inside & (clipped != corners).any(axis=1)).sum())
         class_id, score = np.array([index[row.class_name] for row in rows]), np.array([row.score for row in rows])
         box = np.concatenate([(low + high) / 2, high - low], axis=1)
         regions.append(Regions(class_id[inside], score[inside], box[inside]))
@@ -81,10 +126,9 @@ def to_regions(
 
 
 def by_image(detections: Detections, names: Sequence[str]) -> tuple[Detections, list[str]]:
-    """The detections by the names of the lists, those of patches (`patch_of`) put back into their image; and the
-    source's names that are no image's.
+    """Return the detections under the names of the lists, patches put back, and the source's names of no image.
 
-    Names are found as `util.names.match` finds them. Raises InputError where two of them share an image.
+    Raise InputError if two images share a name of the source.
     """
     found = Detections({}, detections.normalised, detections.names_all, {}, detections.source)
     patches = {} if found.normalised else _patches(detections, names)
@@ -102,7 +146,7 @@ def by_image(detections: Detections, names: Sequence[str]) -> tuple[Detections, 
 
 
 def _patches(detections: Detections, names: Sequence[str]) -> dict[str, tuple[Patch, str]]:
-    """The source's names that are patches of images of the lists, and no images of the lists themselves."""
+    """Return the patches among the source's names with the listed image of each; a listed name is no patch."""
     themselves = {form for name in names for form in (name, whole_stem(name))}
     patches = {key: patch_of(key) or patch_of(whole_stem(key)) for key in detections.rows if key not in themselves}
     images = list(dict.fromkeys(patch.image for patch in patches.values() if patch))
@@ -130,14 +174,13 @@ def _check_missing(found: Detections, names: Sequence[str], strangers: list[str]
 
 
 def _class_indices(found: Detections, class_map: ClassMap) -> dict[str, int | None]:
-    """Class name -> index, or None for what is dropped. Raises InputError where that is most of the regions."""
+    """Return class name -> index, None for dropped ones. Raise InputError if most regions are of unknown classes."""
     count = Counter(row.class_name for rows in found.rows.values() for row in rows)
     index = {name: class_map.get(plain(name), class_index(name)) for name in count}
     unknown = Counter(
         {name: number for name, number in count.items() if index[name] is None and plain(name) not in class_map}
     )
-    named = ", ".join(f"{name} ({number})" for name, number in unknown.most_common(5))
-    named += ", ..." if len(unknown) > 5 else ""
+    named = some([f"{name} ({number})" for name, number in unknown.most_common()])
     if 2 * unknown.total() > count.total():
         raise InputError(
             f"{found.source}: {unknown.total()} of {count.total()} regions are of classes outside DOTA-v1.0: {named}; "

@@ -2,19 +2,18 @@
 
 Segments come from graph-based segmentation (Felzenszwalb and Huttenlocher, IJCV 2004; scikit-image) of the image at
 several sizes. Each is described by colour, texture, shape and size; its "class" is the nearest of 15 appearance
-prototypes (k-means centres, scikit-learn) fitted on the train images; its score comes from its contrast to what lies
-around it. Nothing is random: the same images give the same regions.
+prototypes (k-means centres, scikit-learn) fitted on the train images; its score comes from its contrast to its
+surroundings. Nothing is random: the same images give the same regions.
 """
 
 from __future__ import annotations
 
-import base64
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
+from scipy import ndimage
 from skimage.color import rgb2lab
 from skimage.segmentation import felzenszwalb
 from sklearn.cluster import KMeans
@@ -61,22 +60,11 @@ DEFAULTS = ProposalOptions()
 
 
 class Proposals(NamedTuple):
-    """The segments kept in one image. score (n,) in [0, 1]; box (n, 4) as in Regions; description (n, 9) float64."""
+    """The segments kept in one image: score (n,) in [0, 1]; box (n, 4) as in Regions; description (n, 9) float64."""
 
     score: np.ndarray
     box: np.ndarray
     description: np.ndarray
-
-
-def pack(proposals: Proposals) -> str:
-    """As text, bit for bit: for a journal."""
-    columns = np.column_stack([proposals.score, proposals.box, proposals.description])
-    return base64.b64encode(columns.astype("<f8").tobytes()).decode()
-
-
-def unpack(text: str) -> Proposals:
-    columns = np.frombuffer(base64.b64decode(text), "<f8").reshape(-1, 5 + len(DESCRIPTION))
-    return Proposals(columns[:, 0], columns[:, 1:5], columns[:, 5:])
 
 
 NOTHING = Proposals(np.zeros(0), np.zeros((0, 4)), np.zeros((0, len(DESCRIPTION))))
@@ -91,7 +79,7 @@ class Prototypes(NamedTuple):
 
 
 def propose(image: Image.Image, options: ProposalOptions = DEFAULTS) -> Proposals:
-    """The compact, contrasting segments of an image (any mode and size), over all sizes of the segmentation."""
+    """Return the compact, contrasting segments of an image (any mode and size), over all sizes of the segmentation."""
     found = []
     shrink_to_side = options.side / max(image.size)
     for shrink in options.shrink:
@@ -102,9 +90,9 @@ def propose(image: Image.Image, options: ProposalOptions = DEFAULTS) -> Proposal
 
 
 def fit_prototypes(description: np.ndarray, most: int = 50_000, seed: int = 0) -> Prototypes:
-    """k-means prototypes of region descriptions (n, 9); of more than `most`, evenly spaced ones are used.
+    """Fit k-means prototypes to region descriptions (n, 9), at most `most` evenly spaced ones of them.
 
-    There are 15 (one for each class of a node), or as many as there are distinct descriptions if these are fewer.
+    Return 15 (one for each class of a node), or as many as there are distinct descriptions if these are fewer.
     """
     if len(description) == 0:
         none = np.zeros(len(DESCRIPTION))
@@ -121,7 +109,7 @@ def fit_prototypes(description: np.ndarray, most: int = 50_000, seed: int = 0) -
 
 
 def classify(proposals: Proposals, prototypes: Prototypes) -> Regions:
-    """Regions whose class is the nearest prototype."""
+    """Return the proposals as regions of the class of their nearest prototype."""
     if len(proposals.score) == 0 or len(prototypes.centres) == 0:
         return Regions.empty()
     standard = (proposals.description - prototypes.mean) / prototypes.deviation
@@ -137,15 +125,26 @@ def _segments(rgb: np.ndarray, options: ProposalOptions) -> Proposals:
     flat = label.ravel()
     count = np.bincount(flat).astype(np.float64)
 
-    def mean(values: np.ndarray) -> np.ndarray:
+    def mean(values: np.ndarray) -> np.ndarray:  # regionprops_table gives the same and takes as long as all the rest
         return np.bincount(flat, values.ravel()) / count
 
-    major, minor = _principal_variances(mean, height, width)
+    colour = np.stack([mean(lab[..., channel]) for channel in range(3)], axis=1)
+    variance = np.stack([mean(lab[..., channel] ** 2) for channel in range(3)], axis=1) - colour**2
+    variance = np.maximum(variance, 0)
+    edges = mean(np.hypot(*np.gradient(lab[..., 0])))
+
+    y, x = (axis + 0.5 for axis in np.mgrid[:height, :width])
+    pixel = 1 / 12  # the variance of a square of side 1
+    variance_x, variance_y = (mean(axis * axis) - mean(axis) ** 2 + pixel for axis in (x, y))
+    covariance = mean(x * y) - mean(x) * mean(y)
+    half_trace = (variance_x + variance_y) / 2
+    spread = np.sqrt(((variance_x - variance_y) / 2) ** 2 + covariance**2)
+    major, minor = half_trace + spread, np.maximum(half_trace - spread, pixel)
     compactness = count / (4 * np.pi * np.sqrt(major * minor))
     elongation = np.sqrt(major / minor)
 
-    left, right, top, bottom = _bounds(label)
-    colour = np.stack([mean(lab[..., channel]) for channel in range(3)], axis=1)
+    bounds = np.array([(c.start, c.stop, r.start, r.stop) for r, c in ndimage.find_objects(label + 1)])
+    left, right, top, bottom = bounds.T
     contrast = _contrast(lab, colour, count, left, right, top, bottom)
     area = count / (height * width)
     keep = (area >= options.min_area) & (area <= options.max_area) & (compactness >= options.min_compactness)
@@ -153,56 +152,18 @@ def _segments(rgb: np.ndarray, options: ProposalOptions) -> Proposals:
     sides_met = (left == 0).astype(int) + (right == width) + (top == 0) + (bottom == height)
     keep &= (sides_met < 2) | (area < options.max_area_at_corner)
 
-    variance = np.stack([mean(lab[..., channel] ** 2) for channel in range(3)], axis=1) - colour**2
-    variance = np.maximum(variance, 0)
-    edges = mean(np.hypot(*np.gradient(lab[..., 0])))
-    description = np.column_stack(
-        [
-            colour,
-            np.sqrt(variance[:, 0]),
-            np.sqrt(variance[:, 1] + variance[:, 2]),
-            edges,
-            np.log(elongation),
-            compactness,
-            np.log(area),
-        ]
-    )
+    texture = np.sqrt(variance[:, 0]), np.sqrt(variance[:, 1] + variance[:, 2]), edges
+    description = np.column_stack([colour, *texture, np.log(elongation), compactness, np.log(area)])
     box = np.column_stack([(left + right) / 2, (top + bottom) / 2, right - left, bottom - top])
     box = box / [width, height, width, height]
     score = 1 - np.exp(-((contrast / options.full_contrast) ** 2))
     return Proposals(score[keep], box[keep], description[keep])
 
 
-def _principal_variances(mean: Callable, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """Of each segment, the variance of its pixels along its longer axis and its shorter one, in square pixels.
-
-    `mean` gives the segments' means of a value per pixel (h, w).
-    """
-    y, x = (axis + 0.5 for axis in np.mgrid[:height, :width])
-    own = 1 / 12  # a pixel is a square of side 1
-    variance_x, variance_y = (mean(axis * axis) - mean(axis) ** 2 + own for axis in (x, y))
-    covariance = mean(x * y) - mean(x) * mean(y)
-    half_trace = (variance_x + variance_y) / 2
-    spread = np.sqrt(((variance_x - variance_y) / 2) ** 2 + covariance**2)
-    return half_trace + spread, np.maximum(half_trace - spread, own)
-
-
-def _bounds(label: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """First and last-plus-one column and row of each segment: left, right, top, bottom, in pixels."""
-    flat = label.ravel()
-    n = flat.max() + 1
-    row, column = np.divmod(np.arange(flat.size), label.shape[1])
-    low, high = np.full((2, n), label.size), np.zeros((2, n), np.int64)
-    for axis, place in enumerate((column, row)):
-        np.minimum.at(low[axis], flat, place)
-        np.maximum.at(high[axis], flat, place + 1)
-    return low[0], high[0], low[1], high[1]
-
-
 def _contrast(lab: np.ndarray, colour: np.ndarray, count: np.ndarray, left, right, top, bottom) -> np.ndarray:
-    """CIELAB distance of each segment's mean colour (n, 3) and that of the rest of its box, widened by half its size.
+    """Return the CIELAB distance of each segment's mean colour (n, 3) and that of its box, widened by half its size.
 
-    Sums over boxes come from the summed-area table.
+    The segment itself is left out of its surroundings; sums over boxes come from the summed-area table.
     """
     height, width = lab.shape[:2]
     table = np.zeros((height + 1, width + 1, 4))

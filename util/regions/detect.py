@@ -1,0 +1,219 @@
+"""Detect regions with a torchvision detector and your own weights; write DOTA result text.
+
+    python -m util.detect --image_path DIR --weights FILE --out DIR
+
+The detector is a Faster R-CNN or RetinaNet of torchvision, trained as torchvision does it: label 0 is the background,
+label i the i-th name of the class file. The results of each image are kept in --out: the same command run again goes on
+from there, and on another folder of images it adds to them. docs/REGIONS.md shows the whole way.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import logging
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import repeat
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torchvision.models import get_model
+
+from layers.drea import CLASSES
+from layers.loading import load_state
+from util.images import BadImages, Truncated, find_damaged, open_image
+from util.names import whole_stem
+from util.regions.classes import read_classes
+from util.regions.finished import Finished
+from util.regions.readers import add_truncated
+from util.signals import StopSignals
+from util.torch_files import load_torch, weights_of
+from utils import Bar, InputError, Parser, check_writable, memory_advice, pick_device, some, write_text
+
+logger = logging.getLogger("galr")
+
+ARCHITECTURES = (
+    "fasterrcnn_resnet50_fpn",
+    "fasterrcnn_resnet50_fpn_v2",
+    "fasterrcnn_mobilenet_v3_large_fpn",
+    "fasterrcnn_mobilenet_v3_large_320_fpn",
+    "retinanet_resnet50_fpn",
+    "retinanet_resnet50_fpn_v2",
+)
+DONE = ".detections"  # the folder in --out that keeps the results of each image
+
+
+def main() -> None:
+    arguments = _parse()
+    classes = read_classes(arguments.classes) if arguments.classes else list(CLASSES)
+    check_folder(arguments.out, classes)
+    check_writable(arguments.out, "results go to")
+    device = pick_device(arguments.device)
+    paths = image_paths(arguments.image_path)
+    model = load_detector(
+        arguments.arch, arguments.weights, len(classes), arguments.threshold, arguments.min_size, arguments.max_size
+    )
+    settings = {
+        "weights": hashlib.sha256(arguments.weights.read_bytes()).hexdigest(),
+        "classes": classes,
+        **{name: getattr(arguments, name) for name in ("arch", "threshold", "min_size", "max_size")},
+    }
+    done = Finished(arguments.out / DONE, settings)
+    left = [path for path in paths if not done.has(whole_stem(path.name), path)]
+    faults = find_damaged([str(path) for path in left], arguments.workers, arguments.truncated)
+    good = [path for path in left if str(path) not in faults]
+    with StopSignals() as stop:
+        batches = detect(model.to(device), good, device, arguments.batch_size, arguments.workers, arguments.truncated)
+        for batch in Bar(batches, "detecting", -(-len(good) // arguments.batch_size), unit="batch"):
+            for path, rows in batch:
+                if isinstance(rows, InputError):
+                    faults[str(path)] = rows
+                else:
+                    done.add(whole_stem(path.name), path, rows)
+            stop.check()
+    found = done.results()
+    write_results(arguments.out, found, classes)
+    if faults:
+        raise InputError(
+            f"{BadImages(faults, len(paths))}; {arguments.out} has the regions of the others: mend these, and run the "
+            "same command again"
+        )
+    logger.info(f"{sum(map(len, found.values()))} regions in {len(found)} images")
+
+
+def load_detector(
+    arch: str,
+    weights: Path,
+    classes: int,
+    threshold: float,
+    min_size: int | None = None,
+    max_size: int | None = None,
+) -> torch.nn.Module:
+    """Return a torchvision detector with the user's weights, in evaluation mode.
+
+    The file holds a state dict, or a dict with one under `model` (torchvision's training scripts) or `state_dict`.
+    threshold: lowest score of a detection. min_size, max_size: image sides in the detector; None: its default.
+    Raise InputError for any other file, and for weights of another architecture or number of classes.
+    """
+    with torch.serialization.safe_globals([argparse.Namespace]):  # torchvision's scripts store their arguments too
+        state = weights_of(load_torch(weights, "detector weights"))
+    if state is None:
+        raise InputError(f"detector weights {weights} hold no state dict (names -> tensors)")
+    sizes = {name: size for name, size in (("min_size", min_size), ("max_size", max_size)) if size}
+    least = {"score_thresh" if arch.startswith("retinanet") else "box_score_thresh": threshold}
+    model = get_model(arch, weights=None, weights_backbone=None, num_classes=classes + 1, **sizes, **least)
+    try:
+        load_state(model, state)
+    except ValueError as error:
+        raise InputError(
+            f"detector weights {weights} do not fit {arch} with {classes} classes and background: {error}; check "
+            "--arch and --classes"
+        ) from None
+    return model.eval()
+
+
+def image_paths(folder: Path) -> list[Path]:
+    """Return the images of a folder, sorted. Raise InputError for none, two of one stem, or a name with spaces."""
+    if not folder.is_dir():
+        raise InputError(f"image folder {folder} is not there")
+    suffixes = Image.registered_extensions()
+    paths = sorted(p for p in folder.iterdir() if p.suffix.lower() in suffixes and p.name[0] != "." and p.is_file())
+    if not paths:
+        raise InputError(f"image folder {folder} holds no images")
+    first: dict[str, Path] = {}
+    for path in paths:
+        name = whole_stem(path.name)
+        if (other := first.setdefault(name, path)) is not path:
+            raise InputError(f"images {other.name} and {path.name} of {folder} share a name ({name}); rename one")
+        if name.split() != [name]:
+            raise InputError(f"image {path.name!r} of {folder} has spaces in its name, which DOTA text cannot hold")
+    return paths
+
+
+@torch.inference_mode()
+def detect(
+    model: torch.nn.Module,
+    paths: list[Path],
+    device: torch.device,
+    batch_size: int,
+    workers: int,
+    truncated: Truncated = "error",
+) -> Iterator[list[tuple[Path, list[list[float]] | InputError]]]:
+    """Yield batches of (path, detections); a detection is label, score, left, top, right, bottom, in pixels.
+
+    A damaged image has its fault in place of detections.
+    """
+    with ThreadPoolExecutor(workers) as pool, memory_advice("lower --batch_size"):
+        for start in range(0, len(paths), batch_size):
+            batch = paths[start : start + batch_size]
+            found = dict(zip(batch, pool.map(_pixels, batch, repeat(truncated)), strict=True))
+            good = {path: one.to(device) for path, one in found.items() if not isinstance(one, InputError)}
+            outputs = model(list(good.values())) if good else []
+            yield list((found | dict(zip(good, map(_rows, outputs), strict=True))).items())
+
+
+def check_folder(out: Path, classes: list[str]) -> None:
+    """Raise InputError if classes cannot name files, or if `out` holds text files that would mix with the results."""
+    for name in classes:
+        if "/" in name or "\\" in name:
+            raise InputError(f"class name {name!r}: a result file is named after it, so it cannot hold / or \\")
+    other = sorted({path.name for path in out.glob("*.txt")} - {f"Task2_{name}.txt" for name in classes})
+    if other:
+        raise InputError(f"{out} holds other text files ({some(other)}); choose another folder for --out")
+    if any(out.glob("*.txt")) and not (out / DONE).exists():
+        raise InputError(f"{out} holds results without {DONE}, so they cannot be added to; choose another --out")
+
+
+def write_results(folder: Path, found: dict[str, list[list[float]]], classes: list[str]) -> None:
+    """Write DOTA result text: Task2_{class}.txt for each class, `image score left top right bottom` in pixels."""
+    lines: dict[str, list[str]] = {name: [] for name in classes}
+    for image, detections in found.items():
+        for label, score, *box in detections:
+            lines[classes[int(label) - 1]].append(f"{image} {score:.4f} " + " ".join(f"{side:.2f}" for side in box))
+    for name, part in lines.items():
+        write_text(folder / f"Task2_{name}.txt", "".join(line + "\n" for line in part))
+
+
+def _pixels(path: Path, truncated: Truncated) -> torch.Tensor | InputError:
+    """Return an image as (3, H, W) float32 in [0, 1], or its fault."""
+    try:
+        return torch.from_numpy(np.array(open_image(path, truncated))).permute(2, 0, 1).float() / 255
+    except InputError as error:
+        return error
+
+
+def _rows(output: dict[str, torch.Tensor]) -> list[list[float]]:
+    label, score, box = output["labels"], output["scores"], output["boxes"]
+    keep = (label > 0) & score.isfinite() & box.isfinite().all(dim=1)  # RetinaNet can say "background"
+    return torch.cat([label[keep, None].float(), score[keep, None], box[keep]], dim=1).cpu().tolist()
+
+
+def _parse() -> argparse.Namespace:
+    parser = Parser(prog="python -m util.detect", description="Detect regions with a torchvision detector.")
+    parser.add_argument("--image_path", type=Path, required=True, help="folder of the images")
+    parser.add_argument("--weights", type=Path, required=True, help="the detector's weights (a state dict)")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the DOTA result text; --regions reads it")
+    parser.add_argument("--arch", choices=ARCHITECTURES, default=ARCHITECTURES[0], help="torchvision's name")
+    parser.add_argument(
+        "--classes", type=Path, help="class names, one a line, for labels 1, 2, ... (default: DOTA-v1.0)"
+    )
+    parser.add_argument("--threshold", type=float, default=0.3, help="lowest score that is kept (default 0.3)")
+    parser.add_argument("--min-size", type=int, help="scale the shorter side to this (default: the architecture's)")
+    parser.add_argument("--max-size", type=int, help="but the longer side to no more than this")
+    parser.add_argument("--batch_size", type=int, default=8, help="images at a time (default 8)")
+    parser.add_argument("--workers", type=int, default=2, help="threads that decode images (default 2)")
+    add_truncated(parser)
+    parser.add_device()
+    arguments = parser.parse_args()
+    if not 0 <= arguments.threshold <= 1:
+        raise InputError(f"--threshold must be from 0 to 1, got {arguments.threshold:g}")
+    for name in ("batch_size", "workers", "min_size", "max_size"):
+        value = getattr(arguments, name)
+        if value is not None and value < 1:
+            raise InputError(
+                f"--{name.replace('_size', '-size') if name != 'batch_size' else name} must be at least 1, got {value}"
+            )
+    return arguments
