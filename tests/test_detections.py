@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_regions import DOTA, PLACE, RESULT, read, read_case, square, write
+from test_regions import BOX, DOTA, PLACE, RESULT, read, read_case, square, write
 
 from layers.drea import CLASSES
 from util.regions.classes import class_index, parse_class_map
