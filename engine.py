@@ -23,8 +23,9 @@ from layers.model import Model
 from layers.trunk import Trunk
 from option.options import Optim, Options
 from util.checkpoints import load_weights
+from util.device import reuse_memory
 from util.weights import load_starting_weights
-from utils import InputError, memory_advice, not_installed, reuse_memory
+from utils import InputError, memory_advice, not_installed
 
 logger = logging.getLogger("galr")
 

@@ -31,7 +31,8 @@ from postprocessing.results import Banked, FoldScore, Reranked, Results, score_o
 from postprocessing.tables import aligned, narrow, write_tables
 from tokens import load_words
 from util.checkpoints import BEST, read_checkpoint
-from utils import InputError, Parser, check_writable, is_main, pick_device, run_command, same_options, write_json
+from util.device import pick_device
+from utils import InputError, Parser, check_writable, is_main, run_command, same_options, write_json
 
 logger = logging.getLogger("galr")
 

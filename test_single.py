@@ -19,7 +19,8 @@ from postprocessing.tables import narrow_fold
 from test import Matrix, describe, fold_score
 from tokens import load_words
 from util.checkpoints import read_checkpoint
-from utils import InputError, Parser, check_writable_file, pick_device, run_command
+from util.device import pick_device
+from utils import InputError, Parser, check_writable_file, run_command
 
 logger = logging.getLogger("galr")
 

@@ -50,6 +50,7 @@ from postprocessing.recall import chance, standings
 from postprocessing.sheet import retrieval_sheet
 from tokens import load_words
 from util.checkpoints import BEST, LAST, load_weights, read_checkpoint, save_checkpoint
+from util.device import pick_device
 from util.finite import check_similarities, check_weights, window_losses
 from util.record import only_writer, recorded
 from util.resume import (
@@ -74,7 +75,6 @@ from utils import (
     Parser,
     check_writable,
     is_main,
-    pick_device,
     run_command,
     same_options,
     worker_died,

@@ -21,7 +21,8 @@ import bench.scaling
 import bench.train
 from bench import Case
 from layers.distributed import joined
-from utils import InputError, Parser, check_writable_file, is_main, pick_device, run_command, write_json
+from util.device import pick_device
+from utils import InputError, Parser, check_writable_file, is_main, run_command, write_json
 
 SUITES = ("train", "data", "eval", "rerank")
 

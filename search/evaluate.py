@@ -25,7 +25,8 @@ from search.options import add_scene_options, check_scene_options
 from search.pictures import picture_size
 from search.rasters import open_scene, raster_rules
 from search.regions import check_regions_given, given_regions
-from utils import InputError, Parser, check_writable_file, pick_device, read_json, run_command, write_json
+from util.device import pick_device
+from utils import InputError, Parser, check_writable_file, read_json, run_command, write_json
 
 logger = logging.getLogger("galr")
 

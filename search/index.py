@@ -26,8 +26,9 @@ from search.pictures import BATCH, SCALES, Pictures, find_files, picture_size, r
 from search.rasters import RasterRules, raster_rules
 from search.regions import check_regions_given, given_regions
 from search.store import Index, Mark, Record, open_index, read_mark
+from util.device import pick_device
 from util.signals import StopSignals
-from utils import Bar, InputError, Parser, atomic, check_writable_file, pick_device, run_command, some
+from utils import Bar, InputError, Parser, atomic, check_writable_file, run_command, some
 
 logger = logging.getLogger("galr")
 

@@ -36,7 +36,8 @@ from search.rasters import RasterRules, open_scene, raster_rules
 from search.regions import check_regions_given, given_regions
 from search.store import Record
 from search.windows import SCALES, selo_map, selo_windows
-from utils import Bar, InputError, Parser, atomic, check_writable_file, pick_device, run_command, write_text
+from util.device import pick_device
+from utils import Bar, InputError, Parser, atomic, check_writable_file, run_command, write_text
 
 logger = logging.getLogger("galr")
 

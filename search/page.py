@@ -34,9 +34,10 @@ from search.rasters import SUFFIXES, RasterRules, open_scene
 from search.server import serve
 from search.store import Index, Mark, Record, open_index, read_mark
 from search.windows import SCALES, selo_windows
+from util.device import pick_device
 from util.images import open_image, safe_paths
 from util.lists import read_captions
-from utils import InputError, Interrupted, Parser, RunError, pick_device, run_command
+from utils import InputError, Interrupted, Parser, RunError, run_command
 
 logger = logging.getLogger("galr")
 

@@ -24,8 +24,9 @@ from search.local import DETECTOR, LocalRules
 from search.pictures import sample
 from search.rasters import SUFFIXES, RasterRules, open_scene
 from search.store import Index, Mark, open_index, read_mark
+from util.device import pick_device
 from util.images import open_image
-from utils import InputError, Parser, existing_file, pick_device, run_command
+from utils import InputError, Parser, existing_file, run_command
 
 logger = logging.getLogger("galr")
 

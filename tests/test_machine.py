@@ -15,6 +15,7 @@ import torch
 from conftest import ROOT, listing
 
 import layers.galr
+import util.device
 import util.regions.local_features
 import utils
 from utils import InputError
@@ -68,11 +69,11 @@ def old_driver(monkeypatch) -> None:
 def test_a_driver_too_old_is_why_a_run_is_on_the_cpu(old_driver, capsys) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # as commands do
-        assert utils.pick_device("auto").type == "cpu"
+        assert util.device.pick_device("auto").type == "cpu"
         assert f"no GPU is found ({TOO_OLD} it.)" in capsys.readouterr().out
         with pytest.raises(InputError, match="driver on your system is too old"):
-            utils.pick_device("cuda")
-        utils.pick_device("cpu")
+            util.device.pick_device("cuda")
+        util.device.pick_device("cpu")
     assert "GPU" not in capsys.readouterr().out
 
 
@@ -80,11 +81,11 @@ def test_a_pytorch_without_cuda_beside_a_driver_says_so(monkeypatch, tmp_path, c
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.version, "cuda", None)
-    monkeypatch.setattr(utils, "NVIDIA_DRIVER", tmp_path / "version")
-    utils.pick_device("auto")
+    monkeypatch.setattr(util.device, "NVIDIA_DRIVER", tmp_path / "version")
+    util.device.pick_device("auto")
     assert "GPU" not in capsys.readouterr().out
     (tmp_path / "version").touch()
-    utils.pick_device("auto")
+    util.device.pick_device("auto")
     assert "built without CUDA" in capsys.readouterr().out
 
 
@@ -128,7 +129,7 @@ def test_a_file_system_that_refuses_fsync_is_said_once_and_written_to(refused, w
         utils.write_text(tmp_path / name, "text")
         assert (tmp_path / name).read_text() == "text"
     (line,) = capsys.readouterr().err.splitlines()
-    assert f"the file system of {tmp_path} does not flush" in line
+    assert f"{tmp_path}: the file system does not support fsync" in line
 
 
 def test_a_disk_that_fails_at_fsync_is_an_error(tmp_path, monkeypatch) -> None:

@@ -32,6 +32,7 @@ from torch._dynamo.exc import BackendCompilerFailed
 import engine
 import train
 import util.checkpoints
+import util.device
 import util.image_cache
 import util.images
 import util.record
@@ -625,13 +626,27 @@ def test_a_signal_that_also_ends_the_workers_is_still_that_signal(work, run) -> 
     assert steps(LAST) in (3, 4)
 
 
-@pytest.mark.parametrize("message", ["CUDA error: an illegal memory access was encountered\nmore", "cuDNN error: X\n"])
-def test_an_error_of_the_gpu_is_one_line(message, capsys) -> None:
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("CUDA error: an illegal memory access was encountered\nmore"),
+        BackendCompilerFailed(print, RuntimeError("no working C++ compiler"), None),
+        KeyError("a bug"),
+    ],
+)
+def test_an_error_that_nobody_foresaw_is_one_line_with_its_type_and_a_way_to_the_traceback(
+    error, capsys, monkeypatch
+) -> None:
     def fail() -> None:
-        raise RuntimeError(message)
+        raise error
 
     assert utils.exit_status(fail) == 3
-    assert capsys.readouterr().err.startswith(f"error: the GPU failed ({message.splitlines()[0]})")
+    (line,) = capsys.readouterr().err.splitlines()
+    words = str(error).split()[:3]
+    assert line.startswith(f"error: {type(error).__name__}: {' '.join(words)}") and "GALR_DEBUG=1" in line
+    monkeypatch.setenv("GALR_DEBUG", "1")
+    assert utils.exit_status(fail) == 3
+    assert "Traceback" in capsys.readouterr().err
 
 
 def test_images_that_do_not_fit_the_gpu_are_told_to_stay_in_a_file(work, monkeypatch) -> None:
@@ -675,20 +690,11 @@ def test_weights_that_are_not_finite_are_not_saved_where_an_epoch_ends_without_v
     assert not list(FOLD.glob("*.tar*"))
 
 
-def test_a_machine_that_cannot_compile_is_told_to_do_without(capsys) -> None:
-    def fail() -> None:
-        raise BackendCompilerFailed(fail, RuntimeError("no working C++ compiler"), None)
-
-    assert utils.exit_status(fail) == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert "no working C++ compiler" in line and "optim.compile" in line and "set it to false" in line
-
-
 @pytest.mark.parametrize(("visible", "said"), [("5", "no GPU is found (CUDA_VISIBLE_DEVICES=5)"), ("", "device: CPU")])
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 def test_a_run_says_which_device_it_uses(visible, said, monkeypatch, capsys) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    assert utils.pick_device("auto").type == "cpu"
+    assert util.device.pick_device("auto").type == "cpu"
     assert said in capsys.readouterr().out
 
 

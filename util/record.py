@@ -20,7 +20,8 @@ from torch.utils.tensorboard import SummaryWriter
 
 from layers.distributed import wait_for_all
 from option.options import Options, save_options
-from utils import ROOT, InputError, RunError, device_name, disk_full, is_main, read_json, write_json, write_text
+from util.device import device_name
+from utils import ROOT, InputError, RunError, disk_full, is_main, read_json, write_json, write_text
 
 logger = logging.getLogger("galr")
 

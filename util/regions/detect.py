@@ -24,6 +24,7 @@ from torchvision.models import get_model
 
 from layers.drea import CLASSES
 from layers.loading import load_state
+from util.device import pick_device
 from util.images import BadImages, Truncated, find_damaged, open_image
 from util.names import whole_stem
 from util.regions.classes import read_classes
@@ -31,7 +32,7 @@ from util.regions.finished import Finished
 from util.regions.readers import add_truncated
 from util.signals import StopSignals
 from util.torch_files import load_torch, weights_of
-from utils import Bar, InputError, Parser, check_writable, memory_advice, pick_device, some, write_text
+from utils import Bar, InputError, Parser, check_writable, memory_advice, some, write_text
 
 logger = logging.getLogger("galr")
 

@@ -1,0 +1,110 @@
+"""Choose the device of a run, and say why there is no GPU."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from utils import OTHER_WHEEL, InputError, card_too_old, count
+
+if TYPE_CHECKING:
+    import torch
+
+logger = logging.getLogger("galr")
+
+NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
+
+
+def pick_device(name: str) -> torch.device:
+    """`auto` takes a CUDA GPU where one is; says which device it is, and why no GPU.
+
+    Raises InputError for a GPU that is not there, or is too old for this PyTorch.
+    """
+    import torch
+
+    found, why = (False, "") if name == "cpu" else find_gpu()
+    if name == "cuda" and not found:
+        raise InputError(
+            f"--device cuda: PyTorch finds no CUDA GPU here{f' ({why})' if why else ''}; use --device cpu, or install "
+            "a driver"
+        )
+    device = torch.device("cuda" if found else "cpu")
+    if found:
+        device = own_gpu() if count() > 1 else device
+        check_kernels(device)
+    together = f"; {count()} processes" if count() > 1 else ""
+    logger.info(f"device: {device_name(device)}{together}" + (f"; no GPU is found ({why})" if why else ""))
+    return device
+
+
+def own_gpu() -> torch.device:
+    """Of several processes each takes the GPU of its number. Raises InputError where there are fewer GPUs."""
+    import torch
+
+    if int(os.environ["LOCAL_RANK"]) >= torch.cuda.device_count():
+        gpus = torch.cuda.device_count()
+        raise InputError(f"torchrun starts more processes here than there are GPUs: --nproc_per_node {gpus}")
+    torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    return torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+
+
+def find_gpu() -> tuple[bool, str]:
+    """Whether PyTorch can use a CUDA GPU; where it cannot, the reason, as far as it can be told."""
+    import torch
+
+    with warnings.catch_warnings(record=True) as said:  # it says what is wrong with a driver by a warning, once
+        warnings.simplefilter("always")
+        if torch.cuda.is_available():
+            return True, ""
+    if said:
+        return False, " ".join(str(said[-1].message).partition("(Triggered")[0].split())[:400]
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return False, f"CUDA_VISIBLE_DEVICES={visible}"
+    if torch.version.cuda is None and NVIDIA_DRIVER.exists():
+        return False, "there is an NVIDIA driver, but this PyTorch is built without CUDA"
+    return False, ""
+
+
+def check_kernels(device: torch.device) -> None:
+    """Raises InputError where the GPU is too old for this PyTorch, which is seen at the first thing that it does."""
+    import torch
+
+    try:
+        torch.ones(1, device=device)
+    except RuntimeError as error:
+        if not card_too_old(error):
+            raise
+        major, minor = torch.cuda.get_device_capability(device)
+        raise InputError(
+            f"the GPU {torch.cuda.get_device_name(device)} (compute capability {major}.{minor}) is too old for this "
+            f"PyTorch {torch.__version__}, which has code for {', '.join(torch.cuda.get_arch_list())}; {OTHER_WHEEL}"
+        ) from None
+
+
+def device_name(device: torch.device) -> str:
+    """What it is, in words."""
+    import torch
+
+    if device.type == "cpu":
+        return f"CPU, {torch.get_num_threads()} threads"
+    return f"{torch.cuda.get_device_name(device)}, CUDA {torch.version.cuda}"
+
+
+def reuse_memory() -> None:
+    """Have the C library keep freed memory for the next step: a fifth off a training step on a CPU, or more.
+
+    Otherwise every large tensor is mapped, filled with zeros by the kernel page by page, and unmapped again.
+    """
+    import ctypes
+
+    with contextlib.suppress(OSError, AttributeError):  # another C library: no harm
+        mallopt = ctypes.CDLL(None).mallopt
+        trim_threshold, top_pad, mmap_max = -1, -2, -4  # names of malloc.h
+        mallopt(mmap_max, 0)
+        mallopt(trim_threshold, -1)
+        mallopt(top_pad, 512 * 2**20)
