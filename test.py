@@ -29,10 +29,10 @@ from postprocessing.recall import Standings, chance, standings
 from postprocessing.rerank import PUBLISHED, Reranker
 from postprocessing.results import Banked, FoldScore, Reranked, Results, score_of, summarise
 from postprocessing.tables import aligned, narrow, write_tables
-from tokens import load_words
 from util.checkpoints import BEST, read_checkpoint
 from util.device import pick_device
 from utils import InputError, Parser, check_writable, is_main, run_command, same_options, write_json
+from vocab import load_words
 
 logger = logging.getLogger("galr")
 

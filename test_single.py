@@ -17,10 +17,10 @@ from postprocessing.sheet import retrieval_sheet
 from postprocessing.style import save_figure
 from postprocessing.tables import narrow_fold
 from test import Matrix, describe, fold_score
-from tokens import load_words
 from util.checkpoints import read_checkpoint
 from util.device import pick_device
 from utils import InputError, Parser, check_writable_file, run_command
+from vocab import load_words
 
 logger = logging.getLogger("galr")
 

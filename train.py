@@ -48,11 +48,9 @@ from layers.model import Model
 from option.options import Options, load_options
 from postprocessing.recall import chance, standings
 from postprocessing.sheet import retrieval_sheet
-from tokens import load_words
 from util.checkpoints import BEST, LAST, load_weights, read_checkpoint, save_checkpoint
 from util.device import pick_device
 from util.finite import check_similarities, check_weights, window_losses
-from util.record import only_writer, recorded
 from util.resume import (
     Learner,
     Progress,
@@ -65,7 +63,7 @@ from util.resume import (
     restore,
     warn_of_seen_images,
 )
-from util.signals import StopSignals
+from util.run_log import StopSignals, only_writer, recorded
 from util.weights import load_starting_weights
 from utils import (
     Bar,
@@ -79,6 +77,7 @@ from utils import (
     same_options,
     worker_died,
 )
+from vocab import load_words
 
 logger = logging.getLogger("galr")
 

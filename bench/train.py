@@ -18,7 +18,7 @@ from tqdm import trange
 import engine
 from bench import Case, figures, measured
 from bench.baseline import Baseline, train_step, triplet_loss
-from data import Data, Split, train_batches
+from data import Data, SameCaptions, Split, train_batches
 from engine import learning_rate, make_loss, make_optimizer, prepare
 from layers import build_model
 from layers.loss import TripletLoss
@@ -26,7 +26,6 @@ from layers.published import to_published
 from option import load_options
 from option.options import Options
 from util.pixels import MemoryPixels
-from util.sampling import SameCaptions
 from util.transforms import normalise, resize_size
 from utils import ROOT, RunError
 

@@ -13,10 +13,10 @@ import vocab
 from engine import autocast, load_model
 from layers.model import Model, cosine, l2norm
 from option.options import Options
-from tokens import encode_captions, load_words
 from util.checkpoints import read_checkpoint
 from util.transforms import normalise
 from utils import InputError, some
+from vocab import encode_captions, load_words
 
 LONGEST = 1000  # characters of a sentence
 

@@ -27,7 +27,7 @@ from search.rasters import RasterRules, raster_rules
 from search.regions import check_regions_given, given_regions
 from search.store import Index, Mark, Record, open_index, read_mark
 from util.device import pick_device
-from util.signals import StopSignals
+from util.run_log import StopSignals
 from utils import Bar, InputError, Parser, atomic, check_writable_file, run_command, some
 
 logger = logging.getLogger("galr")

@@ -25,8 +25,8 @@ from engine import embed_split, make_loss, make_model, make_optimizer, prepare, 
 from layers.distributed import joined, wait_for_all
 from layers.model import Model
 from option import Options, load_options
-from tokens import load_words
 from utils import rank
+from vocab import load_words
 
 
 class Trained(NamedTuple):

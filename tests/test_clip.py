@@ -22,10 +22,10 @@ from test_reliability import at_step, stop
 from layers.clip_network import CLIPNetwork
 from layers.normalisation import MEAN, STD
 from option.options import CLIPSource
-from tokens import encode_captions
 from util.clip_weights import load_clip
 from util.torchscript import load_torchscript
 from utils import InputError
+from vocab import encode_captions
 
 open_clip = pytest.importorskip("open_clip")
 

@@ -17,7 +17,7 @@ from torchvision.models import get_model
 from layers.drea import CLASSES
 from util.regions import detect
 from util.regions.readers import read_detections
-from util.signals import StopSignals
+from util.run_log import StopSignals
 from utils import InputError, Interrupted
 
 ARCH = "fasterrcnn_mobilenet_v3_large_320_fpn"

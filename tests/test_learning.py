@@ -18,8 +18,8 @@ from torch import nn
 from data import load_data, validation_split
 from engine import encode_split, load_model
 from option import load_options
-from tokens import load_words
 from util.checkpoints import read_checkpoint
+from vocab import load_words
 
 pytestmark = pytest.mark.usefixtures("short_trunk", "one_thread")
 FOLD = Path("checkpoint/drawn/0")

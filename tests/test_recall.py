@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from postprocessing.matrices import load
 from postprocessing.recall import TIES, chance, image_of_caption, ranks, recall, standings
-from util.record import log_line
+from util.run_log import log_line
 from utils import InputError
 
 GOLDEN = np.load(Path(__file__).parent / "golden" / "similarity_a.npz", allow_pickle=False)

@@ -35,7 +35,7 @@ import util.checkpoints
 import util.device
 import util.image_cache
 import util.images
-import util.record
+import util.run_log
 import utils
 from option import load_options
 from util.pixels import open_cache, open_pixels
@@ -236,7 +236,7 @@ def test_a_fold_that_is_there_is_refused_before_any_other_is_trained(work, run, 
 
 def test_a_machine_without_git_trains(monkeypatch) -> None:
     monkeypatch.setenv("PATH", "")
-    assert util.record.provenance(torch.device("cpu"))["commit"] is None
+    assert util.run_log.provenance(torch.device("cpu"))["commit"] is None
 
 
 @pytest.mark.parametrize(
@@ -277,7 +277,7 @@ def test_captions_and_local_features_that_changed_are_refused_unless_forced(chan
 
 
 def test_folds_of_one_run_may_train_side_by_side(work, run) -> None:
-    with util.record.only_writer(Path("checkpoint/tiny/0")):
+    with util.run_log.only_writer(Path("checkpoint/tiny/0")):
         assert run(f"{TRAIN} --fold 1 --set k_fold.nums=2").status == 0
     assert run(f"{TRAIN} --fold 0 --set k_fold.nums=2").status == 0
 
@@ -424,7 +424,7 @@ def test_a_file_is_flushed_to_disk_before_it_takes_its_name(tmp_path, monkeypatc
 
 
 def test_a_second_run_on_the_same_folder_is_refused(work, run, monkeypatch) -> None:
-    monkeypatch.setattr(util.record, "LOCK_WAIT", 0.1)
+    monkeypatch.setattr(util.run_log, "LOCK_WAIT", 0.1)
     FOLD.mkdir(parents=True)
     before = listing(work)
     with filelock.FileLock(FOLD / ".lock"):
@@ -448,14 +448,14 @@ def test_the_lock_of_a_dead_process_is_taken_over(tmp_path) -> None:
     process.kill()
     process.join()
     assert (tmp_path / ".lock").exists()
-    with util.record.only_writer(tmp_path):
+    with util.run_log.only_writer(tmp_path):
         pass
     assert listing(tmp_path) == {}
 
 
 def count_up(folder: Path) -> None:
     for _ in range(20):
-        with util.record.only_writer(folder / "run"):
+        with util.run_log.only_writer(folder / "run"):
             number = int((folder / "count").read_text())
             time.sleep(0.001)
             (folder / "count").write_text(str(number + 1))

@@ -31,11 +31,11 @@ from search.local import LocalRules, read_rules
 from search.regions import crop_regions
 from search.store import Hit, Index, Record, open_index, read_mark
 from tests.conftest import ROOT, Outcome
-from tokens import encode_captions
 from util.checkpoints import read_checkpoint
 from util.images import open_image
 from util.regions.local_features import load_local
 from utils import InputError
+from vocab import encode_captions
 
 pytestmark = pytest.mark.usefixtures("short_trunk")
 SENTENCE = "there are two red vehicles in the road"

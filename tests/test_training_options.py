@@ -14,14 +14,13 @@ from soak import differences
 from test_reliability import FOLD, LAST, TRAIN, at_step, stop
 
 import train
-from data import load_data, pair_count, read_split, train_batches
+from data import SameCaptions, epoch_rows, load_data, pair_count, read_split, train_batches
 from engine import learning_rate, make_average, make_loss, make_model, make_optimizer, train_step
 from layers.loss import InfoNCE, Pairs
 from option import load_options
 from option.options import Optim
-from tokens import load_words
-from util.sampling import SameCaptions, epoch_rows
 from utils import InputError
+from vocab import load_words
 
 pytestmark = pytest.mark.usefixtures("short_trunk")
 CPU = torch.device("cpu")

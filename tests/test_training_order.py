@@ -12,7 +12,7 @@ import torch
 from data import Batch, fold_rows, load_data, read_split, train_batches
 from option import load_options
 from option.options import KFold
-from tokens import load_words
+from vocab import load_words
 
 CPU = torch.device("cpu")
 BY_IMAGE = ("optim.loss=infonce", "dataset.captions_per_image=2", "dataset.batch_size=6")

@@ -18,9 +18,9 @@ from layers.text_encoder import GRUEncoder, pool
 from layers.trunk import ResNet18, TimmTrunk, make_trunk
 from option import load_options
 from option.options import PlainGRU
-from tokens import encode_captions, load_words
 from util.trunk_weights import load_trunk
 from utils import InputError
+from vocab import encode_captions, load_words
 
 NET = "test_efficientnet"  # timm's own for tests: 0.4 million parameters
 

@@ -30,7 +30,7 @@ from util.names import whole_stem
 from util.regions.classes import read_classes
 from util.regions.finished import Finished
 from util.regions.readers import add_truncated
-from util.signals import StopSignals
+from util.run_log import StopSignals
 from util.torch_files import load_torch, weights_of
 from utils import Bar, InputError, Parser, check_writable, memory_advice, some, write_text
 

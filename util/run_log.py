@@ -8,6 +8,7 @@ import importlib.metadata
 import logging
 import os
 import platform
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -18,10 +19,10 @@ import filelock
 import torch
 from torch.utils.tensorboard import SummaryWriter
 
-from layers.distributed import wait_for_all
+from layers.distributed import largest, wait_for_all
 from option.options import Options, save_options
 from util.device import device_name
-from utils import ROOT, InputError, RunError, disk_full, is_main, read_json, write_json, write_text
+from utils import ROOT, InputError, Interrupted, RunError, disk_full, is_main, read_json, write_json, write_text
 
 logger = logging.getLogger("galr")
 
@@ -214,3 +215,34 @@ def log_line(row: dict[str, Any]) -> str:
         f"epoch {row['epoch']} validation split, {row['images']} images, {row['captions']} captions: {recalls}  "
         f"mR {row['mr']:.2f} ({ties}chance {row['chance']:.2f})"
     )
+
+
+# ---------------------------------------------------------------- signals
+
+
+class StopSignals:
+    """Within it, Ctrl-C and SIGTERM are noted, and `check` raises Interrupted where the run can stop.
+
+    The first is answered by a line; a second Ctrl-C stops at once. Of several processes all stop at the same `check`,
+    whichever of them had a signal.
+    """
+
+    def __enter__(self) -> StopSignals:
+        self.signum = 0
+        self._old = {s: signal.signal(s, self._note) for s in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for signum, handler in self._old.items():
+            signal.signal(signum, handler)
+
+    def _note(self, signum: int, _: object) -> None:
+        if self.signum and signum == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.signum = signum
+        logger.info("stopping after this step, and saving; Ctrl-C again stops at once")
+
+    def check(self) -> None:
+        """Raise Interrupted if a signal has come, to this process or another."""
+        if signum := largest(self.signum):
+            raise Interrupted(signum, f"stopped by {signal.Signals(signum).name}")
