@@ -30,6 +30,7 @@ from search.encoder import load_encoder
 from search.local import LocalRules, read_rules
 from search.regions import crop_regions
 from search.store import Hit, Index, Record, open_index, read_mark
+from search.windows import selo_windows
 from tests.conftest import ROOT, Outcome
 from util.checkpoints import read_checkpoint
 from util.images import open_image
@@ -151,6 +152,15 @@ def test_an_index_refuses_the_vectors_of_another_model(
     assert index().status == 2  # complete: --add is needed
 
 
+def test_an_index_refuses_another_folder_of_images(index: Callable[..., Outcome], work: Path) -> None:
+    assert index().status == 0
+    before = rows()
+    shutil.copytree(work / "data/images", work / "other")
+    refused = index("--add", "other")
+    assert refused.status == 2 and "--images" in refused.message and str(work / "data/images") in refused.message
+    assert rows() == before
+
+
 def write_scene(path: Path, bands: int = 4, dtype: str = "uint16", side: int = 400, west: float = 500_000) -> None:
     """A GeoTIFF in UTM 33N, pixels of 10 m, its north-west corner at 45.15 degrees north."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -175,6 +185,7 @@ def test_scenes_are_indexed_by_windows_with_their_place(
         "small.png": 1,
     }
     windows = {record[3:7] for record in found["far/away.tif"]}
+    assert found["far/away.tif"][0].windows == len(windows) == 24
     assert (0, 128, 0, 128) in windows and (272, 400, 272, 400) in windows and (64, 192, 64, 192) in windows
 
     query = f"-m search.query --index i.db --text '{SENTENCE}' --top 100 --json --device cpu "
@@ -187,6 +198,24 @@ def test_scenes_are_indexed_by_windows_with_their_place(
     assert near and all(one["window"][2] == 0 and "größe" in one["path"] for one in near)
     folded = json.loads(run(query + "--fold 0.000001").out)
     assert len(folded) < 49 and len(folded) + sum(len(one["folded"]) for one in folded) == 49
+
+
+def test_a_scene_whose_windows_are_not_all_there_is_completed(
+    index: Callable[..., Outcome], run: Callable[[str], Outcome], work: Path
+) -> None:
+    write_scene(work / "mine/scene.tif")
+    assert index("--scales 64 128", "mine", "none").status == 0
+    whole = rows()["scene.tif"]
+    assert len(whole) == len(selo_windows(400, 400, [64, 128])) == whole[0].windows
+    with open_index("i.db") as opened:
+        opened.drop([record.key for record in whole[::2]])
+    ended = index("--scales 64 128 --add", "mine", "none")
+    assert "1 files new or changed" in ended.out
+    assert sorted(rows()["scene.tif"]) == sorted(whole)
+    (work / "mine/scene.tif").unlink()
+    write_scene(work / "mine/scene.tif", side=120)
+    assert index("--scales 64 128 --add", "mine", "none").status == 0
+    assert [record[3:8] for record in rows()["scene.tif"]] == [(0, 120, 0, 120, 1)]  # and no window of the old file
 
 
 def test_a_detectors_regions_go_to_the_window_that_their_centre_lies_in() -> None:

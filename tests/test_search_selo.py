@@ -8,9 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-pytest.importorskip("cv2", reason="OpenCV is missing: pip install -r requirements-search.txt")
+cv2 = pytest.importorskip("cv2", reason="OpenCV is missing: pip install -r requirements-search.txt")
 
-from search.metrics import attention_centres, region_mask, selo_scores
+from scipy.ndimage import label, maximum_filter
+
+from search.metrics import attention_centres, attention_shift, discrete_attention, region_mask, selo_scores
 from search.windows import MEDIAN, selo_map, selo_windows, unsmoothed_map
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -77,6 +79,82 @@ def test_a_spot_smaller_than_the_median_filter_is_smoothed_away() -> None:
     assert bottom - top < MEDIAN / 2
     assert unsmoothed_map(600, 600, windows, similarities).max() == 255
     assert selo_map(600, 600, windows, similarities).max() == 0
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "scale", "expected"),
+    [
+        (64, 64, 96, [(0, 64, 0, 64)]),  # smaller than the window, larger than half of it
+        (40, 64, 96, [(0, 40, 0, 64)]),
+        (64, 64, 64, [(0, 64, 0, 64)]),
+        (65, 64, 64, [(0, 64, 0, 64), (1, 65, 0, 64)]),
+        (30, 100, 64, [(0, 30, 0, 64), (0, 30, 32, 96), (0, 30, 36, 100)]),
+    ],
+)
+def test_windows_at_the_border_are_moved_inward_and_cut_only_by_a_smaller_image(
+    height: int, width: int, scale: int, expected: list
+) -> None:
+    assert selo_windows(height, width, [scale]).tolist() == [list(window) for window in sorted(expected)]
+
+
+def square(x: int, y: int) -> np.ndarray:
+    """A region whose corners are 50 pixels from (x, y): a radius of 75."""
+    return np.array([[x - 30, y - 40], [x + 30, y - 40], [x + 30, y + 40], [x - 30, y + 40]])
+
+
+def test_a_centre_at_the_radius_of_a_region_belongs_to_it() -> None:
+    region = [square(300, 300)]
+    for point, inside in (([375, 300], True), ([376, 300], False), ([300, 225], True), ([345, 360], True)):
+        assert discrete_attention(np.array([point]), region) == float(inside)
+    both = np.array([[300, 300], [375, 300]])
+    assert attention_shift(both, region) == pytest.approx(np.expm1(1.5) / np.expm1(3))
+    assert discrete_attention(both, region) == pytest.approx(0.5 * (1 - 0.5) + np.exp(-2))
+    assert attention_shift(both[:0], region) == 1 and discrete_attention(both[:0], region) == 0
+
+
+def test_middle_and_radius_of_a_region_are_cut_to_whole_pixels() -> None:
+    region = [np.array([[0, 0], [104, 0], [104, 1], [0, 1]])]  # middle (52, 0.5), corners 52.0 from (52, 0)
+    assert discrete_attention(np.array([[130, 0]]), region) == 1  # 1.5 * 52.005 is 78.007: the radius is 78
+    assert discrete_attention(np.array([[131, 0]]), region) == 0
+    region = [np.array([[0, 0], [105, 0], [105, 1], [0, 1]])]  # the middle is 52, not 52.5; the radius 78.76
+    assert discrete_attention(np.array([[130, 0]]), region) == 1
+    assert discrete_attention(np.array([[131, 0]]), region) == 0
+
+
+@pytest.mark.parametrize(("value", "count"), [(0.5, 1), (0.49, 0), (1.0, 1)])
+def test_attention_begins_at_half_of_the_map(value: float, count: int) -> None:
+    p = np.zeros((700, 900))
+    p[100:500, 300:700] = value
+    assert len(attention_centres(p)) == count
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_attention_centres_are_those_of_the_definition(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    case = {"height": 1500, "width": 2300, "floor": 0.0}
+    places = rng.uniform((0, 0, 40, 0.5), (2300, 1500, 150, 1), (8, 4))
+    p = golden_map(case | {"bumps": places.tolist()})
+    smooth = (255 * p).astype(np.uint8)
+    for _ in range(5):
+        smooth = cv2.blur(smooth, (50, 50))
+    peaks = (smooth == maximum_filter(smooth, 1000)) & (smooth > 0)
+    labels, count = label(peaks, np.ones((3, 3)))
+    centres = []
+    for i in range(1, count + 1):
+        y, x = np.nonzero(labels == i)
+        centres.append([int(x.mean()), int(y.mean())])
+    expected = sorted(centre for centre in centres if p[centre[1], centre[0]] >= 0.5)
+    assert sorted(attention_centres(p).tolist()) == expected
+
+
+def test_the_mean_score_weighs_area_shift_and_number() -> None:
+    p = golden_map(CASES[1])
+    scores = selo_scores(p, [np.array(region) for region in CASES[1]["regions"]])
+    assert scores.rmi == pytest.approx(0.4 * scores.rsu + 0.35 * (1 - scores.ras) + 0.25 * scores.rda)
+    p = np.zeros((200, 200))
+    p[50:60, 50:60], p[100:110, 100:120] = 0.5, 1.0
+    region = [np.array([[50, 50], [59, 50], [59, 59], [50, 59]])]
+    assert selo_scores(p, region).rsu == pytest.approx(1 - np.exp(-0.707 * 50 / 200 * 39900 / 100))
 
 
 def test_scores_do_not_depend_on_the_order_of_regions() -> None:

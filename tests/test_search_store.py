@@ -1,0 +1,129 @@
+"""search.store: rows keep apart what differs, answers are in order, and bounds and folders narrow them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("cv2", reason="pip install -r requirements-search.txt")
+pytest.importorskip("milvus_lite", reason="pip install -r requirements-search.txt")
+pytest.importorskip("pymilvus", reason="pip install -r requirements-search.txt")
+pytest.importorskip("rasterio", reason="pip install -r requirements-search.txt")
+
+from search.query import ask
+from search.store import Index, Mark, Record, open_index
+
+DIM = 4
+MARK = Mark("model.pth.tar", "0" * 64, {"model": {}}, ["plane"], {}, "images", DIM, [512], None, 2.0)
+
+
+@pytest.fixture
+def index(tmp_path: Path) -> Iterator[Index]:
+    """An index without rows."""
+    with open_index(str(tmp_path / "i.db"), create=True) as opened:
+        opened.write_mark(MARK)
+        yield opened
+
+
+def picture(path: str, place: Sequence[float] = ()) -> Record:
+    return Record(path, 1, 1, 0, 8, 0, 8, 1, *place)
+
+
+def unit(*angles: float) -> np.ndarray:
+    """Unit vectors (n, DIM) whose cosine with the first axis is that of the angle in degrees."""
+    radians = np.deg2rad(angles)
+    return np.stack([np.cos(radians), np.sin(radians), 0 * radians, 0 * radians], axis=1).astype(np.float32)
+
+
+QUERY = unit(0)[0]
+
+
+def test_answers_come_best_first_and_equal_ones_by_path(index: Index) -> None:
+    names = [f"{i:02d}.png" for i in range(30)]
+    shuffled = np.random.default_rng(0).permutation(30)
+    index.put([picture(names[i]) for i in shuffled], unit(*(10.0 + i // 10 for i in shuffled)))
+    hits = index.search(QUERY, 30)
+    assert [hit.record.path for hit in hits] == names
+    assert [hit.score for hit in hits] == pytest.approx(np.cos(np.deg2rad([10 + i // 10 for i in range(30)])), abs=1e-6)
+    windows = [Record("z.tif", 1, 1, top, top + 8, 0, 8, 3) for top in (16, 0, 8)]
+    index.put(windows, unit(5, 5, 5))
+    assert [hit.record.top for hit in index.search(QUERY, 3)] == [0, 8, 16]
+
+
+def test_only_what_meets_the_bounds_is_found_on_each_side(index: Index) -> None:
+    places = {
+        "inside": (11, 51, 12, 52),
+        "around": (0, 40, 30, 70),
+        "touches the north": (10, 55, 20, 60),
+        "touches the south": (10, 40, 20, 50),
+        "touches the west": (5, 51, 10, 52),
+        "touches the east": (20, 51, 25, 52),
+        "beyond the north": (11, 55.1, 12, 56),
+        "beyond the south": (11, 45, 12, 49.9),
+        "beyond the west": (5, 51, 9.9, 52),
+        "beyond the east": (20.1, 51, 21, 52),
+        "nowhere": (),
+    }
+    index.put([picture(name, place) for name, place in places.items()], unit(*range(len(places))))
+    found = {hit.record.path for hit in index.search(QUERY, 99, bbox=(10, 50, 20, 55))}
+    assert found == {name for name in places if name.startswith(("inside", "around", "touches"))}
+    assert [hit.record[8:] for hit in index.search(QUERY, 1, bbox=(11.5, 51.5, 11.6, 51.6))] == [(11, 51, 12, 52)]
+
+
+def test_a_folder_holds_what_lies_in_it_and_not_what_begins_alike(index: Index) -> None:
+    names = ["far/a.png", "far/deep/b.png", "far.png", "farther/c.png", "near/far/d.png", "FAR/e.png", 'q"\\/f.png']
+    index.put([picture(name) for name in names], unit(*range(len(names))))
+    for folder in ("far", "far/", "/far"):
+        assert {hit.record.path for hit in index.search(QUERY, 99, folder)} == {"far/a.png", "far/deep/b.png"}
+    assert [hit.record.path for hit in index.search(QUERY, 99, 'q"\\')] == ['q"\\/f.png']
+
+
+def test_windows_of_two_scales_at_one_corner_are_two_rows(index: Index) -> None:
+    windows = [(0, 64, 0, 64), (0, 128, 0, 128), (0, 64, 0, 128), (64, 128, 0, 64), (0, 64, 64, 128)]
+    records = [Record("scene.tif", 1, 1, *window, len(windows)) for window in windows]
+    index.put(records, unit(*range(len(windows))))
+    assert index.count() == len(windows)
+    assert {record[3:7] for record, _ in index.find("scene.tif")} == set(windows)
+
+
+def test_a_row_that_is_written_again_replaces_the_old_one_and_dropped_ones_are_gone(index: Index) -> None:
+    index.put([picture("a.png"), picture("b.png")], unit(0, 90))
+    index.put([Record("a.png", 2, 3, 0, 8, 0, 8, 1)], unit(45))
+    [(record, vector)] = index.find("a.png")
+    assert (record.size, record.mtime_ns) == (2, 3)
+    np.testing.assert_allclose(vector, unit(45)[0], atol=1e-6)
+    index.drop([picture("b.png").key])
+    assert [record.path for record in index.records()] == ["a.png"] and index.find("b.png") == []
+
+
+def test_hiding_duplicates_still_gives_as_many_answers_as_were_asked_for(index: Index) -> None:
+    alike = [picture(f"alike {i}.png") for i in range(20)]
+    others = [picture(f"other {i}.png") for i in range(5)]
+    index.put(alike + others, unit(*[0.0] * 20, *(30.0 * (i + 1) for i in range(5))))
+    answers = ask(index, QUERY, 4, fold=0.99)
+    assert [answer.record.path for answer in answers] == ["alike 0.png", "other 0.png", "other 1.png", "other 2.png"]
+    assert [answer.rank for answer in answers] == [1, 2, 3, 4]
+    assert len(answers[0].folded) == 19
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "says"),
+    [
+        ("images", "elsewhere", "--images"),
+        ("sha256", "1" * 64, "checkpoint"),
+        ("words", ["ship"], "vocabulary"),
+        ("rules", {"source": "zeros"}, "local features"),
+        ("scales", [256], "--scales"),
+        ("bands", [4, 3, 2], "--bands"),
+        ("stretch", 1.0, "--stretch"),
+    ],
+)
+def test_vectors_made_in_another_way_do_not_belong_to_an_index(field: str, value: object, says: str) -> None:
+    from dataclasses import replace
+
+    mark = replace(MARK, options={"model": {}, "dataset": {"image_size": 64}})
+    assert says in mark.differs(replace(mark, **{field: value}))
+    assert not mark.differs(replace(mark, checkpoint="elsewhere/model.pth.tar", complete=True))
