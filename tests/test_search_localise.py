@@ -119,7 +119,11 @@ def test_evaluation_scores_each_query_beside_a_flat_map(
     scores = json.loads((work / "scores.json").read_text())
     assert len(scores["queries"]) == 2 and scores["mean"]["rsu"] == pytest.approx(scores["queries"][0]["rsu"])
     assert scores["flat"]["rsu"] == pytest.approx(1 - np.exp(-0.707), abs=1e-3)
-    assert "| 2 queries, 1 scenes | Rsu | Rda | Ras | Rmi |" in ended.out and "a flat map" in ended.out
+    assert "| 2 queries, 1 scenes | Rsu | Rda | Ras | Rmi |" in ended.out
+    for name, key in (("this model", "mean"), ("a flat map", "flat")):
+        row = next(line for line in ended.out.splitlines() if line.startswith(f"| {name} |"))
+        printed = [float(cell) for cell in row.split("|")[2:6]]
+        assert printed == pytest.approx([scores[key][score] for score in ("rsu", "rda", "ras", "rmi")], abs=1e-4)
 
     queries[1] = queries[1] | {"points": [[[900, 900], [950, 900], [950, 950]]]}
     (work / "anno.json").write_text(json.dumps(queries))
