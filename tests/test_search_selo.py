@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-cv2 = pytest.importorskip("cv2", reason="OpenCV is missing: pip install -r requirements-search.txt")
+pytest.importorskip("cv2", reason="OpenCV is missing: pip install -r requirements-search.txt")
 
+import cv2
 from scipy.ndimage import label, maximum_filter
 
 from search.metrics import attention_centres, attention_shift, discrete_attention, region_mask, selo_scores
@@ -128,12 +129,7 @@ def test_attention_begins_at_half_of_the_map(value: float, count: int) -> None:
     assert len(attention_centres(p)) == count
 
 
-@pytest.mark.parametrize("seed", range(4))
-def test_attention_centres_are_those_of_the_definition(seed: int) -> None:
-    rng = np.random.default_rng(seed)
-    case = {"height": 1500, "width": 2300, "floor": 0.0}
-    places = rng.uniform((0, 0, 40, 0.5), (2300, 1500, 150, 1), (8, 4))
-    p = golden_map(case | {"bumps": places.tolist()})
+def centres_by_definition(p: np.ndarray) -> list[list[int]]:
     smooth = (255 * p).astype(np.uint8)
     for _ in range(5):
         smooth = cv2.blur(smooth, (50, 50))
@@ -143,8 +139,32 @@ def test_attention_centres_are_those_of_the_definition(seed: int) -> None:
     for i in range(1, count + 1):
         y, x = np.nonzero(labels == i)
         centres.append([int(x.mean()), int(y.mean())])
-    expected = sorted(centre for centre in centres if p[centre[1], centre[0]] >= 0.5)
-    assert sorted(attention_centres(p).tolist()) == expected
+    return sorted(centre for centre in centres if p[centre[1], centre[0]] >= 0.5)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_attention_centres_are_those_of_the_definition(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    places = rng.uniform((0, 0, 40, 0.5), (2300, 1500, 150, 1), (8, 4))
+    p = golden_map({"height": 1500, "width": 2300, "floor": 0.0, "bumps": places.tolist()})
+    assert sorted(attention_centres(p).tolist()) == centres_by_definition(p)
+
+
+def test_a_peak_counts_only_where_none_higher_is_within_500_pixels() -> None:
+    numbers = []
+    for gap in range(515, 535):  # a peak is not a point: the other one begins before its middle
+        bumps = [[100, 60, 30, 0.8], [100 + gap, 60, 30, 1]]
+        p = golden_map({"height": 120, "width": 800, "floor": 0.0, "bumps": bumps})
+        found = sorted(attention_centres(p).tolist())
+        assert found == centres_by_definition(p), gap
+        numbers.append(len(found))
+    assert numbers == sorted(numbers) and set(numbers) == {1, 2}
+
+
+def test_a_speck_that_smoothing_wipes_out_is_no_attention() -> None:
+    p = np.zeros((101, 101))
+    p[50, 50] = 1
+    assert len(attention_centres(p)) == 0
 
 
 def test_the_mean_score_weighs_area_shift_and_number() -> None:
