@@ -14,12 +14,12 @@ pytest.importorskip("rasterio", reason="pip install -r requirements-search.txt")
 import rasterio
 from PIL import Image
 from rasterio.transform import from_origin
-from utils import InputError
 
 from search.localise import overlay, regions_above
 from search.pictures import records_of
 from search.rasters import RasterRules, open_scene
 from search.windows import selo_windows
+from utils import InputError
 
 UTM = {"crs": "EPSG:32633", "transform": from_origin(5e5, 5e6, 10, 10)}
 
