@@ -6,42 +6,43 @@ Every model is built from its own block of options (`options.model`), the image 
     encode_text(token_ids, lengths)              (B, T) int64 with 0 = padding, (B,) -> (B, D)
     similarity(image_vectors, text_vectors)      (N, D), (M, D) -> (N, M) float32
     forward(...)                                 the similarity of a batch (B, B)
+
+PyTorch is imported on the first use of a model, so that `layers.drea`, which is NumPy alone, does not wait for it.
 """
 
 from __future__ import annotations
 
 import importlib
+import pkgutil
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from layers.model import Model
     from option.options import Options
 
-MODELS = {  # model.name: module, class
-    "GaLR": ("layers.galr", "GaLR"),
-    "AMFMN": ("layers.amfmn", "AMFMN"),
-    "VSE++": ("layers.vsepp", "VSEPP"),
-    "CLIP": ("layers.clip", "CLIP"),
-}
-__all__ = ["AMFMN", "CLIP", "MODELS", "VSEPP", "GaLR", "build_model"]
+__all__ = ["build_model", "models"]
+
+
+def models() -> dict[str, type[Model]]:
+    """Return the class of every model by its name: import the files of this folder, in which they register."""
+    for module in pkgutil.iter_modules(__path__, f"{__name__}."):
+        importlib.import_module(module.name)
+    return importlib.import_module("layers.model").MODELS
 
 
 def build_model(options: Options, vocab_words: Sequence[str]) -> Model:
-    """The model that `options.model.name` names, for a vocabulary (words in index order from 1), with random weights.
+    """Build the model that `options.model.name` names, for a vocabulary (words in index order from 1).
 
-    `util.weights.load_starting_weights` gives it the weights that the options ask for.
+    Its weights are random; `util.weights.load_starting_weights` gives it those that the options ask for.
+
+    >>> from option import load_options
+    >>> options = load_options("option/UCM/UCM_VSEPP.yaml", ["model.word_dim=4", "model.embed.embed_dim=8"])
+    >>> model = build_model(options, ["a", "harbor", "with", "ships"])
+    >>> model.encode_text(torch.tensor([[1, 2], [4, 0]])).shape
+    torch.Size([2, 8])
     """
-    module, name = MODELS[options.model.name]
-    if options.model.name == "GaLR" and options.model.clip:
-        module, name = "layers.galr_on_clip", "GaLROnCLIP"
-    model = getattr(importlib.import_module(module), name)
-    return model(options.model, options.dataset.image_size, len(vocab_words))
-
-
-def __getattr__(name: str) -> Any:
-    """Load a model on first use, so that `layers.drea`, which is NumPy alone, does not wait for PyTorch."""
-    for module, of_model in MODELS.values():
-        if name == of_model:
-            return getattr(importlib.import_module(module), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    name = options.model.name
+    if name == "GaLR" and options.model.clip:
+        name = "GaLR on CLIP"
+    return models()[name](options.model, options.dataset.image_size, len(vocab_words))

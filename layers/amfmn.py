@@ -21,10 +21,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from layers.backbone import make_backbone
 from layers.global_branch import GlobalBranch
-from layers.model import Model
+from layers.model import Model, register
 from layers.text_encoder import make_text_encoder
-from layers.trunk import make_trunk
 
 if TYPE_CHECKING:
     from option.options import AMFMNOptions
@@ -144,13 +144,14 @@ def _blocks(tensors: Sequence[Tensor], images: int) -> Iterator[tuple[tuple[slic
 ATTENTION = {"soft_att": SoftAttention, "fusion_att": FusionAttention, "similarity_att": SimilarityAttention}
 
 
+@register("AMFMN")
 class AMFMN(Model):
     """Images and captions -> vectors, compared by the attention of the image to the caption."""
 
     def __init__(self, options: AMFMNOptions, image_size: int, words: int) -> None:
         super().__init__()
         embed_dim = options.embed.embed_dim
-        trunk = make_trunk(options.trunk, image_size, options.trunk_norm)
+        trunk = make_backbone(options.trunk, image_size, options.trunk_norm)
         self.global_branch = GlobalBranch(trunk, image_size, embed_dim, normalise=False)
         self.text_encoder = make_text_encoder(options.seq2vec, words, embed_dim)
         self.attention = ATTENTION[options.cross_attention.att_type](embed_dim)

@@ -1,25 +1,32 @@
-"""CLIP (Radford et al. 2021): two towers that were trained on pairs from the web, or on remote sensing since.
+"""CLIP (Radford et al. 2021) as open_clip builds it, and GaLR upon it.
 
     similarity = cosine(image tower(image), text tower(caption))
 
-It may be scored as it comes, and fine-tuned (`optim.loss: infonce`). Local features are not read.
+CLIP may be scored as it comes, and fine-tuned (`optim.loss: infonce`). Images come normalised by ImageNet's mean and
+deviation; token ids are those of CLIP's tokenizer plus one (0 = padding).
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
 
-from layers.clip_network import CLIPNetwork
-from layers.model import Model
+from layers.backbone import Backbone, Renormalise
+from layers.galr import GaLR
+from layers.local_branch import LocalBranch
+from layers.midf import make_fusion
+from layers.model import Model, l2norm, register
 
 if TYPE_CHECKING:
-    from option.options import CLIPOptions
+    from option.options import CLIPOptions, GaLROptions
 
 
+@register("CLIP")
 class CLIP(Model):
-    """Images and captions -> vectors of one space, compared by the cosine."""
+    """Images and captions -> vectors of one space, compared by the cosine. Local features are not read."""
 
     def __init__(self, options: CLIPOptions, image_size: int, words: int) -> None:
         super().__init__()
@@ -32,3 +39,94 @@ class CLIP(Model):
     def encode_text(self, token_ids: Tensor, lengths: Tensor | None = None) -> Tensor:
         """(B, T) int64 with 0 = padding -> (B, D), not normalised."""
         return self.clip.encode_text(token_ids)
+
+
+@register("GaLR on CLIP")
+class GaLROnCLIP(GaLR):
+    """GaLR upon CLIP (ours; `model.trunk: clip`): add what the image's regions tell to what CLIP sees.
+
+        v_g = l2norm(CLIP's image vector)        v_l = local branch(X, A)        v = v_g + s MIDF(v_g, v_l)
+
+    The scale s starts at 0, so that an untrained model scores as CLIP does.
+    Raises ValueError if `embed.embed_dim` is not the width of CLIP's vectors.
+    """
+
+    def __init__(self, options: GaLROptions, image_size: int, words: int) -> None:
+        Model.__init__(self)
+        self.clip = CLIPNetwork(options.clip.arch, options.clip.weights, image_size)
+        if self.clip.width != options.embed.embed_dim:
+            raise ValueError(
+                f"model.embed.embed_dim is {options.embed.embed_dim}; the vectors of {options.clip.arch} "
+                f"have {self.clip.width} numbers"
+            )
+        self.local_branch = LocalBranch(self.clip.width)
+        self.midf = make_fusion(options.fusion, self.clip.width)
+        self.scale = nn.Parameter(torch.zeros(()))
+
+    def encode_image(self, images: Tensor, local_rep: Tensor, local_adj: Tensor) -> Tensor:
+        """(B, 3, S, S), (B, 20, 20), (B, 20, 20) -> (B, D), not normalised."""
+        v_g = l2norm(self.clip(images))
+        with torch.autocast(images.device.type, enabled=False):
+            return v_g + self.scale * self.midf(v_g, self.local_branch(local_rep, local_adj))
+
+    def encode_text(self, token_ids: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """(B, T) int64 with 0 = padding -> (B, D), not normalised."""
+        return self.clip.encode_text(token_ids)
+
+
+class CLIPNetwork(Backbone):
+    """One of open_clip's architectures by its name (or `local-dir:FOLDER`), with random weights.
+
+    net: the network, under open_clip's names; width: of its vectors. weights: what will be loaded, a name of open_clip
+    or anything else: by it images are normalised. Raises ValueError for an architecture that open_clip lacks, that does
+    not take this image size, or that is not the one which the named weights were trained with.
+    """
+
+    def __init__(self, arch: str, weights: str, image_size: int) -> None:
+        super().__init__()
+        import open_clip
+
+        config = _config(arch)
+        named = open_clip.pretrained.get_pretrained_cfg(arch.replace("/", "-"), weights) or {}
+        if named and named.get("quick_gelu", False) != config.get("quick_gelu", False):
+            other = arch.removesuffix("-quickgelu") if config.get("quick_gelu") else f"{arch}-quickgelu"
+            raise ValueError(f"the weights {weights} were trained as {other}: set model.clip.arch to it")
+        try:
+            self.net = open_clip.create_model(
+                arch, load_weights=False, pretrained_text=False, force_image_size=image_size
+            )
+        except Exception as error:  # of an image size, a folder, the hub
+            raise ValueError(f"model.clip.arch {arch} at image size {image_size}: {error}") from None
+        self.width = self.net.visual.output_dim
+        usual = open_clip.get_model_preprocess_cfg(self.net)
+        self.renormalise = Renormalise(named.get("mean") or usual["mean"], named.get("std") or usual["std"])
+        # a causal tower that reads its answer at the end-of-text token never looks behind it
+        self.ends_early = type(self.net) is open_clip.CLIP and self.net.text_pool_type == "argmax"
+
+    def forward(self, images: Tensor) -> Tensor:
+        """images (B, 3, S, S) -> (B, D), not normalised."""
+        return self.net.encode_image(self.renormalise(images)).float()
+
+    def encode_text(self, token_ids: Tensor) -> Tensor:
+        """token_ids (B, T), 0 = padding after the last token -> (B, D), not normalised."""
+        ids, net = (token_ids - 1).clamp(min=0), self.net
+        if not self.ends_early:
+            return net.encode_text(functional.pad(ids, (0, max(net.context_length - ids.shape[1], 0)))).float()
+        length = ids.shape[1]
+        x = net.token_embedding(ids) + net.positional_embedding[:length]
+        x = net.ln_final(net.transformer(x, attn_mask=net.attn_mask[:length, :length]))
+        ends = x[torch.arange(len(ids), device=ids.device), ids.argmax(dim=1)]  # the end-of-text token is the largest
+        return (ends @ net.text_projection).float()
+
+
+def _config(arch: str) -> dict:
+    """The configuration of an architecture of open_clip; empty for one that is described elsewhere."""
+    import open_clip
+
+    if ":" in arch:  # local-dir:, hf-hub:
+        return {}
+    config = open_clip.get_model_config(arch.replace("/", "-"))
+    if config is None:
+        near = ", ".join(name for name in open_clip.list_models() if arch.lower() in name.lower())
+        raise ValueError(f"model.clip.arch {arch} is no architecture of open_clip" + (near and f" ({near})"))
+    return config

@@ -13,24 +13,25 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from layers.backbone import make_backbone
 from layers.global_branch import GlobalBranch
 from layers.local_branch import LocalBranch
 from layers.midf import make_fusion
-from layers.model import Model
+from layers.model import Model, register
 from layers.text_encoder import make_text_encoder
-from layers.trunk import make_trunk
 
 if TYPE_CHECKING:
     from option.options import GaLROptions
 
 
+@register("GaLR")
 class GaLR(Model):
     """Images with their regions, and captions -> vectors of one space, compared by the cosine."""
 
     def __init__(self, options: GaLROptions, image_size: int, words: int) -> None:
         super().__init__()
         embed_dim = options.embed.embed_dim
-        trunk = make_trunk(options.trunk, image_size, options.trunk_norm)
+        trunk = make_backbone(options.trunk, image_size, options.trunk_norm)
         self.global_branch = GlobalBranch(trunk, image_size, embed_dim, masked=options.mvsa)
         self.local_branch = LocalBranch(embed_dim) if options.local_branch else None
         self.midf = make_fusion(options.fusion, embed_dim) if options.local_branch else None

@@ -7,28 +7,28 @@
 
 Released code, `BayesianUniSkip`; without dropout the plain GRU of `UniSkip` and `BiSkip`. There is no hidden bias.
 
-What makes it fast: sequences are packed (longest first, so that step t works on the sequences that still have a word),
-the input products of all words are one batched product, the three hidden products of a step are another, and the
-backward pass, written by hand, forms each weight gradient in one product over all words.
+Sequences are packed, longest first, so that step t works on those that still have a word. The input products of all
+words are one batched product, the three hidden products of a step are another.
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from layers.cpu import GRURecurrence, on_cpu
 from layers.distributed import PartOfBatch, send
 
 
 class Packing(NamedTuple):
-    """How padded sequences (B, T) are packed, longest first.
+    """Padded sequences (B, T), packed longest first.
 
-    rows: (M,) row of each packed word among the sorted sequences; words: (M,) its place in the flattened (B, T);
-    order: (B,) sorted -> given; sizes: the number of sequences that have a word t, for each t.
-    Where the B are a part of a batch: whole, the number of all its sequences, and places (B,), those of the B among all
-    when these are sorted alike; None where they are all.
+    rows (M,): row of each packed word among the sorted sequences. words (M,): its place in the flattened (B, T).
+    order (B,): sorted -> given. sizes: number of sequences that have a word t, for each t.
+    If the B are a part of the global batch: whole, the number of all its sequences, and places (B,), those of the B
+    among all, sorted alike; None if they are all.
     """
 
     rows: Tensor
@@ -40,7 +40,7 @@ class Packing(NamedTuple):
 
 
 def pack(lengths: Tensor, width: int, device: torch.device, reverse: bool = False) -> Packing:
-    """Packing of sequences of these lengths (B,) that stand in a (B, width) array; `reverse` reads them backwards."""
+    """Pack sequences of these lengths (B,), which stand in a (B, width) array; `reverse` reads them backwards."""
     lengths, order = lengths.cpu().sort(descending=True, stable=True)
     steps = torch.arange(int(lengths[0]))
     t, rows = torch.nonzero(steps[:, None] < lengths[None, :], as_tuple=True)
@@ -68,23 +68,26 @@ class GRU(nn.Module):
         self.hidden_weight = nn.Parameter(torch.empty(3, hidden_size, hidden_size))
 
     def initialise(self) -> None:
-        """Glorot input weights and orthogonal hidden weights, gate by gate."""
+        """Draw Glorot input weights and orthogonal hidden weights, gate by gate."""
         for gate in range(3):
             nn.init.xavier_uniform_(self.input_weight[gate])
             nn.init.orthogonal_(self.hidden_weight[gate])
 
     def forward(self, words: Tensor, packing: Packing) -> Tensor:
-        """words (M, E), packed -> the state after the last word of each sequence (B, H), in the given order."""
+        """Return the state after the last word of each sequence (B, H), in the given order, from packed words (M, E)."""
         input_mask, hidden_mask = self._masks(words, packing)
         words = words.expand(3, -1, -1) if input_mask is None else words * input_mask[:, packing.rows]
-        gates = torch.baddbmm(self.input_bias.unsqueeze(1), words, self.input_weight.transpose(1, 2))
-        last = _Recurrence.apply(gates.float(), self.hidden_weight, hidden_mask, packing, torch.is_grad_enabled())
+        gates = torch.baddbmm(self.input_bias.unsqueeze(1), words, self.input_weight.transpose(1, 2)).float()
+        if on_cpu(gates) and torch.is_grad_enabled():
+            last = GRURecurrence.apply(recurrence, gates, self.hidden_weight, hidden_mask, packing.rows, packing.sizes)
+        else:
+            last = recurrence(gates, self.hidden_weight, hidden_mask, packing.sizes)
         return torch.empty_like(last).index_copy(0, packing.order, last)
 
     def _masks(self, words: Tensor, packing: Packing) -> tuple[Tensor, Tensor] | tuple[None, None]:
-        """Masks (3, B, E) and (3, B, H): one for each gate and sequence, with values 0 and 1 / keep rate.
+        """Draw masks (3, B, E) and (3, B, H), one for each gate and sequence, with values 0 and 1 / keep rate.
 
-        They are drawn for the whole batch, of which these sequences may be a part.
+        They are drawn for the global batch, of which these sequences may be a part.
         """
         if not self.training or self.dropout == 0:
             return None, None
@@ -94,74 +97,34 @@ class GRU(nn.Module):
         return tuple(mask if packing.places is None else mask[:, packing.places] for mask in drawn)
 
 
-class _Recurrence(torch.autograd.Function):
-    """gates (3, M, H) of all packed words, U (3, H, H), hidden mask (3, B, H) or None -> last states (B, H).
+def recurrence(
+    gates: Tensor, weight: Tensor, mask: Tensor | None, sizes: list[int], saved: Tensor | None = None
+) -> Tensor:
+    """Run the recurrence over packed words.
 
-    keep: whether a backward pass will follow.
+    gates (3, M, H): W x + b of all words; weight U (3, H, H); mask of the state (3, B, H) -> last states (B, H).
+    saved (5, M, H): filled with r, z, n, U_n h and the state before each word, if given.
 
     The state and everything elementwise stay in float32; the products run in autocast's type where it is on.
     """
-
-    @staticmethod
-    def forward(ctx: Any, gates: Tensor, weight: Tensor, mask: Tensor | None, packing: Packing, keep: bool) -> Tensor:
-        device = gates.device.type
-        low = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
-        weight = weight.to(low)
-        state = gates.new_zeros(packing.sizes[0], gates.shape[2])
-        if keep:  # per packed word: r, z, n, the candidate's hidden product, the state before it
-            saved = gates.new_empty(5, *gates.shape[1:])
-        start = 0
-        for step, size in enumerate(packing.sizes):
-            here = slice(start, start + size)
-            before = state[:size]
-            if step == 0:  # the state is zero
-                product = gates.new_zeros(3, size, gates.shape[2])
-            else:
-                masked = before.expand(3, -1, -1) if mask is None else before * mask[:, :size]
-                product = torch.bmm(masked.to(low), weight.transpose(1, 2)).float()
-            reset, update = torch.sigmoid(gates[:2, here] + product[:2])
-            candidate = torch.tanh(torch.addcmul(gates[2, here], reset, product[2]))
-            after = torch.lerp(candidate, before, update)
-            if keep:
-                torch.stack((reset, update, candidate, product[2], before), out=saved[:, here])
-            state = after if size == len(state) else torch.cat((after, state[size:]))
-            start += size
-        if keep:
-            ctx.save_for_backward(saved, weight, mask)
-            ctx.packing = packing
-        return state
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None, None, None, None]:
-        saved, weight, mask = ctx.saved_tensors
-        packing, low = ctx.packing, weight.dtype
-        grad = grad.contiguous().clone()
-        reset, update, candidate, product, before = saved
-        grad_gates = torch.empty_like(saved[:3])  # of r, z, n before their squashing
-        end = len(packing.rows)
-        # what does not depend on the gradient of the state, for all words at once
-        to_update = (before - candidate) * update * (1 - update)
-        to_candidate = (1 - update) * (1 - candidate * candidate)
-        to_reset = product * reset * (1 - reset)
-        for step in reversed(range(len(packing.sizes))):
-            size = packing.sizes[step]
-            here = slice(end - size, end)
-            above = grad[:size]
-            d_reset, d_update, d_candidate = grad_gates[:, here]
-            torch.mul(above, to_candidate[here], out=d_candidate)
-            torch.mul(above, to_update[here], out=d_update)
-            torch.mul(d_candidate, to_reset[here], out=d_reset)
-            if step > 0:
-                d_product = torch.stack((d_reset, d_update, d_candidate * reset[here]))
-                below = torch.bmm(d_product.to(low), weight).float()
-                if mask is not None:
-                    below *= mask[:, :size]
-                grad[:size] = above * update[here] + below.sum(0)
-            end -= size
-        grad_weight = None
-        if ctx.needs_input_grad[1]:
-            d_product = torch.stack((grad_gates[0], grad_gates[1], grad_gates[2] * reset))
-            masked = before.expand(3, -1, -1) if mask is None else before * mask[:, packing.rows]
-            first = packing.sizes[0]  # at the first word the state is zero
-            grad_weight = torch.bmm(d_product[:, first:].to(low).transpose(1, 2), masked[:, first:].to(low)).float()
-        return grad_gates, grad_weight, None, None, None
+    device = gates.device.type
+    low = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
+    weight = weight.to(low).transpose(1, 2)
+    state = gates.new_zeros(sizes[0], gates.shape[2])
+    start = 0
+    for step, size in enumerate(sizes):
+        here = slice(start, start + size)
+        before = state[:size]
+        if step == 0:  # the state is zero
+            product = gates.new_zeros(3, size, gates.shape[2])
+        else:
+            masked = before.expand(3, -1, -1) if mask is None else before * mask[:, :size]
+            product = torch.bmm(masked.to(low), weight).float()
+        reset, update = torch.sigmoid(gates[:2, here] + product[:2])
+        candidate = torch.tanh(torch.addcmul(gates[2, here], reset, product[2]))
+        after = torch.lerp(candidate, before, update)
+        if saved is not None:
+            torch.stack((reset, update, candidate, product[2], before), out=saved[:, here])
+        state = after if size == len(state) else torch.cat((after, state[size:]))
+        start += size
+    return state

@@ -2,15 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Self
+from collections.abc import Callable, Sequence
+from typing import Self, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from layers.clip_network import CLIPNetwork
+from layers.backbone import Backbone
 from layers.text_encoder import TransformerEncoder
-from layers.trunk import Trunk
+
+MODELS: dict[str, type[Model]] = {}  # by the name that `model.name` gives
+M = TypeVar("M", bound="type[Model]")
+
+
+def register(name: str) -> Callable[[M], M]:
+    """Register a class of models under the name that `model.name` gives.
+
+    It is built as `cls(options.model, image_size, number of words)`; its block of options is in option/options.py.
+    """
+
+    def add(model: M) -> M:
+        MODELS[name] = model
+        return model
+
+    return add
 
 
 class Model(nn.Module):
@@ -36,9 +51,9 @@ class Model(nn.Module):
         """(N, D), (M, D) -> (N, M) float32; here the cosine."""
         return cosine(image_vectors, text_vectors)
 
-    def trunks(self) -> list[Trunk | CLIPNetwork]:
-        """What a model is built on and may start from weights of its own: mostly one network."""
-        return [module for module in self.modules() if isinstance(module, (Trunk, CLIPNetwork))]
+    def backbones(self) -> list[Backbone]:
+        """Return the networks that may start from pretrained weights; mostly one."""
+        return [module for module in self.modules() if isinstance(module, Backbone)]
 
     def transformers(self) -> list[nn.Module]:
         """The network that reads captions, in a list; none where a model has no transformer for this."""

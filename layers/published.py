@@ -5,11 +5,15 @@ The released model keeps each gate of the GRU apart; ours stacks them (reset, up
 
 from __future__ import annotations
 
+import copy
+import re
+import warnings
+from collections import OrderedDict
+
 import torch
 from torch import Tensor, nn
 
-from layers.loading import COUNTER, listed, load_state
-
+COUNTER = "num_batches_tracked"  # of batch norm: unused at a fixed momentum, and absent from older files
 ATTENTION = {"linear_v.": "value.", "linear_k.": "key.", "linear_q.": "query.", "linear_merge.": "merge."}
 FEEDFORWARD = {"ffn.mlp.fc.linear.": "feedforward.inner.", "ffn.mlp.linear.": "feedforward.outer."}
 
@@ -111,3 +115,50 @@ def load_published(model: nn.Module, state: dict[str, Tensor]) -> None:
     if fault := listed({"missing": missing, "unexpected": unexpected, "misshapen": shapes}):
         raise ValueError(f"under the published names, {fault}")
     load_state(model, from_published(state))
+
+
+def load_state(module: nn.Module, state: dict[str, Tensor], optional: tuple[str, ...] = ()) -> None:
+    """Load weights as `load_state_dict` does, strictly, but for two things that a file may lack: the counters of batch
+    normalisation, which are 0 then, and names that start with one of `optional`.
+
+    Raises ValueError that lists what is missing, unexpected or misshapen; the module is then as it was.
+    """
+    counters = {name: torch.zeros_like(own) for name, own in module.state_dict().items() if name.endswith(COUNTER)}
+    complete = OrderedDict(counters | state)
+    complete._metadata = getattr(state, "_metadata", None)  # of the versions of modules: PyTorch mends older ones by it
+    if fault := _fault(_without_content(module), complete, optional):
+        raise ValueError(fault)
+    module.load_state_dict(complete, strict=False)
+
+
+def _without_content(module: nn.Module) -> nn.Module:
+    """A copy of a module whose tensors have a shape, and take no memory."""
+    tensors = {id(tensor): tensor.to("meta") for tensor in (*module.parameters(), *module.buffers())}
+    return copy.deepcopy(module, tensors)
+
+
+def _fault(module: nn.Module, state: dict[str, Tensor], optional: tuple[str, ...]) -> str:
+    """What keeps the state from being loaded, in words; empty if nothing does."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that nothing is copied into the module without content
+            found = module.load_state_dict(state, strict=False)
+    except RuntimeError as error:  # a first line that names the module's class, then one line for each tensor
+        return listed({"misshapen": [_shapes(line.strip()) for line in str(error).splitlines()[1:]]})
+    missing = [name for name in found.missing_keys if not name.startswith(optional or "\0")]
+    return listed({"missing": missing, "unexpected": found.unexpected_keys})
+
+
+def _shapes(line: str) -> str:
+    """PyTorch's line on a tensor of another shape, in fewer words."""
+    found = re.fullmatch(r"size mismatch for (\S+): .*Size\(\[(.*)\]\) from .*Size\(\[(.*)\]\)\.", line)
+    return f"{found[1]} ({found[2]}) instead of ({found[3]})" if found else line
+
+
+def listed(faults: dict[str, list[str]]) -> str:
+    """Kinds of faults and the names that have them, in words: how many, and the first twenty."""
+    return "; ".join(
+        f"{len(names)} {what}: {', '.join(names[:20])}" + (f" and {len(names) - 20} more" if len(names) > 20 else "")
+        for what, names in faults.items()
+        if names
+    )

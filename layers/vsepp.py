@@ -4,7 +4,7 @@
     t = l2norm(state of a GRU at the last word)
 
 f4 is ResNet-18's last feature map. It is trained with the hardest negatives alone (`optim.max_violation`).
-Another trunk gives its own pooled vector (layers/trunk.py).
+Another backbone gives its own pooled vector (layers/backbone.py).
 
 Behind the rows that papers on remote sensing print for VSE++ stands a variant of it: `image_norm: False` (v is not
 normalised after the linear layer) and `text_pooling: mean` (t is the mean of the states at all positions, those of
@@ -20,13 +20,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.rnn import pack_padded_sequence
 
-from layers.model import Model, l2norm
-from layers.trunk import make_trunk
+from layers.backbone import make_backbone
+from layers.model import Model, l2norm, register
 
 if TYPE_CHECKING:
     from option.options import VSEPPOptions
 
 
+@register("VSE++")
 class VSEPP(Model):
     """Images and captions -> vectors of one space."""
 
@@ -34,7 +35,7 @@ class VSEPP(Model):
         super().__init__()
         embed_dim = options.embed.embed_dim
         self.image_norm, self.text_pooling, self.positions = options.image_norm, options.text_pooling, options.positions
-        self.trunk = make_trunk(options.trunk, image_size, options.trunk_norm)
+        self.trunk = make_backbone(options.trunk, image_size, options.trunk_norm)
         if options.trunk == "resnet18":
             self.trunk.net.fc = nn.Identity()  # not used, and not in published files either
         self.image_out = nn.Linear(self.trunk.width, embed_dim)

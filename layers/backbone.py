@@ -1,23 +1,36 @@
-"""The trunk: the network that turns images into feature maps. ResNet-18 (He et al. 2016), as published, or one of timm.
+"""The backbone: the network that turns images into feature maps. ResNet-18 (He et al. 2016), as published, or one of timm.
 
-f1..f4 are the last feature maps of S/4, S/8, S/16 and S/32 pixels a side.
+f1..f4 are its last feature maps of S/4, S/8, S/16 and S/32 pixels a side.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple, Self
 
 import torch
 import torchvision
 from torch import Tensor, nn
 
-from layers.frozen_norm import fold_norms, folded
-from layers.normalisation import MEAN, STD, Renormalise
-from layers.strided_conv import StridedConv2d
+from layers.cpu import StridedConv2d, fuse_norms, fused
 
 STRIDES = (4, 8, 16, 32)
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet: red, green, blue
+
+
+class Backbone(nn.Module):
+    """A network that may start from pretrained weights.
+
+    net: the network itself, under the names of its library.
+    """
+
+    net: nn.Module
+
+    @contextlib.contextmanager
+    def fused(self, image_size: int) -> Iterator[None]:
+        """Fuse batch norms into convolutions within this context, where that is faster and the network has any."""
+        yield
 
 
 class Features(NamedTuple):
@@ -30,15 +43,13 @@ class Features(NamedTuple):
     pooled: Tensor
 
 
-class Trunk(nn.Module):
-    """Images (B, 3, S, S) -> Features.
+class ImageBackbone(Backbone):
+    """Map images (B, 3, S, S) to Features.
 
-    net: the network itself, under the names of its library. channels: of f1..f4; width: of the pooled vector.
-    classifier: how the names begin of what only its classification needs.
-    frozen_norm: batch normalisation goes by the statistics that the network came with; scale and shift learn.
+    channels: of f1..f4; width: of the pooled vector; classifier: prefixes of the parameters that only classification
+    needs; frozen_norm: batch norm keeps the statistics that the network came with, while scale and shift learn.
     """
 
-    net: nn.Module
     channels: tuple[int, ...]
     width: int
     classifier: tuple[str, ...]
@@ -48,20 +59,20 @@ class Trunk(nn.Module):
         raise NotImplementedError
 
     @contextlib.contextmanager
-    def folded(self, image_size: int) -> Iterator[None]:
-        """Within it the trunk, in evaluation, takes no pass over its maps for batch normalisation."""
+    def fused(self, image_size: int) -> Iterator[None]:
+        """Fuse batch norms into convolutions within this context (evaluation)."""
         device = next(self.parameters()).device
-        with folded(self, torch.zeros(1, 3, image_size, image_size, device=device)):
+        with fused(self, torch.zeros(1, 3, image_size, image_size, device=device)):
             yield
 
     def freeze_norms(self, image_size: int) -> None:
-        """From here on `frozen_norm`."""
+        """Freeze the statistics of batch norm and fuse it into the convolutions, from now on."""
         self.frozen_norm = True
-        fold_norms(self, torch.zeros(1, 3, image_size, image_size))
+        fuse_norms(self, torch.zeros(1, 3, image_size, image_size))
         self.train()
 
     def train(self, mode: bool = True) -> Self:
-        """Training or evaluation mode; normalisations that are frozen are always in the latter."""
+        """Set training or evaluation mode; frozen batch norms are always in the latter."""
         super().train(mode)
         for module in self.modules():
             if self.frozen_norm and isinstance(module, nn.modules.batchnorm._BatchNorm):
@@ -69,8 +80,8 @@ class Trunk(nn.Module):
         return self
 
 
-class ResNet18(Trunk):
-    """torchvision's, with random weights; its strided convolutions are those of layers/strided_conv.py."""
+class ResNet18(ImageBackbone):
+    """torchvision's ResNet-18 with random weights."""
 
     channels, width, classifier = (64, 128, 256, 512), 512, ("fc.",)
 
@@ -91,7 +102,7 @@ class ResNet18(Trunk):
         return Features(f1, f2, f3, f4, f4.mean(dim=(2, 3)))
 
 
-class TimmTrunk(Trunk):
+class TimmBackbone(ImageBackbone):
     """A network of timm by its name there, with random weights and without its classifier.
 
     What stands between the last feature map and the classifier (a last convolution, the pooling) gives the pooled
@@ -133,12 +144,25 @@ class TimmTrunk(Trunk):
         return Features(*maps, self.net.forward_head(final))
 
 
-def make_trunk(name: str, image_size: int, norm: str = "batch") -> Trunk:
-    """`resnet18`, or a network of timm by its name. norm: statistics of the batch, or `frozen`.
+class Renormalise(nn.Module):
+    """Convert images normalised by ImageNet's mean and deviation to the given ones. It has no weights."""
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        mean, std, given_mean, given_std = (torch.tensor(x).view(3, 1, 1) for x in (mean, std, MEAN, STD))
+        self.register_buffer("scale", given_std / std, persistent=False)
+        self.register_buffer("shift", (given_mean - mean) / std, persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return torch.addcmul(self.shift, images, self.scale)
+
+
+def make_backbone(name: str, image_size: int, norm: str = "batch") -> ImageBackbone:
+    """Build `resnet18`, or a network of timm by its name. norm: statistics of the batch, or `frozen`.
 
     Raises ValueError, and ImportError where timm is not installed.
     """
-    trunk = ResNet18() if name == "resnet18" else TimmTrunk(name, image_size)
+    backbone = ResNet18() if name == "resnet18" else TimmBackbone(name, image_size)
     if norm == "frozen":
-        trunk.freeze_norms(image_size)
-    return trunk
+        backbone.freeze_norms(image_size)
+    return backbone

@@ -1,0 +1,367 @@
+"""Everything whose only purpose is speed on a CPU; on another device the plain formula runs.
+
+    StridedConv2d     weight gradient of a strided convolution in bf16, as one matrix product
+    fuse_norms        batch norm with fixed statistics, fused into the convolution before it
+    depthwise         both passes of a depthwise convolution, as compiled loops
+    mvsa_low          the strided convolution of MVSA without its concatenated and upsampled input
+    GRURecurrence     backward pass of the GRU by hand: each weight gradient is one product over all words
+    reuse_memory      freed memory stays with the process
+
+docs/notes/performance.md has what each gains.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import functools
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+def on_cpu(x: Tensor) -> bool:
+    """Return whether the code of this file is for this tensor."""
+    return x.device.type == "cpu"
+
+
+def reuse_memory() -> None:
+    """Have the C library keep freed memory for the next step.
+
+    Otherwise every large tensor is mapped, filled with zeros by the kernel page by page, and unmapped again.
+    """
+    with contextlib.suppress(OSError, AttributeError):  # another C library: no harm
+        mallopt = ctypes.CDLL(None).mallopt
+        trim_threshold, top_pad, mmap_max = -1, -2, -4  # names of malloc.h
+        mallopt(mmap_max, 0)
+        mallopt(trim_threshold, -1)
+        mallopt(top_pad, 512 * 2**20)
+
+
+# ---------------------------------------------------------------- strided convolution in bf16
+
+
+class StridedConv2d(nn.Conv2d):
+    """`nn.Conv2d` in every number, up to rounding, for square kernels without bias, groups or dilation.
+
+    oneDNN's own weight gradient of strided bf16 convolutions takes several times as long as the products in it; here
+    the patches are laid out and multiplied once.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not (torch.is_grad_enabled() and on_cpu(x) and torch.is_autocast_enabled("cpu")):
+            return super().forward(x)
+        low = torch.get_autocast_dtype("cpu")
+        return _StridedConvolution.apply(x.to(low), self.weight.to(low), self.stride[0], self.padding[0])
+
+
+class _StridedConvolution(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, stride: int, padding: int) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.geometry = stride, padding
+        return functional.conv2d(x, weight, None, stride, padding)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        x, weight = ctx.saved_tensors
+        stride, padding = ctx.geometry
+        out, channels, side, _ = weight.shape
+        grad_x = torch.nn.grad.conv2d_input(x.shape, weight, grad, stride, padding)
+        rows = functional.pad(x, (padding,) * 4).permute(0, 2, 3, 1)
+        patches = rows.unfold(1, side, stride).unfold(2, side, stride).permute(0, 1, 2, 4, 5, 3)
+        product = grad.permute(0, 2, 3, 1).reshape(-1, out).T @ patches.reshape(-1, side * side * channels)
+        return grad_x, product.view(out, side, side, channels).permute(0, 3, 1, 2), None, None
+
+
+# ---------------------------------------------------------------- batch norm with fixed statistics
+
+
+@contextlib.contextmanager
+def fused(net: nn.Module, images: Tensor) -> Iterator[None]:
+    """Fuse the batch norms of a network in evaluation within this context; `images` as in `fuse_norms`."""
+    replaced = fuse_norms(net, images)
+    try:
+        yield
+    finally:
+        for path, module in replaced.items():
+            net.set_submodule(path, module)
+
+
+def fuse_norms(net: nn.Module, images: Tensor) -> dict[str, nn.Module]:
+    """Fuse every batch norm into the plain convolution before it, in place; return the modules replaced, by path.
+
+    With fixed statistics the two are one convolution, whose scale and shift can still learn:
+
+        gamma (W x - mean) / std + beta = (W gamma / std) x + (beta - gamma mean / std)
+
+    so that a pass over the feature map, forward and backward, is saved. One pass of `images` (1, 3, S, S) shows which
+    norm follows which convolution. Parameters keep their names.
+    """
+    convolutions: dict[int, tuple[Tensor, nn.Conv2d]] = {}  # by the id of its output, which is kept alive
+    pairs: list[tuple[nn.Conv2d, nn.BatchNorm2d]] = []
+
+    def note_output(conv: nn.Module, _: Any, output: Tensor) -> None:
+        convolutions[id(output)] = output, conv
+
+    def note_input(norm: nn.Module, inputs: tuple[Tensor]) -> None:
+        if id(inputs[0]) in convolutions:
+            pairs.append((convolutions[id(inputs[0])][1], norm))
+
+    hooks = [module.register_forward_hook(note_output) for module in net.modules() if _is_plain(module)]
+    hooks += [m.register_forward_pre_hook(note_input) for m in net.modules() if isinstance(m, nn.BatchNorm2d)]
+    with torch.no_grad():
+        net.eval()(images)
+    for hook in hooks:
+        hook.remove()
+    path_of = {module: path for path, module in net.named_modules()}
+    for conv, norm in pairs:
+        rest = FusedNorm(norm)
+        net.set_submodule(path_of[norm], rest)
+        net.set_submodule(path_of[conv], FusedConv2d(conv, rest))
+    return {path_of[module]: module for pair in pairs for module in pair}
+
+
+def _is_plain(module: nn.Module) -> bool:
+    """Return whether this is a convolution without bias: PyTorch's, ours, or timm's that pads as TensorFlow does."""
+    plain = "Conv2d", "StridedConv2d", "Conv2dSame"
+    return type(module).__name__ in plain and module.bias is None and module.padding_mode == "zeros"
+
+
+class FusedNorm(nn.Module):
+    """The remains of a fused batch norm: its parameters, and its activation if it has one (timm's)."""
+
+    def __init__(self, norm: nn.BatchNorm2d) -> None:
+        super().__init__()
+        self.eps, self.weight, self.bias = norm.eps, norm.weight, norm.bias
+        for name, buffer in norm.named_buffers(recurse=False):
+            self.register_buffer(name, buffer)
+        self.act = getattr(norm, "act", nn.Identity())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(x)
+
+
+class FusedConv2d(nn.Conv2d):
+    """A convolution and the batch norm of its output, as one convolution."""
+
+    def __init__(self, conv: nn.Conv2d, norm: FusedNorm) -> None:
+        geometry = (conv.kernel_size, conv.stride, conv.padding, conv.dilation, conv.groups)
+        super().__init__(conv.in_channels, conv.out_channels, *geometry, bias=False, device="meta")
+        self.weight = conv.weight
+        self.same = type(conv).__name__ == "Conv2dSame"
+        self.norm = [norm]  # in a list: it is a submodule of the network at its own place
+
+    def forward(self, x: Tensor) -> Tensor:
+        norm, padding = self.norm[0], self.padding
+        scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
+        weight, shift = self.weight * scale[:, None, None, None], norm.bias - norm.running_mean * scale
+        if on_cpu(x) and torch.is_grad_enabled() and self._is_square_depthwise(x):
+            return self._depthwise(x, weight, shift)
+        if self.same:
+            from timm.layers import pad_same
+
+            x, padding = pad_same(x, self.kernel_size, self.stride, self.dilation), 0
+        return functional.conv2d(x, weight, shift, self.stride, padding, self.dilation, self.groups)
+
+    def _is_square_depthwise(self, x: Tensor) -> bool:
+        pairs = self.kernel_size, self.stride, x.shape[2:], self.padding  # the last may be a word
+        square = all(one[0] == one[1] for one in pairs) and self.dilation == (1, 1)
+        return square and self.groups == self.in_channels == self.out_channels
+
+    def _depthwise(self, x: Tensor, weight: Tensor, shift: Tensor) -> Tensor:
+        side, kernel, stride = x.shape[2], self.kernel_size[0], self.stride[0]
+        if self.same:
+            out = -(-side // stride)
+            return depthwise(x, weight, shift, stride, max((out - 1) * stride + kernel - side, 0) // 2, out)
+        padding = self.padding[0]
+        return depthwise(x, weight, shift, stride, padding, (side + 2 * padding - kernel) // stride + 1)
+
+
+# ---------------------------------------------------------------- depthwise convolution
+
+PARTS = 8  # of a batch; sums over the parts do not depend on the number of threads
+
+
+def depthwise(x: Tensor, weight: Tensor, shift: Tensor, stride: int, padding: int, side: int) -> Tensor:
+    """Convolve x (B, C, H, W) with weight (C, 1, k, k), plus shift (C,) -> (B, C, side, side), float32, channels last.
+
+        y[n, i, j, c] = shift[c] + sum over a, b of w[a, b, c] x[n, i s + a - p, j s + b - p, c]
+
+    padding: rows and columns of zeros before the first; those after the last follow from `side`. oneDNN's backward
+    passes of depthwise convolutions run far below what memory allows; here the innermost loop is over the channels.
+    """
+    return _Depthwise.apply(x.float(), weight.float(), shift.float(), stride, padding, side)
+
+
+class _Depthwise(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, shift: Tensor, stride: int, padding: int, side: int) -> Tensor:
+        y = torch.empty(len(x), len(weight), side, side, memory_format=torch.channels_last)
+        pixels, taps, start, out = _pixels(x), _taps(weight), shift.detach().numpy(), _pixels(y)
+        forward, _ = _compiled()
+        _in_parts(lambda part, _: forward(pixels[part], taps, start, stride, padding, out[part]), len(x))
+        ctx.save_for_backward(x, weight)
+        ctx.place = stride, padding
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        grad_x = torch.empty_like(x, memory_format=torch.channels_last)
+        pixels, taps, grad_pixels, out = _pixels(x), _taps(weight), _pixels(grad), _pixels(grad_x)
+        grad_taps = np.zeros((PARTS, *taps.shape), np.float32)
+        _, backward = _compiled()
+
+        def one_part(part: slice, index: int) -> None:
+            backward(pixels[part], taps, grad_pixels[part], *ctx.place, out[part], grad_taps[index])
+
+        _in_parts(one_part, len(x))
+        grad_weight = torch.from_numpy(grad_taps.sum(0)).permute(2, 0, 1)[:, None]
+        return grad_x, grad_weight, grad.sum((0, 2, 3)), None, None, None
+
+
+def _pixels(x: Tensor) -> np.ndarray:
+    """View (B, C, H, W) as a contiguous (B, H, W, C); without a copy where x is channels last."""
+    return x.permute(0, 2, 3, 1).detach().contiguous().numpy()
+
+
+def _taps(weight: Tensor) -> np.ndarray:
+    """Lay (C, 1, k, k) out as (k, k, C)."""
+    return weight[:, 0].permute(1, 2, 0).detach().contiguous().numpy()
+
+
+def _in_parts(work: Callable[[slice, int], None], images: int) -> None:
+    """Call `work` on all parts of a batch, in as many threads as PyTorch takes."""
+    bounds = [images * index // PARTS for index in range(PARTS + 1)]
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        list(pool.map(lambda index: work(slice(bounds[index], bounds[index + 1]), index), range(PARTS)))
+
+
+@functools.cache
+def _compiled() -> tuple[Callable, Callable]:
+    """Compile both passes; numba takes a second to import."""
+    import numba
+
+    @numba.njit(nogil=True, fastmath={"contract"})
+    def forward(x, w, shift, stride, padding, y):
+        """Fill y (B, H', W', C) from x (B, H, W, C), w (k, k, C) and shift (C,)."""
+        height, width, channels = x.shape[1:]
+        for n in range(len(y)):
+            for i in range(y.shape[1]):
+                for j in range(y.shape[2]):
+                    out = y[n, i, j]
+                    for c in range(channels):
+                        out[c] = shift[c]
+                    for a in range(max(0, padding - i * stride), min(len(w), height + padding - i * stride)):
+                        for b in range(max(0, padding - j * stride), min(len(w), width + padding - j * stride)):
+                            pixel, tap = x[n, i * stride + a - padding, j * stride + b - padding], w[a, b]
+                            for c in range(channels):
+                                out[c] += pixel[c] * tap[c]
+
+    @numba.njit(nogil=True, fastmath={"contract"})
+    def backward(x, w, grad, stride, padding, grad_x, grad_w):
+        """Fill grad_x (B, H, W, C) and add to grad_w (k, k, C), from grad (B, H', W', C)."""
+        height, width, channels = x.shape[1:]
+        grad_x[:] = 0
+        for n in range(len(grad)):
+            for i in range(grad.shape[1]):
+                for a in range(max(0, padding - i * stride), min(len(w), height + padding - i * stride)):
+                    row = i * stride + a - padding
+                    for j in range(grad.shape[2]):
+                        out = grad[n, i, j]
+                        for b in range(max(0, padding - j * stride), min(len(w), width + padding - j * stride)):
+                            column = j * stride + b - padding
+                            pixel, tap = x[n, row, column], w[a, b]
+                            grad_pixel, grad_tap = grad_x[n, row, column], grad_w[a, b]
+                            for c in range(channels):
+                                grad_pixel[c] += out[c] * tap[c]
+                                grad_tap[c] += out[c] * pixel[c]
+
+    return forward, backward
+
+
+# ---------------------------------------------------------------- MVSA
+
+
+def mvsa_low(conv: nn.Conv2d, f1: Tensor, f2: Tensor) -> Tensor:
+    """Return conv([f1; up(f2)]) of a 3x3 convolution with stride 4, without laying out its input.
+
+    A convolution of a concatenation is the sum of its parts' convolutions; and one of an upsampled map is one of the
+    map itself with its taps summed: taps 0, 1, 2 meet pixels 0, 0, 1 of every other one of f2.
+    """
+    taps_1, taps_2 = conv.weight.permute(0, 2, 3, 1).split((f1.shape[1], f2.shape[1]), dim=3)
+    taps_2 = torch.stack((taps_2[:, :2].sum(1), taps_2[:, 2]), dim=1)
+    taps_2 = torch.stack((taps_2[:, :, :2].sum(2), taps_2[:, :, 2]), dim=2)
+    a = functional.linear(_patches(f1, 4, 3), taps_1.flatten(1), conv.bias)
+    a = a + functional.linear(_patches(f2, 2, 2), taps_2.flatten(1))
+    return a.permute(0, 3, 1, 2)
+
+
+def mvsa_high(conv: nn.Conv2d, f3: Tensor, f4: Tensor) -> Tensor:
+    """Return conv([f3; up(f4)]) of a 1x1 convolution, without laying out its input."""
+    weight_3, weight_4 = conv.weight.split((f3.shape[1], f4.shape[1]), dim=1)
+    deep = functional.interpolate(functional.conv2d(f4, weight_4), scale_factor=2)
+    return functional.conv2d(f3, weight_3, conv.bias) + deep
+
+
+def _patches(x: Tensor, stride: int, side: int) -> Tensor:
+    """Cut patches that do not overlap: (B, C, H, W) -> (B, H / stride, W / stride, side * side * C)."""
+    x = x.permute(0, 2, 3, 1).unflatten(2, (-1, stride)).unflatten(1, (-1, stride))
+    return x[:, :, :side, :, :side].permute(0, 1, 3, 2, 4, 5).flatten(3)
+
+
+# ---------------------------------------------------------------- GRU
+
+
+class GRURecurrence(torch.autograd.Function):
+    """The recurrence of layers/gru.py: gates (3, M, H), U (3, H, H), mask (3, B, H) or None -> last states (B, H).
+
+    rows (M,): row of each packed word.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, run: Callable, gates: Tensor, weight: Tensor, mask: Tensor | None, rows: Tensor, sizes: list[int]
+    ) -> Tensor:
+        saved = gates.new_empty(5, *gates.shape[1:])
+        ctx.save_for_backward(saved, weight, mask, rows)
+        ctx.sizes = sizes
+        ctx.low = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else weight.dtype
+        return run(gates, weight, mask, sizes, saved)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        saved, weight, mask, rows = ctx.saved_tensors
+        low, end = ctx.low, len(rows)
+        weight, grad = weight.to(low), grad.contiguous().clone()
+        reset, update, candidate, product, before = saved
+        grad_gates = torch.empty_like(saved[:3])  # of r, z, n before their squashing
+        # slopes that do not depend on the gradient of the state, for all words at once
+        to_update = (before - candidate) * update * (1 - update)
+        to_candidate = (1 - update) * (1 - candidate * candidate)
+        to_reset = product * reset * (1 - reset)
+        for step, size in reversed(list(enumerate(ctx.sizes))):
+            here = slice(end - size, end)
+            above = grad[:size]
+            d_reset, d_update, d_candidate = grad_gates[:, here]
+            torch.mul(above, to_candidate[here], out=d_candidate)
+            torch.mul(above, to_update[here], out=d_update)
+            torch.mul(d_candidate, to_reset[here], out=d_reset)
+            if step > 0:
+                d_product = torch.stack((d_reset, d_update, d_candidate * reset[here]))
+                below = torch.bmm(d_product.to(low), weight).float()
+                if mask is not None:
+                    below *= mask[:, :size]
+                grad[:size] = above * update[here] + below.sum(0)
+            end -= size
+        first = ctx.sizes[0]  # at the first word the state is zero
+        d_product = torch.stack((grad_gates[0], grad_gates[1], grad_gates[2] * reset))
+        masked = before.expand(3, -1, -1) if mask is None else before * mask[:, rows]
+        grad_weight = torch.bmm(d_product[:, first:].to(low).transpose(1, 2), masked[:, first:].to(low)).float()
+        return None, grad_gates, grad_weight, None, None, None
