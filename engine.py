@@ -17,13 +17,12 @@ from torch.optim.swa_utils import AveragedModel
 
 from data import Batch, Data, caption_batches, image_batches
 from layers import build_model
+from layers.cpu import reuse_memory
 from layers.distributed import PartOfBatch, gather, in_turn, process_count, put_together, sum_gradients
 from layers.loss import InfoNCE, TripletLoss
 from layers.model import Model
-from layers.trunk import Trunk
 from option.options import Optim, Options
 from util.checkpoints import load_weights
-from util.device import reuse_memory
 from util.weights import load_starting_weights
 from utils import InputError, memory_advice, not_installed
 
@@ -53,8 +52,8 @@ def prepare(model: Model, options: Options, device: torch.device) -> Model:
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False  # float32 is float32
     model = model.to(device, memory_format=torch.channels_last)
     if options.optim.compile:
-        for trunk in model.trunks():
-            trunk.compile()
+        for backbone in model.backbones():
+            backbone.compile()
     return model
 
 
@@ -79,7 +78,7 @@ def make_optimizer(model: Model, options: Optim, loss_of: nn.Module | None = Non
     `train_step` sets the rates: each group of parameters has a `factor`, what its rate is of `lr`. Vectors and numbers
     (biases, normalisation, the temperature) do not decay.
     """
-    rates = {parameter: options.trunk_lr for trunk in model.trunks() for parameter in trunk.parameters()}
+    rates = {parameter: options.trunk_lr for backbone in model.backbones() for parameter in backbone.parameters()}
     rates |= {parameter: options.text_lr for text in model.transformers() for parameter in text.parameters()}
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for parameter in (*model.parameters(), *(loss_of.parameters() if loss_of else ())):
@@ -194,9 +193,8 @@ def embed_images(model: Model, data: Data, options: Options, check: Callable[[],
     rows = torch.arange(len(data.paths)).split(size)
     with contextlib.ExitStack() as within:
         within.enter_context(memory_advice("lower dataset.batch_size_val (train.py: and go on with --resume)"))
-        for trunk in [] if options.optim.compile else model.trunks():
-            if isinstance(trunk, Trunk):
-                within.enter_context(trunk.folded(options.dataset.image_size))
+        for backbone in [] if options.optim.compile else model.backbones():
+            within.enter_context(backbone.fused(options.dataset.image_size))
         within.enter_context(autocast(options, device))
         batches = _checked(image_batches(data, size, in_turn()), len(rows), check)
         vectors = [model.encode_image(*batch) for batch in batches]

@@ -28,7 +28,7 @@ from bench import Case, figures, measured
 from bench.baseline import loader
 from bench.train import made_up, new_model, settings, train_data, wait
 from data import train_batches
-from util.device import reuse_memory
+from layers.cpu import reuse_memory
 from util.pixels import MemoryPixels
 from util.transforms import resize_size
 

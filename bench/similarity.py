@@ -20,7 +20,8 @@ from tqdm import tqdm
 from bench import Case, figures, measured, peak_mib
 from bench.train import wait
 from layers.amfmn import ATTENTION
-from util.device import pick_device, reuse_memory
+from layers.cpu import reuse_memory
+from util.device import pick_device
 from utils import InputError, Parser, RunError, run_command
 
 IMAGES, CAPTIONS, WIDTH = 1093, 5465, 512

@@ -1,4 +1,4 @@
-"""The backbone: the network that turns images into feature maps. ResNet-18 (He et al. 2016), as published, or one of timm.
+"""The backbone: the network that turns images into feature maps, ResNet-18 (He et al. 2016) or one of timm.
 
 f1..f4 are its last feature maps of S/4, S/8, S/16 and S/32 pixels a side.
 """

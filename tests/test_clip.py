@@ -19,8 +19,8 @@ from conftest import run_process
 from soak import differences
 from test_reliability import at_step, stop
 
-from layers.clip_network import CLIPNetwork
-from layers.normalisation import MEAN, STD
+from layers.backbone import MEAN, STD
+from layers.clip import CLIPNetwork
 from option.options import CLIPSource
 from util.clip_weights import load_clip
 from util.torchscript import load_torchscript

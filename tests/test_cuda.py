@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -22,7 +21,7 @@ from bench.eval import our_evaluation
 from bench.train import new_model, our_gradients, settings, train_data, train_epoch, worst_gradient
 from data import Data, image_batches
 from engine import make_optimizer, prepare
-from layers.gru import _Recurrence, pack
+from layers.gru import pack, recurrence
 from option.options import Options
 from util import transforms
 from util.pixels import FilePixels, MemoryPixels
@@ -139,15 +138,10 @@ def test_images_to_be_encoded_come_to_the_gpu_without_waiting(place, simulated, 
     assert simulated.faults == []
 
 
-def test_the_backward_pass_of_the_gru_keeps_to_its_device(simulated) -> None:
-    lengths = torch.tensor([3, 5, 1, 4])
-    packing = pack(lengths, 6, GPU)
-    context = SimpleNamespace(needs_input_grad=(True, True, False, False))
-    context.save_for_backward = lambda *tensors: setattr(context, "saved_tensors", tensors)
+def test_the_recurrence_of_the_gru_keeps_to_its_device(simulated) -> None:
+    packing = pack(torch.tensor([3, 5, 1, 4]), 6, GPU)
     gates, weight, mask = (torch.ones(3, n, 24, device=GPU) for n in (13, 24, 4))
-    last = _Recurrence.forward(context, gates, weight, mask, packing, True)
-    gradients = _Recurrence.backward(context, torch.ones_like(last))
-    assert [gradient.device.type for gradient in gradients[:2]] == ["cuda", "cuda"]
+    assert recurrence(gates, weight, mask, packing.sizes).device.type == "cuda"
     assert simulated.faults == []
 
 

@@ -9,8 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from layers.depthwise import depthwise
-from layers.frozen_norm import fold_norms
+from layers.cpu import depthwise, fuse_norms
 from util.package_weights import packaged_file, timm_names
 from utils import InputError
 
@@ -64,7 +63,7 @@ def test_a_folded_depthwise_convolution_trains_as_it_evaluates(stride: int) -> N
     images = torch.randn(4, 6, 9, 9)
     net(images)  # statistics
     expected = net.eval()(images)
-    fold_norms(net, images)
+    fuse_norms(net, images)
     torch.testing.assert_close(net(images), expected)
     with torch.inference_mode():
         torch.testing.assert_close(net(images), expected)

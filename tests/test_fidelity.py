@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
+from layers.cpu import StridedConv2d
 from layers.loss import TripletLoss
 from layers.published import from_published, load_published, to_published
-from layers.strided_conv import StridedConv2d
 from util.checkpoints import load_weights, read_checkpoint
 
 

@@ -153,7 +153,7 @@ def test_the_trunk_has_its_own_rate_and_vectors_do_not_decay(work) -> None:
     )
     model, loss_of = make_model(options, load_words(options)), make_loss(options.optim, CPU)
     groups = make_optimizer(model, options.optim, loss_of).param_groups
-    trunk = set(model.trunks()[0].parameters())
+    trunk = set(model.backbones()[0].parameters())
     seen = []
     for group in groups:
         for parameter in group["params"]:

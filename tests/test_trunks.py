@@ -12,10 +12,9 @@ from torch import nn
 
 from data import load_data, read_split, train_batches
 from engine import make_loss, make_model, make_optimizer, train_step
-from layers.frozen_norm import FoldedConv2d, fold_norms
-from layers.normalisation import MEAN, STD, Renormalise
+from layers.backbone import MEAN, STD, Renormalise, ResNet18, TimmBackbone, make_backbone
+from layers.cpu import FusedConv2d, fuse_norms
 from layers.text_encoder import GRUEncoder, pool
-from layers.trunk import ResNet18, TimmTrunk, make_trunk
 from option import load_options
 from option.options import PlainGRU
 from util.trunk_weights import load_trunk
@@ -26,10 +25,10 @@ NET = "test_efficientnet"  # timm's own for tests: 0.4 million parameters
 
 
 @pytest.fixture(scope="module")
-def trunk() -> TimmTrunk:
+def trunk() -> TimmBackbone:
     pytest.importorskip("timm")
     torch.manual_seed(0)
-    return make_trunk(NET, 64)
+    return make_backbone(NET, 64)
 
 
 def settle(net: nn.Module) -> None:
@@ -102,7 +101,7 @@ def test_another_network_s_weights_are_an_input_error(trunk, tmp_path) -> None:
 
 def both_norms(name: str, size: int) -> tuple[nn.Module, nn.Module]:
     """A trunk in evaluation mode, and the same one with folded normalisation, in training mode."""
-    plain, frozen = make_trunk(name, size).eval(), make_trunk(name, size, "frozen").train()
+    plain, frozen = make_backbone(name, size).eval(), make_backbone(name, size, "frozen").train()
     settle(plain.net)
     frozen.net.load_state_dict(plain.net.state_dict())
     return plain, frozen
@@ -113,7 +112,7 @@ def test_folded_normalisation_is_the_same_function_with_the_same_gradients(name)
     if name == NET:
         pytest.importorskip("timm")
     plain, frozen = both_norms(name, 32)
-    assert sum(isinstance(module, FoldedConv2d) for module in frozen.modules()) > 10
+    assert sum(isinstance(module, FusedConv2d) for module in frozen.modules()) > 10
     images = torch.rand(2, 3, 32, 32)
     for one, other in zip(plain(images), frozen(images), strict=True):
         assert torch.allclose(one, other, rtol=1e-3, atol=1e-4 * one.abs().max().item())
@@ -141,7 +140,7 @@ def test_folded_normalisation_keeps_each_layers_own_eps(mode) -> None:
             trunk.freeze_norms(32)
             found = trunk.train()(images)
         else:
-            with trunk.folded(32):
+            with trunk.fused(32):
                 found = trunk(images)
     for one, other in zip(plain, found, strict=True):
         assert torch.allclose(one, other, rtol=1e-3, atol=1e-4 * one.abs().max().item())
@@ -176,7 +175,7 @@ def test_evaluation_folds_normalisation_and_gives_the_same_features_without_a_pa
     images = torch.randn(2, 3, 64, 64)
     with torch.no_grad():
         plain = settled(images)
-        with settled.folded(64):
+        with settled.fused(64):
             assert not any(isinstance(module, nn.BatchNorm2d) for module in settled.modules())
             folded = settled(images)
     for one, other in zip(plain, folded, strict=True):
@@ -185,7 +184,7 @@ def test_evaluation_folds_normalisation_and_gives_the_same_features_without_a_pa
 
 def test_a_trunk_is_as_before_once_it_is_no_longer_folded(settled) -> None:
     modules, state = list(settled.named_modules()), {name: x.clone() for name, x in settled.state_dict().items()}
-    with pytest.raises(KeyboardInterrupt), settled.folded(64):
+    with pytest.raises(KeyboardInterrupt), settled.fused(64):
         assert settled.state_dict().keys() == state.keys()
         raise KeyboardInterrupt
     assert [(name, id(module)) for name, module in settled.named_modules()] == [(n, id(m)) for n, m in modules]
@@ -194,7 +193,7 @@ def test_a_trunk_is_as_before_once_it_is_no_longer_folded(settled) -> None:
 
 def test_a_copy_has_its_own_normalisation() -> None:
     net = nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4))
-    fold_norms(net, torch.rand(1, 3, 8, 8))
+    fuse_norms(net, torch.rand(1, 3, 8, 8))
     other, images = copy.deepcopy(net), torch.rand(1, 3, 8, 8)
     other[1].weight.data.mul_(2)
     assert torch.allclose(other(images), 2 * net(images), atol=1e-6)

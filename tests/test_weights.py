@@ -15,8 +15,8 @@ from conftest import Block
 from torch import nn
 from torchvision.models import resnet18
 
-from layers.loading import load_state
-from layers.trunk import ResNet18
+from layers.backbone import ResNet18
+from layers.published import load_state
 from util.checkpoints import load_weights, newest_checkpoint, previous, read_checkpoint, save_checkpoint
 from util.torch_files import load_torch, weights_of
 from util.trunk_weights import load_trunk

@@ -12,9 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from layers import MODELS
-from layers.loading import load_state
-from layers.published import is_published, load_published
+from layers import models
+from layers.published import is_published, load_published, load_state
 from util.torch_files import load_torch, weights_of
 from utils import InputError, RunError, atomic, some, worker_died
 
@@ -100,7 +99,7 @@ def load_weights(model: nn.Module, checkpoint: dict[str, Any], words: Sequence[s
             "trained with; set dataset.vocab_path to the file that the run used"
         )
     made_of = str(checkpoint.get("arch"))
-    if made_of in MODELS and MODELS[made_of][1] not in {ancestor.__name__ for ancestor in type(model).__mro__}:
+    if made_of in models() and not isinstance(model, models()[made_of]):
         raise InputError(f"the checkpoint is of the model {made_of}, and the option file names another in model.name")
     weights = checkpoint["model"]
     if any(name.startswith(EARLIER[0]) for name in weights):

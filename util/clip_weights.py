@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from layers.clip_network import CLIPNetwork
-from layers.loading import load_state
+from layers.clip import CLIPNetwork
+from layers.published import load_state
 from option.options import CLIPSource
 from util.torch_files import load_safetensors, load_torch, weights_of
 from util.torchscript import is_torchscript, load_torchscript

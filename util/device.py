@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import warnings
@@ -93,18 +92,3 @@ def device_name(device: torch.device) -> str:
     if device.type == "cpu":
         return f"CPU, {torch.get_num_threads()} threads"
     return f"{torch.cuda.get_device_name(device)}, CUDA {torch.version.cuda}"
-
-
-def reuse_memory() -> None:
-    """Have the C library keep freed memory for the next step: a fifth off a training step on a CPU, or more.
-
-    Otherwise every large tensor is mapped, filled with zeros by the kernel page by page, and unmapped again.
-    """
-    import ctypes
-
-    with contextlib.suppress(OSError, AttributeError):  # another C library: no harm
-        mallopt = ctypes.CDLL(None).mallopt
-        trim_threshold, top_pad, mmap_max = -1, -2, -4  # names of malloc.h
-        mallopt(mmap_max, 0)
-        mallopt(trim_threshold, -1)
-        mallopt(top_pad, 512 * 2**20)

@@ -10,8 +10,8 @@ import torch
 import torchvision
 from torch import Tensor
 
-from layers.loading import load_state
-from layers.trunk import TimmTrunk, Trunk
+from layers.backbone import ImageBackbone, TimmBackbone
+from layers.published import load_state
 from util.torch_files import load_safetensors, load_torch, weights_of
 from utils import InputError
 
@@ -20,7 +20,7 @@ WHAT = "weights of the trunk (model.pretrained)"
 OURS = "trunk.net."  # in the names of a checkpoint of train.py, before the library's
 
 
-def load_trunk(trunk: Trunk, pretrained: str) -> None:
+def load_trunk(trunk: ImageBackbone, pretrained: str) -> None:
     """`pretrained`: imagenet (downloaded once by torchvision or timm), none, or the path of a state dict.
 
     A file may lack the classifier, or have one of another data set's classes; it may hold its weights under `model` or
@@ -30,7 +30,7 @@ def load_trunk(trunk: Trunk, pretrained: str) -> None:
     if pretrained == "none":
         return
     if pretrained == "imagenet":
-        state = _timm_weights(trunk) if isinstance(trunk, TimmTrunk) else _resnet_weights()
+        state = _timm_weights(trunk) if isinstance(trunk, TimmBackbone) else _resnet_weights()
     else:
         state = _file(pretrained)
     if state is None:
@@ -58,7 +58,7 @@ def _resnet_weights() -> dict[str, Tensor] | None:
     return weights_of(load_torch(path, WHAT))
 
 
-def _timm_weights(trunk: TimmTrunk) -> dict[str, Tensor]:
+def _timm_weights(trunk: TimmBackbone) -> dict[str, Tensor]:
     import timm
 
     try:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import torch
 
-from layers.clip_network import CLIPNetwork
+from layers.clip import CLIPNetwork
 from layers.model import Model
 from layers.text_encoder import TransformerEncoder
 from option.options import ModelOptions, Seq2Vec, Transformer
@@ -25,7 +25,7 @@ def load_starting_weights(model: Model, options: ModelOptions, words: Sequence[s
 
     words: the vocabulary in index order from 1. Raises InputError where a file is missing, damaged or misshapen.
     """
-    for trunk in model.trunks():
+    for trunk in model.backbones():
         if isinstance(trunk, CLIPNetwork):
             load_clip(trunk, options.clip)
         else:

@@ -23,7 +23,7 @@ from PIL import Image
 from torchvision.models import get_model
 
 from layers.drea import CLASSES
-from layers.loading import load_state
+from layers.published import load_state
 from util.device import pick_device
 from util.images import BadImages, Truncated, find_damaged, open_image
 from util.names import whole_stem
