@@ -21,7 +21,7 @@ from data import Data, Split, load_data, read_split, validation_split
 from engine import Captions, embed_split, load_model, similarities
 from layers.distributed import check_alike, joined
 from layers.model import Model
-from option.options import Options, load_options
+from option import Options, load_options
 from postprocessing import matrices
 from postprocessing.figures import draw_run
 from postprocessing.normalise import GRID, Bank, dynamic_bank, dynamic_standings, static_bank, temperature_grid

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from data import load_data, read_split, validation_split
 from engine import encode_split, load_model, untrained_model
-from option.options import load_options
+from option import load_options
 from postprocessing import matrices
 from postprocessing.recall import standings
 from postprocessing.sheet import retrieval_sheet

@@ -45,7 +45,7 @@ from engine import (
 )
 from layers.distributed import check_alike, joined, wait_for_all
 from layers.model import Model
-from option.options import Options, load_options
+from option import Options, load_options
 from postprocessing.recall import chance, standings
 from postprocessing.sheet import retrieval_sheet
 from util.checkpoints import BEST, LAST, load_weights, read_checkpoint, save_checkpoint

@@ -12,12 +12,12 @@ case ${1:-} in
 esac
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 NAME=${1%_AMFMN} FOLDER=data/${DATA}_precomp
-OPTIONS=option/$NAME/${NAME}_GaLR_lite.yaml
+OPTIONS=option/$NAME/${NAME}_lite.yaml
 IMAGES=data/${DATA%_amfmn}_precomp/images
 [ "$NAME" = RSICD ] && IMAGES=$FOLDER/images_128
 shift
 if [ $DATA = ucm_amfmn ]; then
-    set -- --set k_fold.experiment_name=UCM_AMFMN_GaLR_lite dataset.data_path="$FOLDER" dataset.vocab_path=vocab/${DATA}_words.json \
+    set -- --set k_fold.experiment_name=UCM_AMFMN_lite dataset.data_path="$FOLDER" dataset.vocab_path=vocab/${DATA}_words.json \
         dataset.local_path="$FOLDER/local.h5" "dataset.val_list=$FOLDER/val_{fold}.txt" "$@"
 fi
 
@@ -31,7 +31,7 @@ done
 python train.py --path_opt "$OPTIONS" --resume "$@"
 python test.py --path_opt "$OPTIONS" --rerank --bank "$@"
 
-EXPERIMENT=${NAME}_GaLR_lite
+EXPERIMENT=${NAME}_lite
 for word in "$@"; do
     [[ $word != k_fold.experiment_name=* ]] || EXPERIMENT=${word#*=}
 done

@@ -1,5 +1,6 @@
 """Options: YAML files in the published layout, checked by a schema. `load_options(path, overrides) -> Options`."""
 
-from option.options import Options, load_options
+from option.load import load_options, save_options
+from option.options import Options
 
-__all__ = ["Options", "load_options"]
+__all__ = ["Options", "load_options", "save_options"]

@@ -1,24 +1,19 @@
-"""Define the schema of the option files: published keys, the keys added here, and what each may hold.
+"""Define the keys of the option files, their values and their defaults.
 
-Every key added here has a default under which a published file keeps its meaning.
+The line under a key says what it does; `python -m option` prints them as the table of docs/training.md. With the
+defaults a published file keeps its meaning.
 """
 
 from __future__ import annotations
 
-import difflib
-import logging
-import os
-from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
-
-from utils import InputError, read_text, write_text
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Count = Annotated[int, Field(ge=1)]
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Name = Annotated[str, Field(min_length=1, max_length=4000, pattern=r"^[^\x00]+$")]
 
@@ -26,368 +21,338 @@ Name = Annotated[str, Field(min_length=1, max_length=4000, pattern=r"^[^\x00]+$"
 class Section(BaseModel):
     """A block of options: unknown keys are errors, values do not change."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), use_attribute_docstrings=True)
+
+
+def _by_default(key: str, value: str) -> BeforeValidator:
+    """Fill in the key that chooses between several blocks where a file leaves it out."""
+    return BeforeValidator(lambda block: {key: value} | block if isinstance(block, dict) else block)
 
 
 class Seq2Vec(Section):
-    """The published encoder. `pretrained: false` starts from random weights of the free widths below."""
+    """The published text encoder: skip-thoughts."""
 
     arch: Literal["skipthoughts"] = "skipthoughts"
+    """Text encoder: skip-thoughts' GRU, as published."""
     type: Literal["BayesianUniSkip", "UniSkip", "BiSkip"] = "BayesianUniSkip"
+    """Variant of the GRU."""
     dir_st: Name = "seq2vec"
+    """Folder of the skip-thoughts files."""
     dropout: Fraction = 0.25
+    """Dropout, one mask for all words of a caption."""
     fixed_emb: bool = False
+    """Do not train the word embedding."""
     pretrained: bool = True
+    """Load the files of `dir_st`; false: random weights."""
     embedding_dim: Count = 620
+    """Width of the word embedding; 620 if pretrained."""
     hidden_dim: Count = 2400
-
-    @model_validator(mode="after")
-    def _two_directions(self) -> Seq2Vec:
-        if self.type == "BiSkip" and self.hidden_dim % 2:
-            raise ValueError(f"model.seq2vec.hidden_dim ({self.hidden_dim}) must be even: BiSkip halves it")
-        return self
+    """Width of the GRU's state; 2400 if pretrained."""
 
 
 class PlainGRU(Section):
-    """A word embedding and a GRU with random weights; `hidden_dim` is of each direction."""
+    """A word embedding and a GRU with random weights."""
 
     arch: Literal["gru"]
+    """Text encoder: PyTorch's GRU."""
     embedding_dim: Count = 300
+    """Width of the word embedding."""
     hidden_dim: Count = 512
+    """Width of the GRU's state in each direction."""
     bidirectional: bool = False
+    """Read captions in both directions."""
     pooling: Literal["last", "mean", "max"] = "last"
+    """Caption vector from the states of the words."""
     dropout: Fraction = 0.2
+    """Dropout on word embeddings and caption vectors."""
 
 
 class Transformer(Section):
-    """A transformer with its tokenizer. `path`: a folder, or a name at Hugging Face; `pretrained: false` starts from
-    random weights."""
+    """A transformer of Hugging Face with its own tokenizer."""
 
     arch: Literal["transformer"]
+    """Text encoder: a transformer and its tokenizer."""
     path: Name
+    """Folder of the transformer, or its name at Hugging Face."""
     pretrained: bool = True
+    """Load its weights; false: random weights."""
     pooling: Literal["mean", "first", "max"] = "mean"
+    """Caption vector from the states of the tokens."""
     dropout: Fraction = 0
-
-
-ENCODERS: dict[str, type[Section]] = {"skipthoughts": Seq2Vec, "gru": PlainGRU, "transformer": Transformer}
-
-
-def encoder_name(block: Any) -> str:
-    """The `arch` of a block; a file that gives none means skip-thoughts."""
-    name = block.get("arch", "skipthoughts") if isinstance(block, dict) else getattr(block, "arch", "skipthoughts")
-    return name if isinstance(name, str) else ""
+    """Dropout on the caption vector."""
 
 
 TextOptions = Annotated[
-    Annotated[Seq2Vec, Tag("skipthoughts")]
-    | Annotated[PlainGRU, Tag("gru")]
-    | Annotated[Transformer, Tag("transformer")],
-    Discriminator(encoder_name, "encoder_name", f"there are {', '.join(ENCODERS)}"),
+    Seq2Vec | PlainGRU | Transformer, Field(discriminator="arch"), _by_default("arch", "skipthoughts")
 ]
 
 
 class Multiscale(Section):
     multiscale_input_channel: Literal[3] = 3
+    """Channels of each scale of MVSA."""
     multiscale_output_channel: Literal[1] = 1
+    """Channels of MVSA's mask."""
 
 
 class Fusion(Section):
-    """MIDF, or for comparison the `kind` in its place. `gate`: the paper's two dynamic weights, the released code's
-    single one, or none."""
-
     kind: Literal["midf", "sum", "concatenation"] = "midf"
+    """Fusion of global and local vector."""
     gate: Literal["paper", "released", "none"] = "released"
+    """Dynamic weights: two (paper), one (released code), none."""
     dynamic_fusion_dim: Count = 512
+    """Hidden width of the dynamic weights."""
     dynamic_fusion_drop: Fraction = 0.2
+    """Dropout of the dynamic weights."""
     mca_DROPOUT_R: Fraction = 0.1
+    """Dropout of MIDF's attention."""
     mca_HIDDEN_SIZE: Count = 512
+    """Width of MIDF; equals `embed.embed_dim`."""
     mca_FF_SIZE: Count = 1024
+    """Hidden width of MIDF's feed-forward layers."""
     mca_MULTI_HEAD: Count = 8
+    """Number of attention heads."""
     mca_HIDDEN_SIZE_HEAD: Count = 64
+    """Width of a head; heads times this is `mca_HIDDEN_SIZE`."""
 
 
 class Embed(Section):
     embed_dim: Count = 512
+    """Width of image and caption vectors."""
 
 
-Tokenizer = Literal["vocabulary", "transformer", "clip"]
+class JointEmbed(Section):
+    embed_dim: Count = 1024
+    """Width of image and caption vectors."""
 
 
-def _tokenizer_of(encoder: Section) -> Tokenizer:
-    """What makes ids of captions: the words of dataset.vocab_path, or what a transformer comes with."""
-    return "transformer" if encoder.arch == "transformer" else "vocabulary"
+class CrossAttention(Section):
+    att_type: Literal["soft_att", "fusion_att", "similarity_att"] = "soft_att"
+    """Form of AMFMN's attention of images to captions."""
 
 
 class CLIPSource(Section):
-    """In open_clip's names. `weights`: a name, a file (OpenAI's, RemoteCLIP's, GeoRSCLIP's, open_clip's), or none."""
-
     arch: Name = "ViT-B-32-quickgelu"
+    """Architecture, a name of open_clip."""
     weights: Name = "openai"
+    """Name of open_clip, a file, or `none`."""
 
 
-class GaLROptions(Section):
-    """The model of this project. `trunk: clip` sets its local branch and MIDF upon the CLIP of the block `clip`.
+class Model(Section):
+    """A block `model`; what it leaves to other blocks follows from its keys."""
 
-    `local_branch` and `mvsa`: False leaves these parts out, for comparison.
-    """
+    @property
+    def reads_local(self) -> bool:
+        """Return whether the local features of dataset.local_path are read."""
+        return getattr(self, "local_branch", False)
+
+    @property
+    def tokenizer(self) -> Literal["vocabulary", "transformer", "clip"]:
+        """Return the kind of tokenizer that turns captions into ids."""
+        if getattr(self, "clip", None):
+            return "clip"
+        return "transformer" if isinstance(getattr(self, "seq2vec", None), Transformer) else "vocabulary"
+
+
+class Backbone(Model):
+    """Keys of the models that have an image backbone."""
+
+    name: str
+    trunk: Name = "resnet18"
+    """Backbone: `resnet18`, a name of timm, or `clip` (GaLR)."""
+    trunk_norm: Literal["batch", "frozen"] = "batch"
+    """Statistics of batch norm: of the batch, or as loaded."""
+    pretrained: Name = "imagenet"
+    """Backbone weights: `imagenet`, `none`, or a file."""
+
+
+class GaLROptions(Backbone):
+    """GaLR. `trunk: clip` sets its local branch and MIDF upon the CLIP of the block `clip`."""
 
     name: Literal["GaLR"] = "GaLR"
-    trunk: Name = "resnet18"
-    trunk_norm: Literal["batch", "frozen"] = "batch"
-    pretrained: Name = "imagenet"
+    """GaLR, as in a file that names no model."""
     local_branch: bool = True
+    """Use the local branch and MIDF; false: an ablation."""
     mvsa: bool = True
+    """Use multi-scale attention (MVSA); false: an ablation."""
     multiscale: Multiscale = Multiscale()
     seq2vec: TextOptions = Seq2Vec()
     fusion: Fusion = Fusion()
     embed: Embed = Embed()
-    clip: CLIPSource | None = None  # ViT-B/32 of OpenAI where `trunk: clip` says no more
+    clip: CLIPSource | None = None
 
     @model_validator(mode="before")
     @classmethod
     def _clip_by_default(cls, block: Any) -> Any:
-        if isinstance(block, dict) and block.get("trunk") == "clip":
-            return {"clip": CLIPSource()} | block
-        return block
+        return {"clip": CLIPSource()} | block if isinstance(block, dict) and block.get("trunk") == "clip" else block
 
     @model_validator(mode="after")
-    def _one_trunk(self) -> GaLROptions:
+    def _parts_fit(self) -> GaLROptions:
         if self.clip and self.trunk != "clip":
-            raise ValueError(f"model.clip is of model.trunk clip, and that is {self.trunk}")
+            raise ValueError(f"model.clip needs model.trunk clip, got {self.trunk}")
         if self.clip and not (self.local_branch and self.mvsa):
-            raise ValueError(
-                "model.trunk clip has no MVSA, and without the local branch it is model.name CLIP: leave "
-                "out model.mvsa and model.local_branch"
-            )
+            raise ValueError("model.trunk clip has no MVSA and needs the local branch: leave out both keys")
         if self.clip and (self.pretrained, self.trunk_norm, self.seq2vec) != ("imagenet", "batch", Seq2Vec()):
             raise ValueError(
-                "model.trunk clip brings its weights (model.clip.weights) and its text tower: leave out "
-                "model.pretrained, model.trunk_norm and model.seq2vec"
+                "model.trunk clip brings its weights and its text tower: leave out pretrained, trunk_norm and seq2vec"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _widths_fit(self) -> GaLROptions:
-        if not self.local_branch or self.fusion.kind != "midf":
-            return self  # the widths of MIDF are not read
-        if self.fusion.mca_HIDDEN_SIZE != self.embed.embed_dim:
-            raise ValueError(
-                f"model.fusion.mca_HIDDEN_SIZE ({self.fusion.mca_HIDDEN_SIZE}) must equal "
-                f"model.embed.embed_dim ({self.embed.embed_dim})"
-            )
-        if self.fusion.mca_MULTI_HEAD * self.fusion.mca_HIDDEN_SIZE_HEAD != self.fusion.mca_HIDDEN_SIZE:
+        fusion = self.fusion
+        if not self.local_branch or fusion.kind != "midf":
+            return self  # MIDF and its widths are not used
+        if fusion.mca_HIDDEN_SIZE != self.embed.embed_dim:
+            raise ValueError(f"model.fusion.mca_HIDDEN_SIZE must equal model.embed.embed_dim, {self.embed.embed_dim}")
+        if fusion.mca_MULTI_HEAD * fusion.mca_HIDDEN_SIZE_HEAD != fusion.mca_HIDDEN_SIZE:
             raise ValueError("model.fusion.mca_MULTI_HEAD times mca_HIDDEN_SIZE_HEAD must equal mca_HIDDEN_SIZE")
         return self
 
-    @property
-    def reads_local(self) -> bool:
-        """Whether the local features of dataset.local_path are read."""
-        return self.local_branch
 
-    @property
-    def tokenizer(self) -> Tokenizer:
-        """What makes ids of captions."""
-        return "clip" if self.clip else _tokenizer_of(self.seq2vec)
-
-
-class CrossAttention(Section):
-    """What the image's attention to a caption is (layers/amfmn.py)."""
-
-    att_type: Literal["soft_att", "fusion_att", "similarity_att"] = "soft_att"
-
-
-class AMFMNOptions(Section):
+class AMFMNOptions(Backbone):
     """AMFMN, in one of its three forms."""
 
-    reads_local: ClassVar[bool] = False
     name: Literal["AMFMN"]
-    trunk: Name = "resnet18"
-    trunk_norm: Literal["batch", "frozen"] = "batch"
-    pretrained: Name = "imagenet"
+    """AMFMN."""
     multiscale: Multiscale = Multiscale()
     cross_attention: CrossAttention = CrossAttention()
     seq2vec: TextOptions = Seq2Vec()
     embed: Embed = Embed()
 
-    @property
-    def tokenizer(self) -> Tokenizer:
-        """What makes ids of captions."""
-        return _tokenizer_of(self.seq2vec)
 
+class VSEPPOptions(Backbone):
+    """VSE++. The rows that papers on remote sensing print have `image_norm: False` and `text_pooling: mean`."""
 
-class JointEmbed(Section):
-    embed_dim: Count = 1024
-
-
-class VSEPPOptions(Section):
-    """VSE++. The rows that papers on remote sensing print are of `image_norm: False` and `text_pooling: mean`.
-
-    `positions`: with `mean`, captions are padded to so many words; the longest of the data sets has 34.
-    """
-
-    reads_local: ClassVar[bool] = False
-    tokenizer: ClassVar[Tokenizer] = "vocabulary"
     name: Literal["VSE++"]
-    trunk: Name = "resnet18"
-    trunk_norm: Literal["batch", "frozen"] = "batch"
-    pretrained: Name = "imagenet"
+    """VSE++."""
     word_dim: Count = 300
+    """Width of the word embedding."""
     image_norm: bool = True
+    """Normalise image vectors."""
     text_pooling: Literal["last", "mean"] = "last"
+    """Caption vector: last state, or mean over `positions`."""
     positions: Count = 35
+    """Length that captions are padded to for `mean`."""
     embed: JointEmbed = JointEmbed()
 
 
-class CLIPOptions(Section):
+class CLIPOptions(Model):
     """CLIP, scored as it comes or fine-tuned."""
 
-    reads_local: ClassVar[bool] = False
-    tokenizer: ClassVar[Tokenizer] = "clip"
     name: Literal["CLIP"]
+    """CLIP, scored as it comes or fine-tuned."""
     clip: CLIPSource = CLIPSource()
 
 
-MODELS: dict[str, type[Section]] = {
-    "GaLR": GaLROptions,
-    "AMFMN": AMFMNOptions,
-    "VSE++": VSEPPOptions,
-    "CLIP": CLIPOptions,
-}
-
-
-def model_name(block: Any) -> str:
-    """The name in a `model` block; a file that gives none means GaLR."""
-    name = block.get("name", "GaLR") if isinstance(block, dict) else getattr(block, "name", "GaLR")
-    return name if isinstance(name, str) else ""
-
-
 ModelOptions = Annotated[
-    Annotated[GaLROptions, Tag("GaLR")]
-    | Annotated[AMFMNOptions, Tag("AMFMN")]
-    | Annotated[VSEPPOptions, Tag("VSE++")]
-    | Annotated[CLIPOptions, Tag("CLIP")],
-    Discriminator(model_name, "model_name", f"there are {', '.join(MODELS)}"),
+    GaLROptions | AMFMNOptions | VSEPPOptions | CLIPOptions, Field(discriminator="name"), _by_default("name", "GaLR")
 ]
 
 
-NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+class Dataset(Section):
+    datatype: Name
+    """Name of the data set, for tables and published rows."""
+    data_path: Name
+    """Folder of the lists: `train_caps.txt` and so on."""
+    image_path: Name
+    """Folder of the images."""
+    vocab_path: Name = "none"
+    """Vocabulary; needed unless the tokenizer is the model's."""
+    local_path: Name = "zeros"
+    """Local features (.h5, .npy); `zeros`: none. GaLR needs it."""
+    batch_size: Annotated[int, Field(ge=2)] = 100
+    """Pairs a batch; images with `captions_per_image`."""
+    batch_size_val: Count = 70
+    """Images or captions a batch in evaluation."""
+    workers: Annotated[int, Field(ge=0, le=64)] = 3
+    """Processes that decode images."""
+    image_size: Annotated[int, Field(ge=32, le=1024)] = 256
+    """Side of the images in pixels, a multiple of 32."""
+    cache: Annotated[
+        Literal["none", "ram", "disk"], BeforeValidator(lambda value: "disk" if value == "h5" else value)
+    ] = "ram"
+    """Keep decoded images in memory or in a file on disk."""
+    val_list: Name | None = None
+    """File of validation images, `{fold}` in its name; or random."""
+    truncated: Literal["error", "allow"] = "error"
+    """Truncated image files: raise an error or decode the rest."""
+    augment: Literal["rotate", "flips", "crops"] = "rotate"
+    """0-90 degrees; quarter turns and mirrors; these of crops."""
+    smallest_crop: Annotated[float, Field(ge=0.01, le=1)] = 0.5
+    """Smallest area of `crops`, as a share of the image."""
+    captions_per_image: Annotated[int, Field(ge=0, le=1000)] = 0
+    """0: batches of pairs; K: images with K captions each."""
 
 
 class Optim(Section):
-    """How a model is trained. Every key of ours is off by default."""
-
     epochs: Count = 20
+    """Number of epochs."""
     lr: Positive = 0.0002
-    lr_decay_param: Positive = 0.7  # of the schedule `step`
-    lr_update_epoch: Count = 20  # likewise
-    grad_clip: NotNegative = 0  # largest norm of the gradient; 0: any
-    max_violation: bool = False  # triplet: hardest negatives only
-    margin: NotNegative = 0.2  # triplet
-    resume: Literal[False] | Name = False  # a checkpoint to fine-tune from
-    # ours
+    """Learning rate of Adam."""
+    lr_decay_param: Positive = 0.7
+    """Factor on the rate, schedule `step`."""
+    lr_update_epoch: Count = 20
+    """Epochs between two factors, schedule `step`."""
+    grad_clip: NotNegative = 0
+    """Largest norm of the gradient; 0: no clipping."""
+    max_violation: bool = False
+    """Triplet loss over the hardest negatives alone."""
+    margin: NotNegative = 0.2
+    """Margin of the triplet loss."""
+    resume: Literal[False] | Name = False
+    """Checkpoint to fine-tune from."""
     precision: Literal["fp32", "bf16"] = "fp32"
+    """Precision of training and evaluation."""
     compile: bool = False
+    """Compile the model with torch.compile."""
     loss: Literal["triplet", "infonce"] = "triplet"
-    temperature: Annotated[float, Field(ge=0.001, le=100)] = 0.07  # infonce
-    learn_temperature: bool = True  # infonce: from `temperature` on, down to 0.01
+    """Triplet loss, or symmetric cross-entropy (InfoNCE)."""
+    temperature: Annotated[float, Field(ge=0.001, le=100)] = 0.07
+    """Temperature of InfoNCE."""
+    learn_temperature: bool = True
+    """Train the temperature, down to 0.01."""
     schedule: Literal["step", "cosine"] = "step"
-    warmup: NotNegative = 0  # epochs, whole or not, in which the rate rises
-    trunk_lr: Positive | None = None  # of the trunk; none: lr
-    text_lr: Positive | None = None  # of a transformer that reads the captions; none: lr
-    betas: Annotated[list[Fraction], Field(min_length=2, max_length=2, default=[0.9, 0.999])]  # of Adam
-    weight_decay: Annotated[float, Field(ge=0, le=10)] = 0  # decoupled (AdamW); not of vectors
-    ema: Fraction = 0  # score the running average of the weights, which keeps so much of itself at each step
-    freeze: Annotated[list[Name], Field(default=[])]  # parts that stay as they start, such as trunk or midf
-
-    @model_validator(mode="after")
-    def _warmup_ends(self) -> Optim:
-        if self.warmup >= self.epochs:
-            raise ValueError(f"optim.warmup ({self.warmup:g} epochs) must be below optim.epochs ({self.epochs})")
-        return self
-
-
-logger = logging.getLogger("galr")
-
-# Published keys that nothing reads: accepted, and named once as unused. Those of `model` stand in GaLR's files.
-UNUSED = ("dataset.data_split",)
-UNUSED_OF_GALR = (
-    "model.cross_attention",
-    "model.fusion.correct_local_",
-    "model.fusion.supplement_global_",
-    "model.global_local_weight",
-    "global_local_weight",
-    "cross_attention",
-    "fusion.correct_local_",
-    "fusion.supplement_global_",
-)
-
-
-class Dataset(Section):
-    """`local_path`: HDF5, published .npy, or `zeros` (no local features: the ablation); a model without a local branch
-    needs none. `vocab_path`: not needed by a text encoder with a tokenizer of its own.
-
-    `augment`: rotations of 0-90 degrees, as published; quarter turns and mirror images; or these of crops of all sizes
-    from `smallest_crop` of the area on, resized.
-    `captions_per_image`: 0 for batches of pairs, as published; K for batches of `batch_size` images, each with K of its
-    captions.
-    `val_list`: a file that names the validation images, which are taken out of the train list; `{fold}` in its name
-    stands for the fold's number. Absent: random folds.
-    `truncated`: image files that are cut short are an error, or what is there is decoded.
-    """
-
-    datatype: Name
-    data_path: Name
-    image_path: Name
-    vocab_path: Name = "none"
-    local_path: Name = "zeros"
-    batch_size: Annotated[int, Field(ge=2)] = 100
-    batch_size_val: Count = 70
-    workers: Annotated[int, Field(ge=0, le=64)] = 3
-    image_size: Annotated[int, Field(ge=32, le=1024)] = 256
-    cache: Literal["none", "ram", "h5"] = "ram"
-    val_list: Name | None = None
-    truncated: Literal["error", "allow"] = "error"
-    augment: Literal["rotate", "flips", "crops"] = "rotate"
-    smallest_crop: Annotated[float, Field(ge=0.01, le=1)] = 0.5
-    captions_per_image: Annotated[int, Field(ge=0, le=1000)] = 0
+    """Schedule of the learning rate."""
+    warmup: NotNegative = 0
+    """Epochs in which the rate rises, 0.4 for example."""
+    trunk_lr: Positive | None = None
+    """Learning rate of the backbone; none: `lr`."""
+    text_lr: Positive | None = None
+    """Learning rate of a text transformer; none: `lr`."""
+    betas: Annotated[list[Fraction], Field(min_length=2, max_length=2)] = [0.9, 0.999]
+    """Betas of Adam."""
+    weight_decay: Annotated[float, Field(ge=0, le=10)] = 0
+    """Decoupled weight decay (AdamW) of matrices."""
+    ema: Fraction = 0
+    """Decay of the averaged weights that are scored; 0: none."""
+    freeze: list[Name] = []
+    """Modules that are not trained, such as `midf`."""
 
 
 class Logs(Section):
-    """Validate every `eval_step` epochs, log every `print_freq` steps, save every `save_steps` (0: each epoch only).
-
-    `matrices`: the folder of the similarity matrices that test.py leaves.
-    """
-
     eval_step: Count = 1
+    """Epochs between two validations."""
     print_freq: Count = 10
+    """Steps between two lines of the log."""
     save_steps: Annotated[int, Field(ge=0)] = 0
+    """Steps between two checkpoints; 0: one an epoch."""
     ckpt_save_path: Name = "checkpoint/"
+    """Folder of the runs: checkpoints and results."""
     logger_name: Name = "logs/"
+    """Folder of TensorBoard's logs."""
     matrices: Name = "postprocessing/file/"
+    """Folder of the similarity matrices."""
 
 
 class KFold(Section):
-    """`shuffle`: nums independent shuffles, as released; `disjoint`: real folds. `seed`: of the split alone.
-
-    `val_fraction` is of `shuffle`; a disjoint fold validates on 1 / nums of the images. Where `dataset.val_list` is one
-    file, every fold has its split, and the folds are runs of other random weights and order.
-    """
-
     experiment_name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    """Name of the run, and of its folder."""
     nums: Count = 1
+    """Number of folds."""
     current_num: Annotated[int, Field(ge=0)] = 0
+    """First fold to train."""
     mode: Literal["shuffle", "disjoint"] = "shuffle"
+    """Independent splits, as released, or real folds."""
     val_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    """Share of images that validate, mode `shuffle`."""
     seed: Annotated[int, Field(ge=0)] = 0
-
-    @model_validator(mode="after")
-    def _folds(self) -> KFold:
-        if self.current_num >= self.nums:
-            raise ValueError(f"k_fold.current_num ({self.current_num}) must be below k_fold.nums ({self.nums})")
-        if self.mode == "disjoint" and self.nums < 2:
-            raise ValueError("k_fold.mode disjoint needs k_fold.nums of 2 or more")
-        return self
+    """Seed of the splits."""
 
 
 class Options(Section):
@@ -399,203 +364,42 @@ class Options(Section):
     logs: Logs = Logs()
     k_fold: KFold
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    """Seed of weights, order, augmentation and dropout."""
 
     @model_validator(mode="after")
-    def _one_way_to_split(self) -> Options:
-        if self.dataset.val_list and self.k_fold.mode == "disjoint":
-            raise ValueError(
-                "k_fold.mode disjoint splits at random, and dataset.val_list names the validation images: "
-                "set one of them"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _needed_files(self) -> Options:
-        if self.model.reads_local and "local_path" not in self.dataset.model_fields_set:
+    def _keys_fit(self) -> Options:
+        dataset, optim, k_fold, tokenizer = self.dataset, self.optim, self.k_fold, self.model.tokenizer
+        encoder = getattr(self.model, "seq2vec", None)
+        if isinstance(encoder, Seq2Vec) and encoder.type == "BiSkip" and encoder.hidden_dim % 2:
+            raise ValueError(f"model.seq2vec.hidden_dim must be even for BiSkip, got {encoder.hidden_dim}")
+        if self.model.reads_local and "local_path" not in dataset.model_fields_set:
             raise ValueError("dataset.local_path is missing")
-        if self.model.tokenizer == "vocabulary" and "vocab_path" not in self.dataset.model_fields_set:
+        if tokenizer == "vocabulary" and "vocab_path" not in dataset.model_fields_set:
             raise ValueError("dataset.vocab_path is missing")
-        return self
-
-    @model_validator(mode="after")
-    def _image_size(self) -> Options:
-        if self.model.tokenizer != "clip" and self.dataset.image_size % 32:
-            raise ValueError(f"dataset.image_size ({self.dataset.image_size}) must be a multiple of 32")
-        return self
-
-    @model_validator(mode="after")
-    def _pairs_of_triplets(self) -> Options:
-        if self.dataset.captions_per_image and self.optim.loss == "triplet":
+        if tokenizer != "clip" and dataset.image_size % 32:
+            raise ValueError(f"dataset.image_size must be a multiple of 32, got {dataset.image_size}")
+        if dataset.captions_per_image and optim.loss == "triplet":
             raise ValueError("dataset.captions_per_image needs optim.loss infonce: triplets are made of pairs")
+        if optim.warmup >= optim.epochs:
+            raise ValueError(f"optim.warmup ({optim.warmup:g} epochs) must be below optim.epochs ({optim.epochs})")
+        if k_fold.current_num >= k_fold.nums:
+            raise ValueError(f"k_fold.current_num ({k_fold.current_num}) must be below k_fold.nums ({k_fold.nums})")
+        if k_fold.mode == "disjoint" and k_fold.nums < 2:
+            raise ValueError("k_fold.mode disjoint needs k_fold.nums of 2 or more")
+        if k_fold.mode == "disjoint" and dataset.val_list:
+            raise ValueError("k_fold.mode disjoint splits at random: leave out it or dataset.val_list")
         return self
 
     @property
     def local_path(self) -> str:
-        """Where the model's local features come from: `zeros` where it reads none."""
+        """Return the source of the model's local features, `zeros` if it reads none."""
         return self.dataset.local_path if self.model.reads_local else "zeros"
 
     @property
     def run_folder(self) -> Path:
-        """checkpoint/{experiment_name}: a folder for each fold, and the results."""
+        """Return checkpoint/{experiment_name}: a folder for each fold, and the results."""
         return Path(self.logs.ckpt_save_path) / self.k_fold.experiment_name
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain nested dicts, as in the YAML file with every default filled in."""
+        """Return plain nested dicts, with every default filled in."""
         return self.model_dump()
-
-
-def load_options(path: str | os.PathLike, overrides: Sequence[str] = ()) -> Options:
-    """Read a YAML option file, apply `key=value` overrides (`optim.lr=1e-4`), and check everything.
-
-    Published keys that nothing reads are named once on standard output.
-    Raises InputError, naming file and key, for anything that the schema does not admit.
-    """
-    tree = _read_yaml(path)
-    for override in overrides:
-        _override(tree, override)
-    tree = _without_none(tree)
-    name = model_name(tree.get("model", {}))
-    if unused := _drop_unused(tree, UNUSED + (UNUSED_OF_GALR if name == "GaLR" else ())):
-        logger.info(f"note: {path}: nothing reads {', '.join(unused)}")
-    try:
-        return Options(**tree)
-    except ValidationError as error:
-        raise InputError(_explain(error, name, path)) from None
-
-
-def _read_yaml(path: str | os.PathLike) -> dict[str, Any]:
-    text = read_text(path, "option file", "the shipped ones are option/*/*.yaml")
-    try:
-        tree = yaml.load(text, Loader=_UniqueKeyLoader)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f", line {mark.line + 1}" if mark else ""
-        raise InputError(f"option file {path}{where}: not YAML ({getattr(error, 'problem', error)})") from None
-    except Exception as error:  # values that are not what they claim to be raise errors of many kinds
-        raise InputError(f"option file {path}: not readable ({_short(str(error))})") from None
-    if not isinstance(tree, dict) or not all(isinstance(key, str) for key in tree):
-        raise InputError(f"option file {path}: expected blocks such as model:, dataset:, optim:, k_fold:")
-    return tree
-
-
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """The safe loader, which also refuses a key that is given twice or is not a name, and aliases: a few lines of
-    them can stand for a tree without end."""
-
-    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node:
-        if self.check_event(yaml.AliasEvent):
-            mark = self.peek_event().start_mark
-            raise yaml.composer.ComposerError(None, None, "an alias (*name); write the value out", mark)
-        return super().compose_node(parent, index)
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        seen = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if not isinstance(key, str):
-                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is not a name", key_node.start_mark)
-            if key in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is given twice", key_node.start_mark)
-            seen.add(key)
-        return super().construct_mapping(node, deep)
-
-
-def _override(tree: dict, override: str) -> None:
-    key, equals, value = override.partition("=")
-    if not equals or not key:
-        raise InputError(f"--set {override}: expected KEY=VALUE, such as optim.lr=1e-4")
-    *blocks, last = key.split(".")
-    for block in blocks:
-        tree = tree.setdefault(block, {})
-        if not isinstance(tree, dict):
-            raise InputError(f"--set {override}: {block} is a value, not a block of options")
-    try:
-        new = yaml.load(value, Loader=_UniqueKeyLoader)
-    except Exception:  # as in _read_yaml
-        raise InputError(f"--set {override}: the value is not YAML") from None
-    if isinstance(tree.get(last), dict) and not isinstance(new, dict):
-        raise InputError(f"--set {override}: {last} is a block of options, not a value")
-    tree[last] = new
-
-
-def _without_none(tree: dict) -> dict:
-    """Drop keys whose value is nothing (`null`, or the string "None" of published files): the default holds."""
-    kept = {}
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            kept[key] = _without_none(value)
-        elif key == "pretrained" and value == "None":  # no published key: a slip for `none`, and not the default
-            kept[key] = "none"
-        elif value is not None and value != "None":
-            kept[key] = value
-    return kept
-
-
-def _drop_unused(tree: dict, unused: tuple[str, ...], prefix: str = "") -> list[str]:
-    dropped = []
-    for key in list(tree):
-        name = prefix + key
-        if name.startswith(unused):
-            dropped.append(name)
-            del tree[key]
-        elif isinstance(tree[key], dict):
-            dropped += _drop_unused(tree[key], unused, name + ".")
-    return dropped
-
-
-def _explain(error: ValidationError, model: str, path: str | os.PathLike) -> str:
-    """One line for all faults of a file: unknown keys with the nearest known one, then values."""
-    return f"option file {path}: " + "; ".join(_fault(fault, model) for fault in error.errors())
-
-
-def _fault(fault: dict, model: str) -> str:
-    """`model`: its name, which stands in the place of a fault within its block."""
-    place = [str(part) for part in fault["loc"]]
-    if place[:2] == ["model", model]:
-        del place[1]
-    encoder = place.pop(2) if place[:2] == ["model", "seq2vec"] and set(place[2:3]) & ENCODERS.keys() else ""
-    name = ".".join(part for part in place if not part.startswith(("literal", "constrained-str")))
-    if fault["type"] == "extra_forbidden":
-        return _unknown(name, model, encoder)
-    if fault["type"] == "encoder_name":
-        return f"{name}.arch = {_short(repr(fault['input'].get('arch')))}: {fault['msg']}"
-    if fault["type"] == "model_name":
-        return f"model.name = {_short(repr(fault['input'].get('name')))}: {fault['msg']}"
-    if fault["type"] == "missing":
-        return f"{name} is missing"
-    message = fault["msg"].removeprefix("Value error, ")
-    if not name or fault["type"] == "value_error":
-        return message
-    try:
-        return f"{name} = {_short(repr(fault['input']))}: {message}"
-    except ValueError:  # a whole number of thousands of digits
-        return f"{name}: {message}"
-
-
-def _unknown(key: str, model: str, encoder: str) -> str:
-    """What to say of a key that is none: whose it is, or the nearest one that is known."""
-    known = [*_known_keys(Options), *(_known_keys(MODELS[model], "model.") if model in MODELS else ())]
-    blocks, prefix, own = (ENCODERS, "model.seq2vec.", encoder) if encoder else (MODELS, "model.", model)
-    owners = [name for name, section in blocks.items() if key in _known_keys(section, prefix)]
-    if owners:
-        return f"unknown key {key}: it belongs to {' and '.join(owners)}, not to {own}"
-    near = difflib.get_close_matches(key, known, n=1, cutoff=0)
-    return f"unknown key {key}" + (f" (nearest known key: {near[0]})" if near else "")
-
-
-def _short(text: str, most: int = 200) -> str:
-    return text if len(text) <= most else text[:most] + "..."
-
-
-def _known_keys(section: type[BaseModel], prefix: str = "") -> Iterator[str]:
-    for name, field in section.model_fields.items():
-        inner = ENCODERS.values() if name == "seq2vec" else [field.annotation]
-        for block in inner:
-            if isinstance(block, type) and issubclass(block, Section):
-                yield from _known_keys(block, f"{prefix}{name}.")
-        yield prefix + name
-
-
-def save_options(options: Options, path: str | os.PathLike) -> None:
-    """Write the options with all defaults filled in, as YAML."""
-    write_text(path, yaml.safe_dump(options.to_dict(), sort_keys=False))

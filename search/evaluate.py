@@ -16,7 +16,7 @@ from typing import Annotated, NamedTuple
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, TypeAdapter, ValidationError
 
-from option.options import load_options
+from option import load_options
 from search.encoder import LONGEST, load_encoder
 from search.local import read_rules
 from search.localise import encode_scene

@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from option.options import load_options
+from option import load_options
 from search.encoder import Encoder, load_encoder
 from search.local import LocalRules, read_rules
 from search.options import add_scene_options, check_scene_options

@@ -26,7 +26,7 @@ from PIL import Image
 from scipy.ndimage import find_objects
 
 from layers.drea import Regions
-from option.options import load_options
+from option import load_options
 from search.encoder import Encoder, check_sentence, load_encoder
 from search.local import LocalRules, read_rules
 from search.options import add_scene_options, check_scene_options

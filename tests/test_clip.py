@@ -258,8 +258,8 @@ def test_galr_upon_clip_learns_what_the_regions_add(clip, run) -> None:
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ("model.trunk=resnet18", "model.clip is of model.trunk clip"),
-        ("model.pretrained=none", "leave out model.pretrained"),
+        ("model.trunk=resnet18", "model.clip needs model.trunk clip"),
+        ("model.pretrained=none", "leave out pretrained"),
         ("model.embed.embed_dim=64 model.fusion.mca_HIDDEN_SIZE=64 model.fusion.mca_HIDDEN_SIZE_HEAD=32", "have 32"),
     ],
 )

@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from option import load_options
+from option.__main__ import table
 from utils import InputError
 
 # A file as the authors publish it: their keys, their unused ones, the string "None".
@@ -182,6 +183,42 @@ def test_defaults_of_the_other_text_encoders(tmp_path, arch) -> None:
     assert options.to_dict()["model"]["seq2vec"] == yaml.safe_load(ENCODER_DEFAULTS[arch])
 
 
+def test_every_key_has_a_line_of_documentation_and_stands_in_the_guide() -> None:
+    rows = table().splitlines()
+    cells = [cell.strip() for row in rows for cell in row.split("|")]
+    assert len(rows) > 90 and all(len(cell) <= 66 for cell in cells) and "None" not in cells
+    guide = Path("docs/training.md").read_text().partition("<!-- options -->\n")[2].partition("<!-- /options -->")[0]
+    assert guide.strip() == table(), "write the output of `python -m option` between the markers of docs/training.md"
+
+
+def test_values_of_a_file_are_printed_for_the_run_scripts(run, published) -> None:
+    keys = "--get dataset.vocab_path k_fold.nums dataset.val_list"
+    told = run(f"-m option --path_opt {published} {keys} --set k_fold.nums=4 dataset.vocab_path=v.json --device cpu")
+    assert told.out.splitlines()[-3:] == ["v.json", "4", "None"]
+    assert run(f"-m option --path_opt {published} --get optim.rate").message == "error: --get optim.rate: no such key"
+    assert "optim.margin" in run("-m option").out
+
+
+def test_the_cache_in_a_file_has_an_old_name(published) -> None:
+    assert load_options(published, ["dataset.cache=h5"]) == load_options(published, ["dataset.cache=disk"])
+
+
+@pytest.mark.parametrize("name", ["UCM", "RSICD"])
+def test_a_renamed_file_runs_under_its_old_name(name, capsys) -> None:
+    old = load_options(f"option/{name}/{name}_GaLR_lite.yaml")
+    assert f"note: the file is now called option/{name}/{name}_lite.yaml" in capsys.readouterr().out
+    assert old == load_options(f"option/{name}/{name}_lite.yaml") and old.run_folder == Path(
+        "checkpoint", f"{name}_lite"
+    )
+
+
+def test_an_unknown_key_far_from_all_others_lists_those_of_its_block(published) -> None:
+    with pytest.raises(InputError, match=r"unknown key logs\.early_stopping \(known keys: ckpt_save_path, eval_step, "):
+        load_options(published, ["logs.early_stopping=3"])
+    with pytest.raises(InputError, match=r"unknown key lr \(nearest known key: optim\.lr\)"):
+        load_options(published, ["lr=3"])
+
+
 @pytest.mark.parametrize("name", SHIPPED)
 def test_shipped_files_load_say_paper_and_point_at_data(name) -> None:
     options = load_options(f"option/{name}/{name}_GaLR.yaml")
@@ -251,7 +288,7 @@ def test_to_dict_gives_plain_values_that_load_again(published, tmp_path) -> None
         ("optim.warmup=20", "optim.warmup (20 epochs) must be below optim.epochs (20)"),
         ("model.fusion.mca_MULTI_HEAD=4", "mca_MULTI_HEAD times mca_HIDDEN_SIZE_HEAD must equal"),
         ("dataset.captions_per_image=2", "dataset.captions_per_image needs optim.loss infonce"),
-        ("model.clip={}", "model.clip is of model.trunk clip"),
+        ("model.clip={}", "model.clip needs model.trunk clip, got resnet18"),
     ],
 )
 def test_mistakes_are_one_line_that_names_key_and_file(published, override, says) -> None:
@@ -307,7 +344,7 @@ def test_a_key_of_another_models_block_is_an_error_that_names_its_owner(publishe
 def test_a_key_of_another_text_encoder_names_it_and_a_whole_block_takes_its_place() -> None:
     path = "option/UCM/UCM_GaLR.yaml"
     with pytest.raises(InputError, match=r"unknown key model.seq2vec.dir_st: it belongs to skipthoughts, not to gru"):
-        load_options(path, ["model.seq2vec.arch=gru"])
+        load_options(path, ["model.seq2vec.arch=gru", "model.seq2vec.dir_st=folder"])
     assert load_options(path, ["model.seq2vec={arch: gru, hidden_dim: 64}"]).model.seq2vec.hidden_dim == 64
     with pytest.raises(InputError, match="seq2vec is a block of options, not a value"):
         load_options(path, ["model.seq2vec=gru"])

@@ -74,7 +74,7 @@ def test_the_recipe_goes_from_packaged_weights_to_the_scores_of_all_folds_as_one
     # the weights of the package, those that training starts from
     kept = torch.load(project / "weights/lite0.pt", weights_only=True)
     assert kept.keys() == timm.create_model("tf_efficientnet_lite0").state_dict().keys()
-    trained = torch.load(project / "checkpoint/UCM_GaLR_lite/0/GaLR_best.pth.tar", weights_only=True)["model"]
+    trained = torch.load(project / "checkpoint/UCM_lite/0/GaLR_best.pth.tar", weights_only=True)["model"]
     frozen = "conv_stem.weight"
     assert torch.equal(trained[f"global_branch.trunk.net.{frozen}"], kept[frozen])
     # words of the train captions alone, stop words kept
@@ -85,14 +85,14 @@ def test_the_recipe_goes_from_packaged_weights_to_the_scores_of_all_folds_as_one
         numbers = [first + 2 * block + i for first in (1, 101) for i in range(2)]
         listed = (project / f"data/ucm_precomp/val_{fold}.txt").read_text()
         assert listed == "".join(f"{number}.tif\n" for number in numbers)
-    split = json.loads((project / "checkpoint/UCM_GaLR_lite/1/split.json").read_text())
+    split = json.loads((project / "checkpoint/UCM_lite/1/split.json").read_text())
     assert split["val"] == ["13.tif", "14.tif", "113.tif", "114.tif"]
     # both folds scored, with rerank and query bank, and their mean matrix as one model
-    results = json.loads((project / "checkpoint/UCM_GaLR_lite/results.json").read_text())
+    results = json.loads((project / "checkpoint/UCM_lite/results.json").read_text())
     assert [fold["images"] for fold in results["folds"]] == [4, 4] and results["rerank"]["folds"]
     for kind in ("", "_bank"):
-        folds = [np.load(project / f"postprocessing/file/UCM_GaLR_lite_{fold}{kind}.npy") for fold in (0, 1)]
-        together = np.load(project / f"postprocessing/file/UCM_GaLR_lite_all{kind}.npy")
+        folds = [np.load(project / f"postprocessing/file/UCM_lite_{fold}{kind}.npy") for fold in (0, 1)]
+        together = np.load(project / f"postprocessing/file/UCM_lite_all{kind}.npy")
         assert together.shape == folds[0].shape == (4, 20) and not np.array_equal(*folds)
 
 

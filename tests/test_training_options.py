@@ -143,8 +143,8 @@ def test_the_cosine_falls_from_the_rate_to_zero_after_a_warm_up_in_proportion() 
 
 
 def test_a_warm_up_as_long_as_the_run_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"optim.warmup \(2 epochs\) must be below"):
-        Optim(epochs=2, warmup=2)
+    with pytest.raises(InputError, match=r"optim.warmup \(2 epochs\) must be below"):
+        load_options("option/RSITMD/RSITMD_GaLR.yaml", ["optim.epochs=2", "optim.warmup=2"])
 
 
 def test_the_trunk_has_its_own_rate_and_vectors_do_not_decay(work) -> None:

@@ -1,4 +1,4 @@
-"""Decode all images of a data set once, into the HDF5 file that `dataset.cache: h5` reads.
+"""Decode all images of a data set once, into the HDF5 file that `dataset.cache: disk` reads.
 
 python -m util.cache_images --path_opt option/RSITMD/RSITMD_GaLR.yaml
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 
-from option.options import load_options
+from option import load_options
 from util.pixels import open_cache
 from utils import Parser, run_command
 
@@ -19,7 +19,9 @@ def main() -> None:
     parser.add_options()
     arguments = parser.parse_args()
     cache, paths = open_cache(load_options(arguments.path_opt, arguments.set).dataset)
-    logger.info(f"{cache}: {len(paths)} images, {cache.stat().st_size / 2**20:.0f} MiB; use it with dataset.cache: h5")
+    logger.info(
+        f"{cache}: {len(paths)} images, {cache.stat().st_size / 2**20:.0f} MiB; use it with dataset.cache: disk"
+    )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The HDF5 cache of decoded images, for `dataset.cache: h5`: built once, resumable, mapped as it is used."""
+"""The HDF5 cache of decoded images, for `dataset.cache: disk`: built once, resumable, mapped as it is used."""
 
 from __future__ import annotations
 

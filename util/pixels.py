@@ -93,7 +93,7 @@ def open_pixels(paths: list[str], size: int, options: Dataset, device: torch.dev
     try:
         return _open(paths, size, options, device)
     except BadImages as error:
-        if options.cache == "h5":  # which is of all
+        if options.cache == "disk":  # which is of all
             raise
         others = [path for path in all_paths(options) if path not in set(paths) and Path(path).is_file()]
         faults = error.faults | check_images(others, options.workers, options.truncated)
@@ -108,7 +108,7 @@ def _open(paths: list[str], size: int, options: Dataset, device: torch.device) -
         except torch.OutOfMemoryError:
             mib = pixels.nbytes / 2**20
             raise RunError(
-                f"{len(paths)} images ({mib:.0f} MiB) do not fit the GPU's memory; set dataset.cache=h5"
+                f"{len(paths)} images ({mib:.0f} MiB) do not fit the GPU's memory; set dataset.cache=disk"
             ) from None
     if options.cache == "none":
         for _ in decode_all(paths, size, options.workers, "checking images", options.truncated):

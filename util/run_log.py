@@ -20,7 +20,7 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 
 from layers.distributed import largest, wait_for_all
-from option.options import Options, save_options
+from option import Options, save_options
 from util.device import device_name
 from utils import ROOT, InputError, Interrupted, RunError, disk_full, is_main, read_json, write_json, write_text
 
