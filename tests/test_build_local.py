@@ -1,4 +1,4 @@
-"""util.build_local: the whole way from a detector's files, or from images alone, to the files that training reads."""
+"""Check util.build_local: from a detector's files, or from images alone, to the files that training reads."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ COLOURS = [(200, 40, 40), (40, 40, 200), (230, 230, 230), (20, 20, 20), (240, 20
 
 
 def draw(path: Path, seed: int) -> None:
-    """Rectangles of many looks on grey."""
+    """Draw rectangles of many looks on grey."""
     rng = np.random.default_rng(seed)
     image = Image.new("RGB", (128, 96), (120, 120, 120))
     for colour in COLOURS:
@@ -132,12 +132,12 @@ def test_proposals_are_the_same_for_any_number_of_processes(run):
 
 
 def noted(work, seen: list):
-    """The work on a file, and a note of it."""
+    """Return the work on a file that also notes the file."""
     return lambda path, truncated: seen.append(path) or work(path, truncated)
 
 
 def spoil(path: Path) -> bytes:
-    """Cut an image short -> what it was."""
+    """Cut an image short and return its bytes before."""
     whole = path.read_bytes()
     path.write_bytes(whole[:-60])
     return whole

@@ -1,4 +1,4 @@
-"""util.detect with small, randomly initialised detectors: loading, output, going on after a stop."""
+"""Check util.detect with small, randomly initialised detectors: loading, output, going on after a stop."""
 
 from __future__ import annotations
 
@@ -199,7 +199,7 @@ def test_options_that_make_no_sense_are_refused(run, extra):
 
 def test_the_threshold_of_the_command_line_or_its_default_reaches_the_detector(run, monkeypatch):
     class SeenError(Exception):
-        """Carries the arguments of a call."""
+        """Carry the arguments of a call."""
 
     def see(*given) -> None:
         raise SeenError(*given[3:])

@@ -1,4 +1,4 @@
-"""Detections put onto the images of the lists: units, names, patches and classes."""
+"""Check how detections are put onto the images of the lists: units, names, patches and classes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Result files of long work: what is done, and what a changed or a foreign file makes of it."""
+"""Check the result files of long work: what is done, and what a changed or a foreign file makes of it."""
 
 from __future__ import annotations
 

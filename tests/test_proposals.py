@@ -1,4 +1,4 @@
-"""Unsupervised proposals: compact, contrasting things are found, background is not, and nothing is random."""
+"""Check unsupervised proposals: compact, contrasting things are found, background is not, and nothing is random."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ GREY, RED, BLUE = (120, 120, 120), (200, 40, 40), (40, 40, 200)
 
 
 def drawing(*things: tuple, size: tuple[int, int] = (256, 256)) -> Image.Image:
-    """A grey image with coloured rectangles ("box") or ellipses, given by their corners in shares of the sides."""
+    """Draw a grey image with coloured rectangles ("box") or ellipses, given by their corners in shares of the sides."""
     image = Image.new("RGB", size, GREY)
     draw = ImageDraw.Draw(image)
     for kind, colour, *corners in things:

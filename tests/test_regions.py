@@ -1,4 +1,4 @@
-"""Readers of detectors' files: each format, its faults named by file and line, and any text at all."""
+"""Check the readers of detectors' files: each format, its faults named by file and line, and any text at all."""
 
 from __future__ import annotations
 
@@ -214,7 +214,7 @@ SMALL = [0.25, 0.25, 0.1, 0.1]  # of 20 20 30 30
 
 
 def read_case(name: str, **options):
-    """The regions of a case's image a.jpg: class names, scores and boxes."""
+    """Return the regions of a case's image a.jpg: class names, scores and boxes."""
     missing = options.pop("allow_missing", True)
     class_map = parse_class_map(options.pop("class_map", []))
     detections, _ = read_detections(CASES / name, **options)

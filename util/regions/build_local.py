@@ -2,7 +2,7 @@
 
     python -m util.build_local --data_path DIR --image_path DIR --regions DIR|FILE|proposals --out FILE.h5
 
-docs/REGIONS.md tells how to get regions for your own images.
+docs/data.md tells how to get regions for your own images.
 """
 
 from __future__ import annotations
@@ -193,7 +193,7 @@ def drea(regions: Iterable[Regions], options: DreaOptions) -> tuple[list[Denoise
 
 
 def write_local(path: Path, stems: list[str], rep: np.ndarray, adj: np.ndarray, attributes: dict[str, Any]) -> None:
-    """Write the HDF5 file of local features (docs/REGIONS.md, "The files")."""
+    """Write the HDF5 file of local features (docs/data.md)."""
     with atomic(path) as temporary, h5py.File(temporary, "w") as file:
         file.create_dataset("name", data=stems, dtype=h5py.string_dtype())
         file.create_dataset("local_rep", data=rep)
@@ -214,7 +214,7 @@ def write_published(path: Path, stems: list[str], rep: np.ndarray, adj: np.ndarr
 def _parse() -> argparse.Namespace:
     parser = Parser(
         prog="python -m util.build_local",
-        description="Turn detected regions into the local features that training reads (docs/REGIONS.md).",
+        description="Turn detected regions into the local features that training reads (docs/data.md).",
     )
     parser.add_argument("--data_path", type=Path, required=True, help="folder with {train,test}_filename.txt")
     parser.add_argument("--image_path", type=Path, required=True, help="folder of the images")

@@ -1,4 +1,4 @@
-"""Names of classes: those of DOTA-v1.0 in any spelling, those of other data sets, and the user's own map."""
+"""Find the class that a name means: DOTA-v1.0's in any spelling, other data sets' names, the user's own map."""
 
 from __future__ import annotations
 

@@ -37,8 +37,7 @@ class _Names(Entry):
 
 
 class _Result(Entry):
-    """`bbox` is left, top, width, height; `poly` is four corners, as Ultralytics writes oriented boxes; in pixels."""
-
+    # bbox: left, top, width, height; poly: four corners, as Ultralytics writes oriented boxes; both in pixels
     image_id: int | str
     category_id: int
     bbox: Annotated[list[FiniteFloat], Field(min_length=4, max_length=4)] | None = None

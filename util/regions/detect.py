@@ -4,7 +4,7 @@
 
 The detector is a Faster R-CNN or RetinaNet of torchvision, trained as torchvision does it: label 0 is the background,
 label i the i-th name of the class file. The results of each image are kept in --out: the same command run again goes on
-from there, and on another folder of images it adds to them. docs/REGIONS.md shows the whole way.
+from there, and on another folder of images it adds to them. docs/data.md shows the whole way.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Detections as files give them, and their way to the regions of each image of the lists."""
+"""Put detections, as files give them, onto the images of the lists."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _PATCH = re.compile(r"(?P<image>.+)__(?P<number>[0-9]{1,5}(\.[0-9]{1,5})?)__(?P<
 
 
 class Row(NamedTuple):
-    """One detection: class name, score in [0, 1], and axis-aligned hull."""
+    """Hold one detection: class name, score in [0, 1], and axis-aligned hull."""
 
     class_name: str
     score: float
@@ -36,7 +36,7 @@ def hull(corners: Sequence[float]) -> Hull:
 
 
 class Patch(NamedTuple):
-    """A part of an image that was cut out for detection: its image, scale, and corner in pixels."""
+    """Hold a part of an image that was cut out for detection: its image, scale, and corner in pixels."""
 
     image: str
     scale: float
@@ -66,7 +66,7 @@ def patch_of(name: str) -> Patch | None:
 
 @dataclass
 class Detections:
-    """The content of a folder or file of detections.
+    """Hold the content of a folder or file of detections.
 
     rows: image name, as the source writes it -> its detections. Formats with one file per image, and COCO, name every
         image that was looked at, some with an empty list.

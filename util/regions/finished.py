@@ -13,7 +13,7 @@ Kept = tuple[str, list[int], Any]  # image file, its size and time stamp, result
 
 
 class Finished:
-    """Results in a folder, under a key per image. Raise InputError if the folder holds results of other settings."""
+    """Keep results in a folder, under a key per image. Raise InputError for a folder of other settings."""
 
     def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
         self.folder, self.settings = folder, settings

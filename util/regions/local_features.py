@@ -15,7 +15,7 @@ from util.pickles import Array, load_pickled_npy
 from utils import InputError, existing_file, some
 
 SHAPE = (20, 20)
-ADVICE = "make it with: python -m util.build_local (docs/REGIONS.md), or set dataset.local_path"
+ADVICE = "make it with: python -m util.build_local (docs/data.md), or set dataset.local_path"
 
 
 def load_local(path: str | os.PathLike, names: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
@@ -46,7 +46,7 @@ def _read_hdf5(path: Path, names: Sequence[str]) -> tuple[np.ndarray, ...]:
         raise InputError(f"local features {path}: another program has it open to write; try when it is done") from None
     except Exception as error:  # h5py raises errors of many kinds on damaged files
         raise InputError(
-            f"local features {path}: not the HDF5 form of docs/REGIONS.md, or damaged ({error}); on a file system with "
+            f"local features {path}: not the HDF5 form of docs/data.md, or damaged ({error}); on a file system with "
             "no locks of its own, set HDF5_USE_FILE_LOCKING=FALSE"
         ) from None
 

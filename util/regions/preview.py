@@ -1,4 +1,4 @@
-"""Pictures of DREA: an image with its regions, which merged into which, and the graph drawn over it."""
+"""Draw DREA: an image with its regions, which of them merged, and the graph over it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Case = tuple[str, Image.Image, Regions, Denoised, np.ndarray]  # name, image, re
 
 
 def write_sheets(prefix: Path, cases: list[Case]) -> list[Path]:
-    """Write `{prefix}_preview_1.png` and so on, four images a sheet; returns their paths."""
+    """Write `{prefix}_preview_1.png` and so on, four images a sheet; return their paths."""
     paths = []
     for first in range(0, len(cases), ROWS):
         path = prefix.with_name(f"{prefix.name}_preview_{first // ROWS + 1}.png")
@@ -34,7 +34,7 @@ def write_sheets(prefix: Path, cases: list[Case]) -> list[Path]:
 
 
 def sheet(cases: list[Case]) -> Figure:
-    """One row for each image: its regions; the nodes, with what merged into them; the graph."""
+    """Draw one row for each image: its regions; the nodes, with what merged into them; the graph."""
     figure = Figure(figsize=(12, 4.25 * len(cases)), layout="constrained")
     axes = figure.subplots(len(cases), 3, squeeze=False)
     for row, (name, image, regions, denoised, adjacency) in zip(axes, cases, strict=True):
@@ -62,7 +62,7 @@ def _boxes(axes: Axes, box: np.ndarray, colour: np.ndarray, width: float, style:
 
 
 def _merges(axes: Axes, box: np.ndarray, colour: np.ndarray, denoised: Denoised) -> None:
-    """Nodes in full lines; what merged into one in dotted lines, with an arm to the node's centre."""
+    """Draw nodes in full lines; what merged into one in dotted lines, with an arm to the node's centre."""
     kept = denoised.region_of_node
     merged = np.setdiff1d(np.flatnonzero(denoised.node_of_region >= 0), kept)
     into = kept[denoised.node_of_region[merged]]
@@ -76,7 +76,7 @@ def _merges(axes: Axes, box: np.ndarray, colour: np.ndarray, denoised: Denoised)
 
 
 def _graph(axes: Axes, box: np.ndarray, colour: np.ndarray, denoised: Denoised, adjacency: np.ndarray) -> None:
-    """Edges by their weight in A; a disc for each node, its area by its multiplicity."""
+    """Draw edges by their weight in A; a disc for each node, its area by its multiplicity."""
     centre = box[denoised.region_of_node, :2]
     i, j = np.triu_indices(len(centre), 1)
     weight = adjacency[i, j] / max(adjacency[i, j].max(initial=0), 1e-9)

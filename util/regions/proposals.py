@@ -1,4 +1,4 @@
-"""Unsupervised region proposals, for people without a detector: compact, contrasting segments of an image.
+"""Propose regions without a detector: compact, contrasting segments of an image.
 
 Segments come from graph-based segmentation (Felzenszwalb and Huttenlocher, IJCV 2004; scikit-image) of the image at
 several sizes. Each is described by colour, texture, shape and size; its "class" is the nearest of 15 appearance
@@ -26,7 +26,7 @@ DESCRIPTION = ("L", "a", "b", "deviation_L", "deviation_ab", "edges", "elongatio
 
 @dataclass(frozen=True)
 class ProposalOptions:
-    """The rules of the proposals, with their defaults (ours; chosen by eye on UCM train images).
+    """Set the rules of the proposals. The defaults are ours, chosen by eye on UCM train images.
 
     side: images are scaled to this length of the longer side in pixels, so that time and thresholds do not depend on
         their resolution. 256, the size that the model sees.
@@ -60,7 +60,7 @@ DEFAULTS = ProposalOptions()
 
 
 class Proposals(NamedTuple):
-    """The segments kept in one image: score (n,) in [0, 1]; box (n, 4) as in Regions; description (n, 9) float64."""
+    """Hold the segments of one image: score (n,) in [0, 1]; box (n, 4) as in Regions; description (n, 9) float64."""
 
     score: np.ndarray
     box: np.ndarray
@@ -71,7 +71,7 @@ NOTHING = Proposals(np.zeros(0), np.zeros((0, 4)), np.zeros((0, len(DESCRIPTION)
 
 
 class Prototypes(NamedTuple):
-    """Appearance prototypes: centres (at most 15, 9) in units of `deviation` from `mean`, both (9,)."""
+    """Hold appearance prototypes: centres (at most 15, 9) in units of `deviation` from `mean`, both (9,)."""
 
     centres: np.ndarray
     mean: np.ndarray

@@ -24,14 +24,14 @@ from utils import InputError, read_text
 
 logger = logging.getLogger("galr")
 
-GUIDE = "docs/REGIONS.md"
+GUIDE = "docs/data.md"
 CLASS_FILE = "classes.txt"  # labelling tools write it among the label files
 HEADERS = ("imagesource:", "gsd:")  # of DOTA annotations
 _RESULT_PREFIX = re.compile(r"^Task[12]_", re.IGNORECASE)
 
 
 class Reader(NamedTuple):
-    """A format: its function, the suffix of its file (empty for a folder of .txt files), the options it takes.
+    """Describe a format: its function, the suffix of its file (empty for a folder of .txt files), its options.
 
     fits(words, result): a line of such words is in this format; result: the files are named after classes.
     """
@@ -141,7 +141,7 @@ def _dota_row(line: str) -> Row:
         names = names[:-1]
     if not names or is_number(names[0]):
         raise ValueError("must be 8 coordinates and a class")
-    return Row(" ".join(names), 1.0, hull(numbers(words[:8])))
+    return _row(" ".join(names), 1.0, numbers(words[:8]))
 
 
 def read_results(folder: Path) -> Detections:
@@ -153,13 +153,13 @@ def read_results(folder: Path) -> Detections:
     for path in label_files(folder):
         class_name = _RESULT_PREFIX.sub("", path.stem)
         coordinates = {"task1_": 8, "task2_": 4}.get(path.name[:6].lower())
-        for name, score, place in parsed(path, lambda line, n=coordinates: _result_line(line, n)):
-            rows.setdefault(name, []).append(Row(class_name, score, hull(place)))
+        for name, row in parsed(path, lambda line, c=class_name, n=coordinates: _result_row(line, c, n)):
+            rows.setdefault(name, []).append(row)
     return Detections(rows, names_all=False)
 
 
-def _result_line(line: str, coordinates: int | None) -> tuple[str, float, list[float]]:
-    """Split a line of results. `coordinates` None: told from the number of words, for names without spaces."""
+def _result_row(line: str, class_name: str, coordinates: int | None) -> tuple[str, Row]:
+    """Return image and row. `coordinates` None: told from the number of words, for names without spaces."""
     words = line.split()
     found = {6: 4, 10: 8}.get(len(words))
     if coordinates is None:
@@ -174,7 +174,7 @@ def _result_line(line: str, coordinates: int | None) -> tuple[str, float, list[f
     if coordinates is None or len(words) != coordinates + 2:
         raise ValueError(f"must be image, score and {coordinates or '8 or 4'} coordinates")
     score, *place = numbers(words[1:])
-    return words[0], checked_score(score), place
+    return words[0], _row(class_name, score, place)
 
 
 def read_yolo(folder: Path, classes: Path | None = None) -> Detections:
@@ -201,7 +201,7 @@ def _yolo_row(line: str, names: list[str]) -> Row:
     *corners, confidence = numbers(words[1:10])
     if sum(not -1 <= value <= 2 for value in corners) > 4:  # one corner may lie far out: it is clipped
         raise ValueError("corners must be in units of the image sides (0 to 1); these look like pixels")
-    return Row(names[int(words[0])], checked_score(confidence), hull(corners))
+    return _row(names[int(words[0])], confidence, corners)
 
 
 def _like_dota(words: list[str], result: bool) -> bool:
@@ -267,6 +267,12 @@ def _per_image(folder: Path, row: Callable[[str], Row], headers: bool = False) -
     return rows
 
 
+def _row(class_name: str, score: float, corners: list[float]) -> Row:
+    if not 0 <= score <= 1:
+        raise ValueError(f"the score must be from 0 to 1, got {score:g}")
+    return Row(class_name, score, hull(corners))
+
+
 def is_number(word: str) -> bool:
     """Return True for a number that a pixel can be: not infinity, nan, or above 1e9."""
     try:
@@ -281,13 +287,6 @@ def numbers(words: list[str]) -> list[float]:
         if not is_number(word):
             raise ValueError(f"{quoted(word)} is not a number")
     return [float(word) for word in words]
-
-
-def checked_score(score: float) -> float:
-    """Return a score. Raise ValueError outside 0 to 1."""
-    if not 0 <= score <= 1:
-        raise ValueError(f"the score must be from 0 to 1, got {score:g}")
-    return score
 
 
 def quoted(text: str, most: int = 60) -> str:
