@@ -12,11 +12,11 @@ from data import load_data, read_split, validation_split
 from engine import encode_split, load_model, untrained_model
 from option import load_options
 from postprocessing import matrices
-from postprocessing.recall import standings
-from postprocessing.sheet import retrieval_sheet
-from postprocessing.style import save_figure
-from postprocessing.tables import narrow_fold
-from test import Matrix, describe, fold_score
+from postprocessing.drawing import retrieval_grid, save_figure
+from postprocessing.recall import query_ranks
+from postprocessing.results import Results
+from postprocessing.tables import markdown
+from test import describe, fold_score
 from util.checkpoints import read_checkpoint
 from util.device import pick_device
 from utils import InputError, Parser, check_writable_file, run_command
@@ -36,7 +36,7 @@ def main() -> None:
     )
     parser.add_argument("--split", choices=["test", "val"], default="test", help="val: of the checkpoint's split.json")
     parser.add_argument("--sims", metavar="OUT.npy", help="write the similarity matrix, images x captions")
-    parser.add_argument("--figure", metavar="OUT.png", help="write a sheet of retrievals")
+    parser.add_argument("--figure", metavar="OUT.png", help="write a retrieval grid")
     parser.add_device()
     arguments = parser.parse_args()
     for option, suffix in (("sims", ".npy"), ("figure", ".png")):
@@ -59,15 +59,16 @@ def main() -> None:
     data = load_data(split, options, words, device, training=False)
     sims = encode_split(model, data, options)
     folder = Path(arguments.resume).absolute().parent.name  # of our runs: the fold
-    fold, found = int(folder) if folder.isdigit() else 0, standings(sims, split.image_of_caption)
-    score = fold_score(fold, found, Matrix(sims, split, data.paths), arguments.split)
+    fold, ranks = int(folder) if folder.isdigit() else 0, query_ranks(sims, split.image_of_caption)
+    score = fold_score(fold, ranks, split, arguments.split)
     logger.info(describe(arguments.split, data))
-    logger.info(narrow_fold(score, Path(options.dataset.data_path).name, options.dataset.datatype))
+    about = {"experiment": options.k_fold.experiment_name, "dataset": options.dataset.datatype}
+    logger.info(markdown(Results.of([score], **about, lists=Path(options.dataset.data_path).name)))
     if arguments.sims:
         for path in matrices.save(Path(arguments.sims), sims, split.image_of_caption):
             logger.info(f"written: {path}")
     if arguments.figure:
-        save_figure(retrieval_sheet(sims, data.paths, split.captions, split.image_of_caption), arguments.figure)
+        save_figure(retrieval_grid(sims, data.paths, split.captions, split.image_of_caption), arguments.figure)
         logger.info(f"written: {arguments.figure}")
 
 

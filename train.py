@@ -46,8 +46,8 @@ from engine import (
 from layers.distributed import check_alike, joined, wait_for_all
 from layers.model import Model
 from option import Options, load_options
-from postprocessing.recall import chance, standings
-from postprocessing.sheet import retrieval_sheet
+from postprocessing.drawing import retrieval_grid
+from postprocessing.recall import chance, query_ranks
 from util.checkpoints import BEST, LAST, load_weights, read_checkpoint, save_checkpoint
 from util.device import pick_device
 from util.finite import check_similarities, check_weights, window_losses
@@ -191,7 +191,7 @@ def train_fold(
                     if is_main():
                         sims, split = similarities(scored, *vectors), val.split
                         row = validation_row(sims, val, progress)
-                        log.val_row(row, retrieval_sheet(sims, val.paths, split.captions, split.image_of_caption))
+                        log.val_row(row, retrieval_grid(sims, val.paths, split.captions, split.image_of_caption))
                         if 6 * row["mr"] > progress.best_rsum:
                             progress.best_rsum = 6 * row["mr"]
                             save(BEST)
@@ -264,7 +264,7 @@ def validation_row(sims: np.ndarray, data: Data, progress: Progress) -> dict[str
     """The log's row on a validation. Raises RunError where similarities are not finite."""
     check_similarities(sims, progress)
     owner = data.split.image_of_caption
-    found = standings(sims, owner)
+    found = query_ranks(sims, owner)
     i2t, t2i, mr = found.scores()
     return {
         "epoch": progress.epoch,

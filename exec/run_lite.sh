@@ -35,7 +35,4 @@ EXPERIMENT=${NAME}_lite
 for word in "$@"; do
     [[ $word != k_fold.experiment_name=* ]] || EXPERIMENT=${word#*=}
 done
-MATRICES=postprocessing/file/$EXPERIMENT
-for kind in "" _bank; do
-    [ ! -f "${MATRICES}_1$kind.npy" ] || python -m postprocessing.ensemble --sims "${MATRICES}_[0-9]$kind.npy" --out "${MATRICES}_all$kind.npy"
-done
+[ ! -f "checkpoint/$EXPERIMENT/results.json" ] || python -m postprocessing.ensemble --run "checkpoint/$EXPERIMENT"  # the folds as one model; one table of all

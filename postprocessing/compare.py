@@ -1,9 +1,17 @@
-"""Several models, several seeds, one table: means, deviations, and of every pair whether its difference is shown.
+"""Compare models over seeds: means, deviations, and for every pair whether its difference of mR is more than luck.
 
     python -m postprocessing.compare UCM GaLR AMFMN --seeds 5
 
 reads the runs UCM_GaLR_s0 to UCM_AMFMN_s4 as `exec/compare.sh` leaves them: results.json for the folds, and the test
 matrices with their galleries. Writes compare.md, compare.json and intervals.png.
+
+Queries. A model's mR is a mean over the queries of one test split; others of the same kind would give another. An image
+and its captions fail together, so images are drawn again (SciPy's bootstrap), each with its own query and those of all
+its captions, and both models are scored on the same draw. The gallery stays whole. Of several seeds and folds, each
+query's mean is drawn.
+
+Seeds. The interval above takes the trained models as given. Another seed would change them as the deviation over seeds
+says, from which Welch's interval of the difference follows. A difference is shown if both intervals leave out zero.
 """
 
 from __future__ import annotations
@@ -12,35 +20,234 @@ import itertools
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from postprocessing.comparison import Comparison, Model, differences, interval_figure, markdown, score_model, terminal
+from postprocessing.drawing import GREY, INK, PALE, PLAIN, RERANK, RUN, new_figure, save_figure
 from postprocessing.matrices import gallery_file, load, load_gallery
-from postprocessing.recall import Standings, standings
-from postprocessing.results import Results
+from postprocessing.recall import CUTS, QueryRanks, query_ranks
+from postprocessing.results import Results, Score, score_of, summarise
 from postprocessing.results import load as load_file
-from postprocessing.style import save_figure
-from postprocessing.tables import gallery_of
+from postprocessing.tables import NARROW, Gallery, gallery_of, published_tables, six_cells, table
 from utils import Bar, InputError, Parser, check_writable, run_command, write_json, write_text
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 logger = logging.getLogger("galr")
 
+RESAMPLES = 9999
+BATCH = 200  # resamples that are laid out at once
+
+
+class Interval(NamedTuple):
+    """An interval of a difference, in points of mR."""
+
+    low: float
+    high: float
+
+    @property
+    def leaves_out_zero(self) -> bool:
+        return self.low > 0 or self.high < 0
+
+
+class Hits(NamedTuple):
+    """The part of each image with captions in mR, in per cent, the mean of R@1, R@5 and R@10."""
+
+    i2t: np.ndarray  # of the image as the query
+    t2i: np.ndarray  # the sum over its captions as queries
+    captions: np.ndarray  # how many these are
+
+
+def hits_of(runs: Sequence[QueryRanks], image_of_caption: np.ndarray, ties: str = "random") -> Hits:
+    """Return the hits of a model on a test split, the mean over its runs (seeds and folds)."""
+    i2t, t2i = (
+        np.mean([100 * way.hits(k, ties) for way in ways for k in CUTS], axis=0) for ways in zip(*runs, strict=True)
+    )
+    _, place, captions = np.unique(image_of_caption, return_inverse=True, return_counts=True)
+    return Hits(i2t, np.bincount(place, weights=t2i), captions)
+
+
+def mean_recall(i2t: np.ndarray, t2i: np.ndarray, captions: np.ndarray, axis: int = -1) -> np.ndarray:
+    """Return mR of these images as the queries, or the difference of two, because it is linear in the hits."""
+    return (i2t.mean(axis) + t2i.sum(axis) / captions.sum(axis)) / 2
+
+
+def over_queries(one: Hits, other: Hits, level: float = 0.95, seed: int = 0) -> Interval:
+    """Return the paired bootstrap (percentiles) of mR, one minus the other, over the images of the split."""
+    from scipy.stats import bootstrap
+
+    drawn = bootstrap(
+        (one.i2t - other.i2t, one.t2i - other.t2i, one.captions),
+        mean_recall,
+        paired=True,
+        vectorized=True,
+        method="percentile",
+        n_resamples=RESAMPLES,
+        batch=BATCH,
+        confidence_level=level,
+        rng=np.random.default_rng(seed),
+    )
+    return Interval(*map(float, drawn.confidence_interval))
+
+
+def over_seeds(one: Sequence[float], other: Sequence[float], level: float = 0.95) -> Interval | None:
+    """Return Welch's interval of the difference, from the mR of each seed; None for fewer than two seeds of a model.
+
+    None too if no seed changes anything: such a deviation says nothing.
+    """
+    from scipy.stats import ttest_ind
+
+    if min(len(one), len(other)) < 2 or np.ptp(one) == np.ptp(other) == 0:
+        return None
+    return Interval(*map(float, ttest_ind(one, other, equal_var=False).confidence_interval(level)))
+
+
+# ---------------------------------------------------------------- the comparison
+
+Seeds = list[list[QueryRanks]]  # of a model: the ranks of the split's queries, in each fold of each seed
+
+
+class ModelScore(NamedTuple):
+    """A model's mean over all seeds and folds, and for each way to count ties the sample deviations of mR."""
+
+    name: str
+    mean: Score
+    deviations: dict[str, dict[str, float | None]]
+
+
+class Difference(NamedTuple):
+    """The difference of mR of two models, ties at random, with its intervals."""
+
+    one: str
+    other: str
+    mr: float
+    queries: Interval
+    seeds: Interval | None
+
+    @property
+    def verdict(self) -> str:
+        if not self.queries.leaves_out_zero:
+            return "not shown"
+        if self.seeds is None:
+            return "shown for this seed"
+        return "shown" if self.seeds.leaves_out_zero else "shown for these seeds"
+
+
+class Comparison(NamedTuple):
+    """The comparison of all models; `gallery` is that of all scores, `level` that of the intervals."""
+
+    dataset: str
+    runs: str
+    gallery: Gallery
+    level: float
+    scores: list[ModelScore]
+    differences: list[Difference]
+
+
+def mr_of(seeds: Seeds, ties: str) -> np.ndarray:
+    """Return mR (seeds, folds)."""
+    return np.array([[ranks.metrics(ties)["mr"] for ranks in folds] for folds in seeds])
+
+
+def score_model(name: str, seeds: Seeds) -> ModelScore:
+    """Return the mean of a model and its deviations."""
+    mean, _ = summarise([score_of(ranks) for folds in seeds for ranks in folds])
+    return ModelScore(name, mean, {ties: deviations(mr_of(seeds, ties)) for ties in ("against", "random")})
+
+
+def deviations(mr: np.ndarray) -> dict[str, float | None]:
+    """Return the deviations of mR (seeds, folds) over the means of the seeds, and over the folds of a seed.
+
+    The latter is the root of the mean variance. A deviation is None if there is only one.
+    """
+    seeds, folds = mr.shape
+    over_seeds = float(mr.mean(axis=1).std(ddof=1)) if seeds > 1 else None
+    over_folds = float(np.sqrt(mr.var(axis=1, ddof=1).mean())) if folds > 1 else None
+    return {"seeds": over_seeds, "folds": over_folds}
+
+
+def differences(models: dict[str, Seeds], image_of_caption: np.ndarray, level: float) -> list[Difference]:
+    """Return every pair of models, the better one first; the largest difference first."""
+    hits = {name: hits_of(list(itertools.chain(*seeds)), image_of_caption) for name, seeds in models.items()}
+    mr = {name: mr_of(seeds, "random").mean(axis=1) for name, seeds in models.items()}
+    found = []
+    for pair in itertools.combinations(mr, 2):
+        one, other = sorted(pair, key=lambda name: -mr[name].mean())
+        queries, seeds = over_queries(hits[one], hits[other], level), over_seeds(mr[one], mr[other], level)
+        found.append(Difference(one, other, float(mr[one].mean() - mr[other].mean()), queries, seeds))
+    return sorted(found, key=lambda difference: -difference.mr)
+
+
+def markdown(comparison: Comparison) -> str:
+    """Return the tables of the models, of their differences, and of the published rows."""
+    head = [
+        f"{comparison.dataset}, {comparison.runs}",
+        str(comparison.gallery),
+        "seeds, folds: deviations of mR over them\n",
+    ]
+    texts = ["\n\n".join(head)]
+    for ties in max((score.mean.ties for score in comparison.scores), key=len):
+        rows = ([name, *six_cells(mean.flat(ties)), *spread[ties].values()] for name, mean, spread in comparison.scores)
+        texts.append(table([[f"ties {ties}", *NARROW, "seeds", "folds"], *rows]))
+    if comparison.differences:
+        level, chance = f"{100 * comparison.level:g}%", f"{100 - 100 * comparison.level:.3g} in 100"
+        texts.append(
+            f"Differences of mR, ties broken at random, with {level} intervals: over the test queries (paired\n"
+            "bootstrap of the images with their captions), and over seeds (Welch). A difference is shown if\n"
+            f"both leave out 0; {chance} intervals of equal models do so by chance.\n"
+        )
+        pairs = []
+        for pair in comparison.differences:
+            intervals = (at and f"{at.low:+.2f} to {at.high:+.2f}" for at in (pair.queries, pair.seeds))
+            pairs.append([f"{pair.one} - {pair.other}", f"{pair.mr:+.2f}", *intervals, pair.verdict])
+        texts.append(table([["", "mR", "queries", "seeds", ""], *pairs]))
+    return "\n".join([*texts, *published_tables(comparison.dataset)])
+
+
+def interval_figure(comparison: Comparison) -> Figure:
+    """Draw the differences with their intervals, over queries and over seeds."""
+    pairs = comparison.differences
+    height = 1.6 + 0.42 * len(pairs)
+    figure = new_figure(9, height, f"{comparison.dataset}, {comparison.runs}, {comparison.gallery}")
+    axes = figure.add_axes((0.36, 0.6 / height, 0.61, 1 - 1.45 / height))
+    for key, color, shift in (("queries", RUN, -0.13), ("seeds", RERANK, 0.13)):
+        ends = {at + shift: getattr(pair, key) for at, pair in enumerate(pairs) if getattr(pair, key)}
+        if ends:
+            lows, highs = zip(*ends.values(), strict=True)
+            axes.hlines(list(ends), lows, highs, color=color, linewidth=3, label=f"over {key}")
+    axes.plot([pair.mr for pair in pairs], range(len(pairs)), "o", color=INK, markersize=4)
+    axes.axvline(0, color=GREY, linestyle="--", linewidth=1)
+    axes.set_yticks(range(len(pairs)), list(map(pair_label, pairs)), fontsize=9, **PLAIN)
+    axes.set(ylim=(len(pairs) - 0.4, -0.6), xlabel=f"difference of mR, {100 * comparison.level:g}% interval")
+    axes.grid(axis="x", color=PALE, linewidth=0.5)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, frameon=False, fontsize=9)
+    return figure
+
+
+def pair_label(pair: Difference) -> str:
+    """Return the label of a difference: on two lines if one would not fit beside the figure."""
+    between = " " if len(pair.one) + len(pair.other) <= 40 else "\n"
+    return f"{pair.one}{between}\u2212 {pair.other}"
+
+
+# ---------------------------------------------------------------- the command
+
 
 class Run(NamedTuple):
-    """One seed of a model: its results, the split that it was scored on, and where the split's queries stand in each
-    fold."""
+    """One seed of a model: its results, the split that it was scored on, and the ranks in each fold."""
 
     name: str
     results: Results
     images: list[str]  # their file names
     captions: list[str]
     image_of_caption: np.ndarray
-    standings: list[Standings]
+    ranks: list[QueryRanks]
 
     def check_comparable(self, other: Run) -> None:
-        """Raises InputError where the other run has another split or other folds."""
+        """Raise InputError if the other run has another split or other folds."""
         for what in ("images", "captions"):
             if getattr(self, what) != getattr(other, what):
                 raise InputError(f"{self.name} and {other.name} were scored on different {what}; take the same split")
@@ -52,29 +259,19 @@ class Run(NamedTuple):
 
 
 def read_run(name: str, runs: Path, matrices: Path) -> Run:
-    """Raises InputError where something of a run is missing, damaged, or not of one scoring."""
+    """Read a run. Raise InputError if something of it is missing, damaged, or not of one scoring."""
     results = load_file(runs / name / "results.json", Results, "train and score it: exec/compare.sh does")
     first, found = None, []
     for fold in results.folds:
         file = matrices / f"{name}_{fold.fold}.npy"
         (sims, owner), (images, captions) = load(file), load_gallery(gallery_file(file))
-        found.append(standings(sims, owner))
-        if sims.shape != (len(images), len(captions)) or abs(found[-1].scores().mr - fold.mr) > 1e-6:
+        found.append(query_ranks(sims, owner))
+        if sims.shape != (len(images), len(captions)) or abs(found[-1].metrics()["mr"] - fold.mr) > 1e-6:
             raise InputError(f"{file} is not what {runs / name}/results.json was made from; run test.py for it again")
         run = Run(name, results, [Path(image).name for image in images], captions, owner, found)
         first = first or run
         first.check_comparable(run)
     return first
-
-
-def read_models(dataset: str, names: Sequence[str], seeds: int, runs: Path, matrices: Path) -> dict[str, list[Run]]:
-    """The runs of each model, a seed each. Raises InputError where they do not compare."""
-    models: dict[str, list[Run]] = {name: [] for name in names}
-    for model, seed in Bar(list(itertools.product(names, range(seeds))), desc="compare", unit="run"):
-        run = read_run(f"{dataset}_{model}_s{seed}", runs, matrices)
-        models[model].append(run)
-        models[names[0]][0].check_comparable(run)
-    return models
 
 
 def main() -> None:
@@ -89,28 +286,41 @@ def main() -> None:
     add("--matrices", default="postprocessing/file", metavar="DIR", help="where test.py left them (%(default)s)")
     add("--out", metavar="DIR", help="where the tables and the figure go (RUNS/{dataset}_compare)")
     args = parser.parse_args()
-    if args.seeds < 1 or not 0 < args.level < 1:
-        raise InputError("--seeds is a whole number from 1 on, --level lies between 0 and 1")
-    if len(set(args.models)) < len(args.models):
-        raise InputError("a model is named twice")
+    if args.seeds < 1 or not 0 < args.level < 1 or len(set(args.models)) < len(args.models):
+        raise InputError("--seeds must be an integer >= 1, --level must lie between 0 and 1, each model is named once")
     out = Path(args.out or Path(args.runs) / f"{args.dataset}_compare")
     check_writable(out, "the folder of the comparison")
-    models = read_models(args.dataset, args.models, args.seeds, Path(args.runs), Path(args.matrices))
-    first = models[args.models[0]][0]
-    found = [Model(name, [run.standings for run in runs]) for name, runs in models.items()]
+    runs: dict[str, list[Run]] = {name: [] for name in args.models}
+    for model, seed in Bar(list(itertools.product(runs, range(args.seeds))), desc="compare", unit="run"):
+        runs[model].append(read_run(f"{args.dataset}_{model}_s{seed}", Path(args.runs), Path(args.matrices)))
+        runs[args.models[0]][0].check_comparable(runs[model][-1])
+    first = runs[args.models[0]][0]
+    seeds, folds = (f"{n} {what}{'s' * (n != 1)}" for n, what in ((args.seeds, "seed"), (len(first.ranks), "fold")))
+    models = {name: [run.ranks for run in of_model] for name, of_model in runs.items()}
     comparison = Comparison(
-        dataset=first.results.dataset,
-        gallery=gallery_of(first.results.folds, first.results.lists),
-        seeds=args.seeds,
-        folds=len(first.results.folds),
-        level=args.level,
-        scores=[score_model(model) for model in found],
-        differences=differences(found, first.image_of_caption, args.level),
+        first.results.dataset,
+        f"mean over {seeds} of {folds}",
+        gallery_of(first.results.folds, first.results.lists),
+        args.level,
+        [score_model(name, of_model) for name, of_model in models.items()],
+        differences(models, first.image_of_caption, args.level),
     )
-    text = terminal(comparison)
+    content = {
+        "dataset": comparison.dataset,
+        "gallery": comparison.gallery._asdict(),
+        "seeds": args.seeds,
+        "folds": len(first.ranks),
+        "level": args.level,
+        "scores": [{"name": name, "mean": mean.model_dump(), **spread} for name, mean, spread in comparison.scores],
+        "differences": [
+            pair._asdict()
+            | {"queries": pair.queries._asdict(), "seeds": pair.seeds and pair.seeds._asdict(), "verdict": pair.verdict}
+            for pair in comparison.differences
+        ],
+    }
+    write_json(out / "compare.json", content)
     write_text(out / "compare.md", markdown(comparison))
-    write_json(out / "compare.json", comparison.model_dump())
-    print(text, end="")
+    print(markdown(comparison), end="")
     if len(models) > 1:
         save_figure(interval_figure(comparison), out / "intervals.png")
     logger.info(f"{out}/compare.md, .json" + (", intervals.png" if len(models) > 1 else ""))

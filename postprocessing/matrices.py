@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import filecmp
 import glob
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,14 +18,14 @@ from utils import InputError, atomic, existing_file, read_json, write_json
 
 
 class Gallery(NamedTuple):
-    """What a matrix is of: the paths of its images, and its captions."""
+    """The paths of a matrix's images, and its captions."""
 
     images: list[str]
     captions: list[str]
 
 
 def save(path: Path, sims: np.ndarray, image_of_caption: np.ndarray) -> list[Path]:
-    """Save the similarities as `path`, and each caption's image beside it as `*_images.npy` -> the two files."""
+    """Save the similarities as `path`, and each caption's image beside it as `*_images.npy` and return both files."""
     files = [path, images_file(path)]
     for name, array in zip(files, (sims, image_of_caption), strict=True):
         with atomic(name) as temporary, temporary.open("wb") as file:
@@ -33,10 +34,10 @@ def save(path: Path, sims: np.ndarray, image_of_caption: np.ndarray) -> list[Pat
 
 
 def load(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
-    """A saved matrix, memory-mapped (images, captions), and the row of each caption's image (captions,).
+    """Return a saved matrix, memory-mapped (images, captions), and the row of each caption's image (captions,).
 
     The latter is read from `*_images.npy` beside it; without that file, consecutive captions share the images evenly.
-    Raises InputError, naming the file, for anything that is not such a file.
+    Raise InputError, naming the file, for anything that is not such a file.
     """
     path = existing_file(path, "similarity matrix", "test.py and test_single.py --sims write such files")
     beside = images_file(path)
@@ -68,12 +69,12 @@ def _load_array(path: Path) -> np.ndarray:
 
 
 def images_file(matrix: Path) -> Path:
-    """Where the row of each caption's image is kept."""
+    """Return the file of the row of each caption's image."""
     return matrix.with_name(f"{matrix.stem}_images.npy")
 
 
 def gallery_file(matrix: Path) -> Path:
-    """Where the names of a matrix's images and captions are kept."""
+    """Return the file of the names of a matrix's images and captions."""
     return matrix.with_name(f"{matrix.stem}_gallery.json")
 
 
@@ -83,7 +84,7 @@ def save_gallery(matrix: Path, gallery: Gallery) -> None:
 
 
 def load_gallery(path: Path) -> Gallery:
-    """Read a file of `save_gallery`. Raises InputError, naming the file, for anything else."""
+    """Read a file of `save_gallery`. Raise InputError, naming the file, for anything else."""
     tree = read_json(path, "gallery")
     lists = [tree.get(key) for key in Gallery._fields] if isinstance(tree, dict) else [None]
     if not all(isinstance(names, list) and all(isinstance(name, str) for name in names) for names in lists):
@@ -91,8 +92,16 @@ def load_gallery(path: Path) -> Gallery:
     return Gallery(*lists)
 
 
+def share_images(one: Path, other: Path) -> bool:
+    """Return whether two matrices share images, by the galleries that test.py leaves beside them, or else are equal."""
+    galleries = [gallery_file(file) for file in (one, other)]
+    if not all(gallery.is_file() for gallery in galleries):
+        return filecmp.cmp(one, other, shallow=False)
+    return not set(load_gallery(galleries[0]).images).isdisjoint(load_gallery(galleries[1]).images)
+
+
 def matrix_files(patterns: Sequence[str], option: str) -> list[Path]:
-    """The files of a command line's names and globs, sorted.
+    """Return the files of a command line's names and globs, sorted.
 
     Without the `*_images.npy`; and where there are others, without `*_val.npy`, `*_bank.npy` and `*_bank_dynamic*.npy`.
     """

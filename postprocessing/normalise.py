@@ -1,31 +1,48 @@
-"""Query bank normalisation: remove hubs from a similarity matrix by the train list. Arrays in, arrays out.
+"""Normalisation of similarity matrices: query bank, Sinkhorn, the mean of several models. Arrays in, arrays out.
 
-Some images are similar to every caption and appear among the first answers of too many queries. The train list (the
-bank) shows which. For image i and caption j of a split, at temperature t:
+Some images are similar to every caption (hubs) and appear among the first answers of too many queries. All of this is
+ours to offer, no part of GaLR.
+
+Query bank: the train list (the bank) shows the hubs. For image i and caption j of a split, at temperature t:
 
     h_i = log sum over the bank's captions b of exp(s_ib / t)        g_j = log sum over its images a of exp(s_aj / t)
 
-`static` is an inverted softmax (Smith et al. 2017), ours to offer: s_ij / t - h_i - g_j for all pairs. Equal captions
-and equal images of the bank count once, and the sums are means.
+`static` is an inverted softmax (Smith et al. 2017): s_ij / t - h_i - g_j for all pairs. Equal captions and equal images
+of the bank count once, and the sums are means.
 
 `dynamic` is QB-Norm as published (Bogolin et al., CVPR 2022): a caption's images are ordered by s_ij / t - h_i only if
 its first answer is the first answer of a caption of the bank too (the activation set), else by s_ij; the captions of an
 image alike by g_j. The sums go over all captions and images of the bank. Each direction has a matrix of its own.
 
 Both look at no other query of the split, but at its whole gallery: the images and captions that may be answers.
+
+Sinkhorn: P = diag(u) K diag(v) with K_ij = exp(s_ij / t), all rows have one sum, all columns another (1967);
+log P takes the place of s. Like the rerank it needs all queries of the split at once: a score with it is no score of
+single queries.
 """
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from postprocessing.recall import Standings, blocks, standings
+from postprocessing.matrices import gallery_file, load, load_gallery, matrix_files, save, save_gallery
+from postprocessing.recall import QueryRanks, blocks, check_matrix, query_ranks
+from postprocessing.results import Results, score_of, summarise
+from postprocessing.results import load as load_file
+from postprocessing.tables import change_table, filled, gain, gallery_of, mr_cell, published, report, table
+from utils import InputError, Parser, check_writable_file
 
-STATIC_TEMPERATURE = 0.14  # chosen on validation (docs/RERANK.md)
-DYNAMIC_TEMPERATURE = 0.07  # chosen on validation of the demo (docs/RERANK.md); as published 0.05: beta 20
+logger = logging.getLogger("galr")
+
+STATIC_TEMPERATURE = 0.14  # within 0.03 mR of the best in the mean over five validation folds (docs/evaluation.md)
+DYNAMIC_TEMPERATURE = 0.07  # chosen on validation of the demo (docs/evaluation.md); as published 0.05: beta 20
 GRID = (0.5, 0.2, 0.14, 0.1, 0.07, 0.05, 0.033, 0.02)
+SINKHORN_TEMPERATURE, SINKHORN_STEPS = 0.07, 10  # chosen on validation (docs/evaluation.md)
 
 
 class Bank(NamedTuple):
@@ -61,19 +78,17 @@ def dynamic_bank(
     return i2t.astype(sims.dtype), t2i.astype(sims.dtype)
 
 
-def dynamic_standings(matrices: tuple[np.ndarray, np.ndarray], image_of_caption: np.ndarray) -> Standings:
-    """Return where the queries stand: those of i2t by the first matrix, those of t2i by the second."""
-    i2t, t2i = (standings(matrix, image_of_caption) for matrix in matrices)
-    return Standings(i2t.i2t, t2i.t2i)
+def dynamic_ranks(matrices: tuple[np.ndarray, np.ndarray], image_of_caption: np.ndarray) -> QueryRanks:
+    """Return the ranks of the queries: those of i2t by the first matrix, those of t2i by the second."""
+    i2t, t2i = (query_ranks(matrix, image_of_caption) for matrix in matrices)
+    return QueryRanks(i2t.i2t, t2i.t2i)
 
 
 def temperature_grid(sims: np.ndarray, image_of_caption: np.ndarray, bank: Bank) -> np.ndarray:
     """Return mR, ties at random, of `static` and of `dynamic` at each temperature of GRID: (2, temperatures)."""
-    found = [
-        [standings(static_bank(sims, bank, t), image_of_caption) for t in GRID],
-        [dynamic_standings(dynamic_bank(sims, bank, t), image_of_caption) for t in GRID],
-    ]
-    return np.array([[one.scores("random").mr for one in kind] for kind in found])
+    static = [query_ranks(static_bank(sims, bank, t), image_of_caption) for t in GRID]
+    dynamic = [dynamic_ranks(dynamic_bank(sims, bank, t), image_of_caption) for t in GRID]
+    return np.array([[ranks.metrics("random")["mr"] for ranks in kind] for kind in (static, dynamic)])
 
 
 def _log_sum_exp(sims: np.ndarray, temperature: float, counts: np.ndarray | None = None) -> np.ndarray:
@@ -85,3 +100,131 @@ def _log_sum_exp(sims: np.ndarray, temperature: float, counts: np.ndarray | None
         largest = scaled.max(axis=1)
         found[rows] = largest + np.log(np.exp(scaled - largest[:, None]) @ counts)
     return found
+
+
+def sinkhorn(sims: np.ndarray, temperature: float = SINKHORN_TEMPERATURE, steps: int = SINKHORN_STEPS) -> np.ndarray:
+    """Return log P of similarities (images, captions) after so many steps over rows and columns, in their precision.
+
+    Columns that are equal stay equal. Raise InputError for NaN and infinity, and for a temperature that is not positive
+    or so low that exp(s / temperature) has no meaning in double precision.
+    """
+    sims = check_matrix(sims)
+    if not 1e-4 <= temperature <= 1e4:
+        raise InputError(f"the temperature must be a number from 0.0001 to 10000, got {temperature!r}")
+    logits = np.asarray(sims, np.float64) / temperature
+    if not np.isfinite(logits).all():
+        raise InputError("the matrix holds NaN or infinity")
+    for axis in (1, 0) * steps:
+        largest = logits.max(axis=axis, keepdims=True)
+        logits -= largest + np.log(np.exp(logits - largest).sum(axis=axis, keepdims=True))
+    return logits.astype(sims.dtype)
+
+
+def mean_similarities(files: Sequence[Path]) -> tuple[np.ndarray, np.ndarray]:
+    """Return the mean of saved matrices (images, captions), and the row of each caption's image (captions,).
+
+    Raise InputError, naming the files, where they are not of the same images and captions.
+    """
+    total, owner = None, None
+    for file in files:
+        sims, its_owner = load(file)
+        if total is None:
+            total, owner = np.zeros(sims.shape), its_owner
+        if sims.shape != total.shape or not np.array_equal(its_owner, owner) or _names(file) != _names(files[0]):
+            raise InputError(f"{file} is not of the images and captions of {files[0]}")
+        total += sims
+    return (total / len(files)).astype(sims.dtype), owner
+
+
+def _names(file: Path) -> tuple | None:
+    """Return the names of a matrix's images, without their folders, and its captions; None if they are not known."""
+    if not gallery_file(file).is_file():
+        return None
+    gallery = load_gallery(gallery_file(file))
+    return [Path(image).name for image in gallery.images], gallery.captions
+
+
+# ---------------------------------------------------------------- commands
+
+
+def balance() -> None:
+    """Print recall before and after Sinkhorn normalisation of saved similarity matrices, in both directions."""
+    parser = Parser(prog="python -m postprocessing.balance", description=balance.__doc__)
+    add = parser.add_argument
+    add("--sims", nargs="+", required=True, metavar="FILE.npy", help="matrices, images x captions; of several the mean")
+    add("--temperature", type=float, default=SINKHORN_TEMPERATURE, help="of exp(s / temperature) (%(default)s)")
+    add("--steps", type=int, default=SINKHORN_STEPS, help="over rows and columns (%(default)s)")
+    add("--out", type=Path, metavar="FILE.json", help="also write the scores here")
+    args = parser.parse_args()
+    if args.steps < 0:
+        raise InputError(f"--steps must be an integer >= 0, got {args.steps}")
+    if args.out:
+        check_writable_file(args.out)
+    files, setting = matrix_files(args.sims, "--sims"), {"temperature": args.temperature, "steps": args.steps}
+    matrices = [load(file) for file in files]
+    scores = [
+        (score_of(query_ranks(sims, owner)), score_of(query_ranks(sinkhorn(sims, **setting), owner)))
+        for sims, owner in matrices
+    ]
+    report(files, matrices, scores, setting, args.out)
+
+
+def ensemble() -> None:
+    """Score the mean of several models' similarities: matrices by name, or all folds of a run."""
+    parser = Parser(prog="python -m postprocessing.ensemble", description=ensemble.__doc__)
+    add = parser.add_argument
+    add("--sims", nargs="+", metavar="FILE.npy", help="matrices of one test split, of one kind of similarity")
+    add("--out", type=Path, metavar="FILE.npy", help="with --sims: the mean, for rerank and balance")
+    add(
+        "--run",
+        type=Path,
+        metavar="DIR",
+        help="checkpoint/EXPERIMENT: writes EXPERIMENT_all.npy, EXPERIMENT_all_bank.npy",
+    )
+    add("--matrices", type=Path, default=Path("postprocessing/file"), metavar="DIR", help="of --run (%(default)s)")
+    args = parser.parse_args()
+    if args.run:
+        print(run_table(load_file(args.run / "results.json", Results, "run test.py first"), args.matrices), end="")
+        return
+    if not args.sims or not args.out:
+        raise InputError("give --sims FILE.npy ... and --out FILE.npy, or --run checkpoint/EXPERIMENT")
+    check_writable_file(args.out)
+    files = [file for file in matrix_files(args.sims, "--sims") if file.resolve() != args.out.resolve()]
+    if len(files) < 2:
+        raise InputError(f"--sims names {len(files)} matrix: an ensemble takes two or more")
+    before, _ = summarise([score_of(query_ranks(*load(file))) for file in files])
+    after = score_of(query_ranks(*save_mean(files, args.out)))
+    print(f"{len(files)} matrices, {gain(before, after)}\n\nbefore: mean of their recalls; after: recall of their mean")
+    print(change_table(before, after), end="")
+
+
+def save_mean(files: Sequence[Path], out: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Save the mean of matrices with its gallery, and return it as `mean_similarities` does."""
+    sims, owner = mean_similarities(files)
+    save(out, sims, owner)
+    if gallery_file(files[0]).is_file():
+        save_gallery(out, load_gallery(gallery_file(files[0])))
+    return sims, owner
+
+
+def run_table(results: Results, folder: Path) -> str:
+    """Return mR of one model and of its folds as one, plain and after what was done to it, as in the README.
+
+    The means of the folds' matrices are saved beside them.
+    """
+    columns = [(name or "one model", part.mean, part.std) for name, part in results.parts().items()]
+    kinds = {f"{len(results.folds)} folds as one": ""}
+    if results.bank and results.bank.kind == "static":
+        kinds["+ query bank"] = "_bank"
+    for name, suffix in kinds.items() if len(results.folds) > 1 else ():
+        files = [folder / f"{results.experiment}_{fold.fold}{suffix}.npy" for fold in results.folds]
+        ranks = query_ranks(*save_mean(files, folder / f"{results.experiment}_all{suffix}.npy"))
+        columns.append((name, score_of(ranks), None))
+    rows = [["mR", *(name for name, _, _ in columns)]]
+    for ties in ("random", "against"):
+        cells = [mr_cell(score.flat(ties), std and std.flat(ties)["mr"]) for _, score, std in columns]
+        rows.append([f"ties {ties}", *cells])
+    lists = results.lists or ""
+    others = [row for row in published(results.dataset) if not row.lists or row.lists.startswith(lists)]
+    line = "published: " + ", ".join(f"{row.name} {row.flat['mr']:.2f}" for row in others)
+    return f"{gallery_of(results.folds, lists)}\n\n{table(rows)}" + (f"\n{filled(line)}\n" if others else "")

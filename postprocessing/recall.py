@@ -1,15 +1,20 @@
-"""Recall at 1, 5, 10, median and mean rank in both directions, and their mean mR, from a similarity matrix.
+"""Recall at 1, 5 and 10, median and mean rank in both directions, and mR, from a similarity matrix.
 
-i2t: an image is the query and its best captions rank; t2i: a caption is the query and its one image ranks.
-Ranks come from counting, not sorting: how many wrong answers are more similar to the query than its best right one, and
-how many are just as similar. What becomes of the latter, the ties, is the caller's choice: they count against the
-query, so that a constant matrix scores like the worst ranking; or for it; or they are broken at random, of which the
-exact expectation is given. Data sets repeat captions, so the three differ.
+i2t: an image is the query, the best of its captions ranks; t2i: a caption is the query, its one image ranks. mR is the
+mean of the six recalls. Ranks come from counting, not sorting: how many wrong answers are better than the best right
+one, and how many tie with it. Data sets repeat captions, so it matters what becomes of the ties:
+
+    against   pessimistic: they come before the right answer; a constant matrix scores like the worst ranking
+    random    expected: the exact mean over all orders of the tied answers
+    for       optimistic: they come after it
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+from collections import namedtuple
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple, SupportsIndex
 
 import numpy as np
@@ -20,153 +25,169 @@ BLOCK = 1 << 18  # entries of the matrix that are worked on at once: they fit a 
 CUTS = (1, 5, 10)
 TIES = ("against", "random", "for")
 NOTICEABLE = 0.05  # ties that change mR by more than this are shown
+DIRECTIONS = ("i2t", "t2i")
+
+Metrics = dict[str, float | None]  # {"i2t_r1": ..., ..., "t2i_meanr": ..., "mr": ...}; None: not known
 
 
-class Recalls(NamedTuple):
-    """One direction: R@1, R@5, R@10 in per cent, median and mean rank from 1; None: not known. `x["r1"]` is `x.r1`."""
+class Ranks(NamedTuple):
+    """The rank of the best right answer of each query of one direction; one number a query in each array."""
 
-    r1: float | None
-    r5: float | None
-    r10: float | None
-    medr: float | None = None
-    meanr: float | None = None
+    better: np.ndarray  # wrong answers that are more similar to the query
+    tied: np.ndarray  # wrong answers that are just as similar
+    right: np.ndarray  # right answers that are just as similar, itself included
+
+    def from_zero(self, ties: str = "against") -> np.ndarray:
+        """Return the ranks from 0. Of t wrong and r right answers in random order, t / (r + 1) wrong ones are first."""
+        if ties == "random":
+            return self.better + self.tied / (self.right + 1)
+        return self.better + self.tied if ties == "against" else self.better
+
+    def hits(self, k: int, ties: str = "against") -> np.ndarray:
+        """Return for each query the probability of a right answer among its first k: 0 or 1, unless ties are random.
+
+        At random it is hypergeometric: the first k hold no right answer if the `room` that is left among them is filled
+        with wrong ones, which has the probability (t - 0) / (t + r - 0) * (t - 1) / (t + r - 1) * ..., `room` factors.
+        """
+        if ties != "random":
+            return (self.from_zero(ties) < k).astype(float)
+        room, miss = k - self.better, np.ones(len(self.better))
+        for drawn in range(k):
+            share = np.maximum(self.tied - drawn, 0) / np.maximum(self.tied + self.right - drawn, 1)
+            miss *= np.where(drawn < room, share, 1)
+        return 1 - miss
+
+
+def _recall_at(k: int) -> Callable[[Ranks, str], float]:
+    return lambda ranks, ties: 100.0 * float(ranks.hits(k, ties).sum()) / len(ranks.better)
+
+
+MEASURES: dict[str, Callable[[Ranks, str], float]] = {  # a further metric is one more entry: files and tables follow
+    **{f"r{k}": _recall_at(k) for k in CUTS},
+    "medr": lambda ranks, ties: float(np.floor(np.median(ranks.from_zero(ties))) + 1),  # as in the released code
+    "meanr": lambda ranks, ties: float(np.mean(ranks.from_zero(ties)) + 1),
+}
+SIX = [f"{direction}_r{k}" for direction in DIRECTIONS for k in CUTS]  # mR is their mean
+
+
+class QueryRanks(NamedTuple):
+    """Both directions: the images that have captions, in their order, and the captions."""
+
+    i2t: Ranks
+    t2i: Ranks
+
+    def metrics(self, ties: str = "against") -> Metrics:
+        """Return the flat dictionary of all metrics. Raise InputError for ties that are none of `TIES`."""
+        if ties not in TIES:
+            raise InputError(f"ties must be {', '.join(TIES[:-1])} or {TIES[-1]}, got {ties!r}")
+        pairs = zip(DIRECTIONS, self, strict=True)
+        flat = {f"{way}_{key}": measure(ranks, ties) for way, ranks in pairs for key, measure in MEASURES.items()}
+        return flat | {"mr": sum(flat[key] for key in SIX) / 6}
+
+    def scores(self, ties: str = "against") -> Scores:
+        """Return the metrics by direction."""
+        flat = self.metrics(ties)
+        ways = (Recalls(**{key: flat[f"{way}_{key}"] for key in MEASURES}) for way in DIRECTIONS)
+        return Scores(*ways, flat["mr"])
+
+
+class Recalls(namedtuple("Recalls", MEASURES, defaults=[None] * len(MEASURES))):
+    """One direction: R@1, R@5, R@10 in per cent, median and mean rank from 1. `x["r1"]` is `x.r1`."""
+
+    __slots__ = ()
 
     def __getitem__(self, key: str | SupportsIndex | slice) -> float | tuple | None:
         return getattr(self, key) if isinstance(key, str) else tuple.__getitem__(self, key)
 
 
 class Scores(NamedTuple):
-    """Both directions, and mR: the mean of their six recalls."""
+    """Both directions, and mR."""
 
     i2t: Recalls
     t2i: Recalls
     mr: float | None
 
 
-class Places(NamedTuple):
-    """Where the best right answer of each query stands; one number a query in each array."""
-
-    ahead: np.ndarray  # wrong answers that are more similar to the query
-    tied: np.ndarray  # wrong answers that are just as similar
-    right: np.ndarray  # right answers that are just as similar, itself included
-
-    def ranks(self, ties: str = "against") -> np.ndarray:
-        """The ranks from 0. Of t wrong and r right answers in random order, t / (r + 1) wrong ones come first."""
-        if ties == "random":
-            return self.ahead + self.tied / (self.right + 1)
-        return self.ahead + self.tied if ties == "against" else self.ahead
-
-    def hits(self, k: int, ties: str = "against") -> np.ndarray:
-        """The probability of each query that a right answer is among its first k: 0 or 1, if not by ties at random.
-
-        At random it is hypergeometric: the first k hold no right answer if the `room` that is left among them is filled
-        with wrong ones, which has the probability (t - 0) / (t + r - 0) * (t - 1) / (t + r - 1) * ..., `room` factors.
-        """
-        if ties != "random":
-            return (self.ranks(ties) < k).astype(float)
-        room, miss = k - self.ahead, np.ones(len(self.ahead))
-        for drawn in range(k):
-            share = np.maximum(self.tied - drawn, 0) / np.maximum(self.tied + self.right - drawn, 1)
-            miss *= np.where(drawn < room, share, 1)
-        return 1 - miss
-
-    def recalls(self, ties: str = "against") -> Recalls:
-        """Recalls and ranks over all queries.
-
-        medr is floor(median of ranks from 0) + 1, as in the released code; with ties at random, of the expected ranks.
-        """
-        at = (100.0 * float(self.hits(k, ties).sum()) / len(self.ahead) for k in CUTS)
-        ranks = self.ranks(ties)
-        return Recalls(*at, medr=float(np.floor(np.median(ranks)) + 1), meanr=float(np.mean(ranks) + 1))
-
-
-class Standings(NamedTuple):
-    """Both directions: the images that have captions, in their order, and the captions."""
-
-    i2t: Places
-    t2i: Places
-
-    def scores(self, ties: str = "against") -> Scores:
-        """What they come to. Raises InputError for ties that are none of `TIES`."""
-        if ties not in TIES:
-            raise InputError(f"ties are {', '.join(TIES[:-1])} or {TIES[-1]}, not {ties!r}")
-        i2t, t2i = self.i2t.recalls(ties), self.t2i.recalls(ties)
-        return Scores(i2t, t2i, sum(i2t[:3] + t2i[:3]) / 6)
-
-
 def recall(sims: np.ndarray, image_of_caption: np.ndarray, ties: str = "against") -> Scores:
-    """Recall of a similarity matrix (images, captions), float or integer; memory-mapped ones are read in blocks.
+    """Return the recall of a similarity matrix (images, captions), as i2t, t2i, mR.
 
-    `image_of_caption` (captions,) holds the row of each caption's image. `ties` with wrong answers count "against" or
-    "for" the query, or are broken at "random", which gives the exact expectation. The scores unpack as i2t, t2i, mR. An
-    image without captions is no query in i2t, but stays in the gallery of t2i. Raises InputError for NaN, infinity,
-    shapes that do not fit, and other ties.
+    The matrix is float or integer; a memory-mapped one is read in blocks. `image_of_caption` (captions,) holds the row
+    of each caption's image. `ties` are "against", "random" or "for". An image without captions is no query in i2t, but
+    stays in the gallery of t2i. Raise InputError for NaN, infinity, shapes that do not fit, and other ties.
+
+    >>> i2t, t2i, mr = recall(np.array([[0.9, 0.2], [0.8, 0.7]]), np.array([0, 1]))
+    >>> i2t.r1, t2i["r1"], t2i.meanr
+    (50.0, 100.0, 1.0)
     """
-    return standings(sims, image_of_caption).scores(ties)
+    return query_ranks(sims, image_of_caption).scores(ties)
 
 
-def ranks(sims: np.ndarray, image_of_caption: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Rank, from 0, of the best right answer of each query, ties against it: i2t (images that have captions,), t2i."""
-    i2t, t2i = standings(sims, image_of_caption)
-    return i2t.ranks(), t2i.ranks()
+def metrics(sims: np.ndarray, image_of_caption: np.ndarray, ties: str = "against") -> Metrics:
+    """Return all metrics of a similarity matrix in one flat dictionary; arguments as in `recall`.
+
+    >>> found = metrics(np.eye(3), np.arange(3))
+    >>> found["i2t_r1"], found["t2i_medr"], found["mr"]
+    (100.0, 1.0, 100.0)
+    """
+    return query_ranks(sims, image_of_caption).metrics(ties)
 
 
-def standings(sims: np.ndarray, image_of_caption: np.ndarray) -> Standings:
-    """Where the best right answer of each query stands, for matrices as in `recall`."""
+def query_ranks(sims: np.ndarray, image_of_caption: np.ndarray) -> QueryRanks:
+    """Return the ranks of all queries, for matrices as in `recall`."""
     sims = check_matrix(sims)
     owner = check_images(image_of_caption, sims.shape)
     own = np.asarray(sims[owner, np.arange(len(owner))])  # similarity of each caption with its image
     best = np.full(len(sims), -np.inf, own.dtype)  # similarity of each image with the best of its captions
     with np.errstate(invalid="ignore"):  # a NaN is found below, with its place
         np.maximum.at(best, owner, own)
-    i2t_above, i2t_equal = np.empty(len(sims), np.int64), np.empty(len(sims), np.int64)
-    t2i_above, t2i_equal = np.zeros(len(owner), np.int64), np.zeros(len(owner), np.int64)
+    i2t_better, i2t_equal = np.empty(len(sims), np.int64), np.empty(len(sims), np.int64)
+    t2i_better, t2i_equal = np.zeros(len(owner), np.int64), np.zeros(len(owner), np.int64)
     for rows, block in blocks(sims):
-        i2t_above[rows] = np.count_nonzero(block > best[rows, None], axis=1)
+        i2t_better[rows] = np.count_nonzero(block > best[rows, None], axis=1)
         i2t_equal[rows] = np.count_nonzero(block == best[rows, None], axis=1)
-        t2i_above += np.count_nonzero(block > own, axis=0)
+        t2i_better += np.count_nonzero(block > own, axis=0)
         t2i_equal += np.count_nonzero(block == own, axis=0)
     right = np.bincount(owner[own == best[owner]], minlength=len(sims))
-    i2t = Places(i2t_above, i2t_equal - right, right)
+    i2t = Ranks(i2t_better, i2t_equal - right, right)
     asked = np.bincount(owner, minlength=len(sims)) > 0
-    return Standings(Places(*(array[asked] for array in i2t)), Places(t2i_above, t2i_equal - 1, np.ones_like(owner)))
+    return QueryRanks(Ranks(*(array[asked] for array in i2t)), Ranks(t2i_better, t2i_equal - 1, np.ones_like(owner)))
 
 
 def chance(image_of_caption: np.ndarray, n_images: int) -> Scores:
-    """What a random ranking is expected to score, exactly: a constant matrix whose ties are broken at random."""
+    """Return what a random ranking is expected to score, exactly: a constant matrix with ties at random."""
     owner = check_images(image_of_caption, (n_images, len(image_of_caption)))
     captions, one = np.bincount(owner)[np.unique(owner)], np.ones_like(owner)
-    i2t = Places(0 * captions, len(owner) - captions, captions)
-    return Standings(i2t, Places(0 * one, (n_images - 1) * one, one)).scores("random")
+    i2t = Ranks(0 * captions, len(owner) - captions, captions)
+    return QueryRanks(i2t, Ranks(0 * one, (n_images - 1) * one, one)).scores("random")
 
 
 def image_of_caption(images: int, captions: int) -> np.ndarray:
-    """The row of each caption's image where consecutive captions share the images evenly, (captions,) int64."""
+    """Return the row of each caption's image where consecutive captions share the images evenly, (captions,) int64."""
     if images < 1 or captions < 1 or captions % images:
         raise InputError(f"{captions} captions do not share {images} images evenly; say which image each belongs to")
     return np.arange(captions) // (captions // images)
 
 
 def check_matrix(sims: np.ndarray) -> np.ndarray:
-    """The matrix with a floating type (a view where it has one). Raises InputError if it is no matrix of numbers."""
+    """Return the matrix with a floating type (a view if it has one). Raise InputError if it is no matrix of numbers."""
     sims = np.asanyarray(sims)
     if sims.ndim != 2 or sims.size == 0:
-        raise InputError(f"a similarity matrix has two dimensions, neither of them empty, not the shape {sims.shape}")
+        raise InputError(f"a similarity matrix must have two dimensions, neither of them empty, got shape {sims.shape}")
     if sims.dtype.kind not in "fiu":
-        raise InputError(f"a similarity matrix holds real numbers, not {sims.dtype}")
+        raise InputError(f"a similarity matrix must hold real numbers, got {sims.dtype}")
     if sims.dtype.kind != "f" or sims.dtype.itemsize < 4:
         return sims.astype(np.result_type(sims.dtype, np.float32))
     return sims
 
 
 def check_images(image_of_caption: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    """The row of each caption's image, (captions,). Raises InputError where it does not fit a matrix of this shape."""
+    """Return the row of each caption's image, (captions,). Raise InputError if it does not fit such a matrix."""
     owner = np.asarray(image_of_caption)
     images, captions = shape
     if owner.dtype.kind not in "iu" or owner.shape != (captions,):
         raise InputError(
             f"the similarity matrix has {images} images x {captions} captions, so the images of the captions must be "
-            f"{captions} integers, not {owner.dtype} of shape {owner.shape}"
+            f"{captions} integers, got {owner.dtype} of shape {owner.shape}"
         )
     if captions == 0:
         raise InputError("there are no captions")
@@ -177,19 +198,28 @@ def check_images(image_of_caption: np.ndarray, shape: tuple[int, int]) -> np.nda
 
 
 def blocks(sims: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
-    """Blocks of rows of a matrix, each with its slice. Raises InputError at a value that is not finite."""
+    """Yield blocks of rows of a matrix, each with its slice. Raise InputError at a value that is not finite."""
     step = block_rows(sims)
     for start in range(0, len(sims), step):
         yield slice(start, start + step), read_block(sims, start, step)
 
 
+def each_block(work: Callable[[slice, np.ndarray], None], sims: np.ndarray) -> None:
+    """Call work(rows, block) for each block of rows, on a few cores: NumPy releases the interpreter while it sorts."""
+    step = block_rows(sims)
+    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+        starts = range(0, len(sims), step)
+        for _ in pool.map(lambda at: work(slice(at, at + step), read_block(sims, at, step)), starts):
+            pass
+
+
 def block_rows(sims: np.ndarray) -> int:
-    """The rows of a block. At least 64: of a transposed view these are columns, and short runs of them read slowly."""
+    """Return the rows of a block. At least 64: of a transposed view these are columns, and short runs read slowly."""
     return max(64, BLOCK // sims.shape[1])
 
 
 def read_block(sims: np.ndarray, start: int, step: int) -> np.ndarray:
-    """Some rows of a matrix, contiguous in memory. Raises InputError that names the first value that is not finite."""
+    """Return some rows of a matrix, contiguous in memory. Raise InputError that names a value that is not finite."""
     block = np.ascontiguousarray(sims[start : start + step])
     if not np.isfinite(block).all():
         row, column = np.argwhere(~np.isfinite(block))[0]

@@ -1,43 +1,71 @@
-"""Recall tables as Markdown, CSV and LaTeX, and a narrow one for the terminal: a row for each fold, mean, standard
-deviation, the published numbers.
+"""Tables of recall: Markdown and LaTeX for people, CSV with every number, and the published rows.
 
-Readers have mistaken a validation score for a test score, so every row names its split, its lists, the sizes of its
-gallery, and what a random ranking of that gallery scores. Where ties move mR noticeably, a row that breaks them at
-random stands below the one that counts them against the query.
+Readers have mistaken a validation score for a test score, so every table names its split, its lists, the sizes of its
+gallery, and the score of a random ranking. Where ties move mR noticeably, both ways to count them are shown.
 """
 
 from __future__ import annotations
 
 import csv
+import functools
 import io
 import os
+import textwrap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from postprocessing.published import published, published_gallery
-from postprocessing.recall import Scores, chance
-from postprocessing.results import FoldScore, Results, Score, Summary, load
-from utils import Parser, run_command, write_text
+from postprocessing.recall import DIRECTIONS, SIX, Metrics, Scores, chance, query_ranks
+from postprocessing.results import FoldScore, Results, Score, Summary, load, summarise
+from utils import Parser, run_command, write_json, write_text
 
-DIRECTIONS = ("i2t", "t2i")
-MEASURES = {"r1": "R@1", "r5": "R@5", "r10": "R@10", "medr": "med r", "meanr": "mean r"}
-SIX = [(direction, at) for direction in DIRECTIONS for at in ("r1", "r5", "r10")]
-WIDTH = 100  # of a terminal, in columns
+LABELS = {"r1": "R@1", "r5": "R@5", "r10": "R@10", "medr": "med r", "meanr": "mean r"}
+WIDTH = 100  # of a line, in columns
 AT_RANDOM = ", ties at random"
+NARROW = ["i2t R@1", "R@5", "R@10", "t2i R@1", "R@5", "R@10", "mR"]
+TIES = "Ties count against the query (pessimistic) or are broken at random (expected)."
+Cell = str | float | None
 
-HEADER = (
-    ["", "split", "lists", "images", "captions", "chance mR"]
-    + [f"{direction} {name}" for direction in DIRECTIONS for name in MEASURES.values()]
-    + ["mR"]
-)
-NARROW = ["", "i2t R@1", "R@5", "R@10", "t2i R@1", "R@5", "R@10", "mR"]
+
+class Published(NamedTuple):
+    """A published row: its metrics (None: not known), the deviation of mR, the test split, its lists and source."""
+
+    name: str
+    flat: Metrics
+    std: float | None
+    images: int | None
+    captions: int | None
+    lists: str
+    source: str
+
+
+@functools.cache
+def published(dataset: str) -> list[Published]:
+    """Return the rows of published.csv for a data set by any form of its name (RSITMD, rsitmd_precomp); others: none.
+
+    Each number is as printed: the mR of AMFMN-soft on RSICD is not the mean of its recalls (16.16), nor, in the last
+    digit, are those of SCAN i2t.
+    """
+    key = dataset.lower().removesuffix("_precomp")
+    with Path(__file__).with_name("published.csv").open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["dataset"] == key]
+    return [
+        Published(
+            row["name"],
+            {name: float(row[name]) if row[name] else None for name in (*SIX, "mr")},
+            float(row["std"]) if row["std"] else None,
+            *(int(row[size]) if row[size] else None for size in ("images", "captions")),
+            row["lists"],
+            row["source"],
+        )
+        for row in rows
+    ]
 
 
 class Gallery(NamedTuple):
-    """What a score is out of; None: not known, or not the same in all folds."""
+    """The gallery of a score; None: not known, or not the same in all folds."""
 
     split: str | None
     lists: str | None
@@ -46,7 +74,7 @@ class Gallery(NamedTuple):
 
     @property
     def chance(self) -> float | None:
-        """The mR of a random ranking."""
+        """Return the mR of a random ranking."""
         return chance_of(self.images, self.captions).mr if self.images and self.captions else None
 
     def __str__(self) -> str:
@@ -55,23 +83,70 @@ class Gallery(NamedTuple):
         return f"{self.split} split{lists}: {self.images} images, {self.captions} captions{at_random}"
 
 
-class Row(NamedTuple):
-    """A line of the table."""
-
-    name: str
-    gallery: Gallery
-    scores: Scores
-
-    def values(self) -> list:
-        """Its fields, in the order of HEADER."""
-        split, lists, images, captions = self.gallery
-        at = [split, lists, images, captions, self.gallery.chance]
-        return [self.name, *at, *self.scores.i2t, *self.scores.t2i, self.scores.mr]
-
-
 def chance_of(images: int, captions: int) -> Scores:
-    """The `chance` of a gallery whose captions share the images as evenly as they can."""
+    """Return the `chance` of a gallery whose captions share the images as evenly as they can."""
     return chance(np.arange(captions) * images // captions, images)
+
+
+def gallery_of(folds: Sequence[FoldScore], lists: str | None) -> Gallery:
+    """Return the gallery that the folds have in common; None where they differ."""
+    found = ({getattr(fold, key) for fold in folds} for key in ("split", "images", "captions"))
+    split, images, captions = (values.pop() if len(values) == 1 else None for values in found)
+    return Gallery(split, lists, images, captions)
+
+
+# ---------------------------------------------------------------- the writer
+
+
+def table(rows: Sequence[Sequence[Cell]], form: str = "markdown") -> str:
+    """Return rows of cells, the first one the head, as an aligned Markdown table or as a LaTeX tabular.
+
+    In Markdown, long names in the first column are cut in the middle, so that a line has `WIDTH` columns.
+    """
+    lines = [["-" if x is None else f"{x:.2f}" if isinstance(x, float) else str(x) for x in row] for row in rows]
+    if form == "latex":
+        head, *body = (" & ".join(map(_escaped, line)) + r" \\" for line in lines)
+        columns = "l" + "r" * (len(lines[0]) - 1)
+        start, end = rf"\begin{{tabular}}{{{columns}}}", r"\end{tabular}"
+        return "\n".join([start, r"\hline", head, r"\hline", *body, r"\hline", end]) + "\n"
+    widths = [max(3, *map(len, column)) for column in zip(*lines, strict=True)]
+    widths[0] = min(widths[0], max(8, WIDTH - 1 - sum(width + 3 for width in widths[1:]) - 3))
+    rule = [":" + "-" * (widths[0] - 1), *("-" * (width - 1) + ":" for width in widths[1:])]
+    text = []
+    for name, *cells in (lines[0], rule, *lines[1:]):
+        right = (cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True))
+        text.append("| " + " | ".join([_shortened(name, widths[0]).ljust(widths[0]), *right]) + " |")
+    return "\n".join(text) + "\n"
+
+
+def six_cells(flat: Metrics, std: float | None = None) -> list[Cell]:
+    """Return the six recalls and mR with its deviation."""
+    return [*(flat[key] for key in SIX), mr_cell(flat, std)]
+
+
+def mr_cell(flat: Metrics, std: float | None = None) -> Cell:
+    """Return mR with its deviation, if it has one."""
+    return flat["mr"] if std is None else f"{flat['mr']:.2f} \u00b1 {std:.2f}"
+
+
+def filled(line: str) -> str:
+    """Return a text in lines of `WIDTH` columns, all but the first indented."""
+    return textwrap.fill(line, WIDTH, subsequent_indent="  ", break_on_hyphens=False)
+
+
+def _shortened(name: str, width: int) -> str:
+    if len(name) <= width:
+        return name
+    end = (width - 1) // 2
+    return name[: width - 1 - end] + "\u2026" + name[len(name) - end :]
+
+
+def _escaped(text: str) -> str:
+    special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "\u00b1": r"$\pm$"}
+    return "".join(special.get(c, "\\" + c if c in "&%$#_{}" else c) for c in text)
+
+
+# ---------------------------------------------------------------- a run
 
 
 def write_tables(results: Results, folder: str | os.PathLike) -> None:
@@ -82,180 +157,167 @@ def write_tables(results: Results, folder: str | os.PathLike) -> None:
 
 
 def markdown(results: Results) -> str:
-    """The whole table as Markdown, and below it where the published rows stand."""
-    sources = [f"- {row.name}: {row.source}\n" for row in published(results.dataset)]
-    table = aligned([HEADER, *(list(map(_cell, row.values())) for row in _rows(results))])
-    return table + ("\nPublished:\n\n" + "".join(sources) if sources else "")
+    """Return three tables: means with the deviation of mR, folds, published rows; above them what is constant."""
+    galleries = dict.fromkeys(gallery_of([fold], results.lists) for fold in results.folds)
+    head = [f"{results.experiment} on {results.dataset}", *map(str, galleries), f"{TIES}\n"]
+    folds = [
+        [f"fold {fold.fold} {name}".strip(), ties, *six_cells(fold.flat(ties))]
+        for name, part in results.parts().items()
+        for fold in part.folds
+        for ties in fold.ties
+    ]
+    flat = results.mean.flat()
+    ranks = (f"{way} median {flat[f'{way}_medr']:.2f} mean {flat[f'{way}_meanr']:.2f}" for way in DIRECTIONS)
+    tables = [
+        "\n\n".join(head),
+        *([table([["mean", "ties", *NARROW], *mean_rows(results)])] if len(results.folds) > 1 else []),
+        table([["fold", "ties", *NARROW], *folds]),
+        f"ranks: {', '.join(ranks)}\n",
+    ]
+    return "\n".join([*tables, *published_tables(results.dataset)])
+
+
+def mean_rows(results: Results) -> list[list[Cell]]:
+    """Return a row for the plain scores, the rerank and the query bank, for each way to count ties that matters."""
+    return [
+        [name or "plain", ties, *six_cells(part.mean.flat(ties), part.std.flat(ties)["mr"])]
+        for name, part in results.parts().items()
+        for ties in part.mean.ties
+    ]
+
+
+def published_tables(dataset: str) -> list[str]:
+    """Return a table of published rows for each of the lists that they are on, and the sources."""
+    rows = published(dataset)
+    texts = [
+        f"Published, lists: {lists or 'not stated'}\n\n"
+        + table([["", *NARROW], *([row.name, *six_cells(row.flat, row.std)] for row in rows if row.lists == lists)])
+        for lists in dict.fromkeys(row.lists for row in rows)
+    ]
+    sources: dict[str, list[str]] = {}
+    for row in rows:
+        sources.setdefault(row.source, []).append(row.name)
+    lines = [f"- {source}: {'; '.join(names)}" for source, names in sources.items()]
+    return [*texts, "\n".join(["Sources:\n", *map(filled, lines)]) + "\n"] if rows else []
 
 
 def comma_separated(results: Results) -> str:
-    """The whole table as CSV; an unknown number is an empty field."""
+    """Return every number as CSV: folds, mean, std, published rows; an unknown number is an empty field."""
+    keys = list(results.mean.flat())
+    names = [f"{way} {LABELS.get(key, key)}" for way, _, key in (key.partition("_") for key in keys[:-1])]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["name", *HEADER[1:]])
-    for row in _rows(results):
-        writer.writerow(["" if x is None else round(x, 4) if isinstance(x, float) else x for x in row.values()])
+    writer.writerow(["name", "split", "lists", "images", "captions", "chance mR", *names, "mR"])
+    for name, gallery, flat in _rows(results):
+        values = [name, *gallery, gallery.chance, *(flat.get(key) for key in keys)]
+        writer.writerow(["" if x is None else round(x, 4) if isinstance(x, float) else x for x in values])
     return text.getvalue()
 
 
+def _rows(results: Results) -> Iterator[tuple[str, Gallery, Metrics]]:
+    for name, part in results.parts().items():
+        yield from _part_rows(part, results.lists, f" {name}" if name else "")
+    for row in published(results.dataset):
+        name = row.name + ("" if row.std is None else f" \u00b1 {row.std:.2f}") + " (published)"
+        yield name, Gallery("test", row.lists or None, row.images, row.captions), row.flat
+
+
+def _part_rows(part: Summary, lists: str | None, suffix: str) -> Iterator[tuple[str, Gallery, Metrics]]:
+    words = {"against": "", "random": AT_RANDOM}
+    for fold in part.folds:
+        for ties in fold.ties:
+            yield f"fold {fold.fold}{suffix}{words[ties]}", gallery_of([fold], lists), fold.flat(ties)
+    for name, score in (("mean", part.mean), ("std", part.std)):
+        for ties in part.mean.ties if score.mr is not None else ():
+            yield f"{name}{suffix}{words[ties]}", gallery_of(part.folds, lists), score.flat(ties)
+
+
 def latex(results: Results) -> str:
-    """The whole table as a LaTeX tabular, which needs no package."""
-    lines = [r"\begin{tabular}{l" + "r" * (len(HEADER) - 1) + "}", r"\hline"]
-    lines += [" & ".join(map(_escaped, HEADER)) + r" \\", r"\hline"]
-    lines += [" & ".join(_escaped(_cell(x)) for x in row.values()) + r" \\" for row in _rows(results)]
-    return "\n".join([*lines, r"\hline", r"\end{tabular}"]) + "\n"
+    """Return the means and the published rows as a LaTeX tabular, which needs no package."""
+    others = [[f"{row.name} (published)", "", *six_cells(row.flat, row.std)] for row in published(results.dataset)]
+    return table([["", "ties", *NARROW], *mean_rows(results), *others], "latex")
 
 
-def narrow(results: Results) -> str:
-    """The table for a terminal: the recalls and mR of this run, and below them the published ones."""
-    return _narrow(list(_own_rows(results)), results.dataset)
+def write_ranks(
+    file: Path, folds: dict[int, np.ndarray], images: list[str], captions: list[str], image_of_caption: np.ndarray
+) -> None:
+    """Write the rank (ties against) and the first ten answers of every query as CSV, from the matrix of each fold."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["fold", "direction", "number", "query", "rank", *(f"answer {n}" for n in range(1, 11))])
+    asked = np.unique(image_of_caption)  # an image without captions is no query
+    for fold, sims in folds.items():
+        ranks = query_ranks(sims, image_of_caption)
+        i2t, t2i = (asked, sims[asked], images, captions), (range(len(captions)), sims.T, captions, images)
+        for direction, (numbers, rows, queries, answers) in zip(DIRECTIONS, (i2t, t2i), strict=True):
+            best = np.argsort(-rows, axis=1, kind="stable")[:, :10]
+            for number, rank, order in zip(numbers, getattr(ranks, direction).from_zero(), best, strict=True):
+                writer.writerow([fold, direction, number, queries[number], rank + 1, *(answers[at] for at in order)])
+    write_text(file, text.getvalue())
 
 
-def narrow_fold(fold: FoldScore, lists: str | None, dataset: str) -> str:
-    """The same of one fold alone, and its ranks."""
-    ranks = (f"{way} median {at.medr:.2f} mean {at.meanr:.2f}" for way, at in (("i2t", fold.i2t), ("t2i", fold.t2i)))
-    table = _narrow(list(_score_rows(f"fold {fold.fold}", fold, gallery_of([fold], lists))), dataset)
-    return f"{table}ranks: {', '.join(ranks)}\n"
-
-
-def _narrow(rows: list[Row], dataset: str) -> str:
-    galleries = "".join(f"{gallery}\n" for gallery in dict.fromkeys(row.gallery for row in rows) if gallery.images)
-    others = published(dataset)
-    lines: list[list[str] | str] = [NARROW, *(six_cells(row.name, row.scores) for row in rows)]
-    for lists in dict.fromkeys(row.lists for row in others):
-        lines.append(f"published{f' on {lists}' if lists else ''}:")
-        lines += [six_cells(f"  {row.name}", row.scores, row.std) for row in others if row.lists == lists]
-    return galleries + columns(lines)
-
-
-def six_cells(name: str, scores: Scores, std: float | None = None) -> list[str]:
-    """A line of a narrow table: the six recalls and mR, with its deviation."""
-    mr = _cell(scores.mr) + ("" if std is None else f" \u00b1 {std:.2f}")
-    return [name, *(_cell(scores._asdict()[direction][at]) for direction, at in SIX), mr]
-
-
-def columns(lines: Sequence[list[str] | str]) -> str:
-    """Cells in columns for a terminal, the first line as the head; a text stands alone. Long names are cut."""
-    rows = [line for line in lines if not isinstance(line, str)]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    widths[0] = min(widths[0], WIDTH - sum(width + 2 for width in widths[1:]))
-    text = []
-    for line in lines:
-        if isinstance(line, str):
-            text.append(line)
-            continue
-        name, *cells = line
-        first = [_shortened(name, widths[0]).ljust(widths[0])]
-        text.append("  ".join(first + [cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True)]))
-        if len(text) == 1:
-            text.append("-" * (sum(widths) + 2 * len(cells)))
-    return "\n".join(line.rstrip() for line in text) + "\n"
+# ---------------------------------------------------------------- several scores
 
 
 def change_table(before: Score, after: Score) -> str:
-    """Two scores side by side, with the change, as Markdown."""
-    lines = []
-    for ties in ("", AT_RANDOM) if before.ties_matter or after.ties_matter else ("",):
-        one, other = (score.random if ties else score for score in (before, after))
-        for direction, old, new in (("i2t", one.i2t, other.i2t), ("t2i", one.t2i, other.t2i)):
-            lines += [(f"{direction} {name}{ties}", old[at], new[at]) for at, name in MEASURES.items()]
-        lines.append((f"mR{ties}", one.mr, other.mr))
-    changes = ([name, _cell(old), _cell(new), f"{round(new - old, 2) + 0.0:+.2f}"] for name, old, new in lines)
-    return aligned([["", "before", "after", "change"], *changes])
+    """Return two scores side by side, with the change, as Markdown."""
+    lines: list[list[Cell]] = []
+    for ties in max(before.ties, after.ties, key=len):
+        old, new = before.flat(ties), after.flat(ties)
+        for key in old:
+            way, _, measure = key.partition("_")
+            name = f"{way} {LABELS.get(measure, measure)}" if measure else "mR"
+            change = f"{round(new[key] - old[key], 2) + 0.0:+.2f}"
+            lines.append([name + (AT_RANDOM if ties == "random" else ""), old[key], new[key], change])
+    return table([["", "before", "after", "change"], *lines])
 
 
-def compare(runs: Sequence[Results]) -> str:
-    """The means of several runs under each other, with the deviation of mR over folds, for a terminal."""
-    lines: list[list[str] | str] = [["experiment", "folds", *NARROW[1:]]]
-    gallery = None
-    for results in runs:
-        if (here := gallery_of(results.folds, results.lists)) != gallery:
-            gallery = here
-            lines.append(f"{gallery}:")
-        for ties, mean, std in _with_ties(results.mean, results.std):
-            name, *cells = six_cells(f"{results.experiment}{ties}", mean, std.mr)
-            lines.append([name, str(len(results.folds)), *cells])
-    return columns(lines)
+def gain(before: Score, after: Score) -> str:
+    """Return the change of mR in words."""
+    texts = {"against": "", "random": "; with ties at random "}
+    parts = []
+    for ties in max(before.ties, after.ties, key=len):
+        old, new = before.flat(ties)["mr"], after.flat(ties)["mr"]
+        words = f"mR {old:.2f} before and {new:.2f} after" if ties == "against" else f"{old:.2f} and {new:.2f}"
+        parts.append(f"{texts[ties]}{words} ({new - old:+.2f})")
+    return "".join(parts)
+
+
+def report(
+    files: Sequence[Path],
+    matrices: Sequence[tuple[np.ndarray, np.ndarray]],
+    scores: Sequence[tuple[Score, Score]],
+    setting: dict[str, Any],
+    out: Path | None,
+) -> None:
+    """Print the scores of saved matrices before and after a change, and their mean; write them as JSON to `out`."""
+    rows = []
+    for file, (sims, owner), (before, after) in zip(files, matrices, scores, strict=True):
+        row = {"file": str(file), "images": len(sims), "captions": len(owner), "chance": chance(owner, len(sims)).mr}
+        rows.append(row | {"before": before.model_dump(), "after": after.model_dump()})
+        sizes = "{file}: {images} images, {captions} captions, chance mR {chance:.2f}".format(**row)
+        print(f"{sizes}, {gain(before, after)}")
+    (before, _), (after, _) = map(summarise, zip(*scores, strict=True))
+    print(f"\nmean of {len(rows)} matrices" if len(rows) > 1 else "")
+    print(change_table(before, after), end="")
+    if out:
+        mean = {"before": before.model_dump(), "after": after.model_dump()}
+        write_json(out, {"setting": setting, "matrices": rows, "mean": mean})
 
 
 def main() -> None:
     """Compare runs: a row for each, the mean over its folds and the deviation of mR."""
     parser = Parser(prog="python -m postprocessing.tables", description=main.__doc__)
     parser.add_argument("runs", nargs="+", metavar="checkpoint/EXPERIMENT", help="folders of runs that test.py scored")
-    folders = [Path(run) for run in parser.parse_args().runs]
-    print(compare([load(folder / "results.json", Results, "run test.py first") for folder in folders]), end="")
-
-
-def _rows(results: Results) -> list[Row]:
-    rows = list(_own_rows(results))
-    images, captions = published_gallery(results.dataset)
-    for row in published(results.dataset):
-        name = row.name + ("" if row.std is None else f" \u00b1 {row.std:.2f}") + " (published)"
-        rows.append(Row(name, Gallery("test", row.lists or None, images, captions), row.scores))
-    return rows
-
-
-def _own_rows(results: Results) -> Iterator[Row]:
-    bank = " + dynamic bank" if results.bank and results.bank.kind == "dynamic" else " + query bank"
-    for name, part in (("", results), (" + rerank", results.rerank), (bank, results.bank)):
-        if part:
-            yield from _summary_rows(part, results.lists, name)
-
-
-def _summary_rows(part: Summary, lists: str | None, suffix: str) -> Iterator[Row]:
-    for fold in part.folds:
-        yield from _score_rows(f"fold {fold.fold}{suffix}", fold, gallery_of([fold], lists))
-    gallery = gallery_of(part.folds, lists)
-    yield from _score_rows(f"mean{suffix}", part.mean, gallery)
-    if part.std.mr is not None:
-        for ties, _, std in _with_ties(part.mean, part.std):
-            yield Row(f"std{suffix}{ties}", gallery, std)
-
-
-def _score_rows(name: str, score: Score, gallery: Gallery) -> Iterator[Row]:
-    for ties, scores, _ in _with_ties(score, score):
-        yield Row(f"{name}{ties}", gallery, scores)
-
-
-def _with_ties(score: Score, std: Score) -> Iterator[tuple[str, Scores, Scores]]:
-    """The score and its deviation, and where ties matter also both with ties broken at random; a word for each."""
-    yield "", score.against, std.against
-    if score.ties_matter:
-        yield AT_RANDOM, score.random, std.random
-
-
-def gallery_of(folds: Sequence[FoldScore], lists: str | None) -> Gallery:
-    """What the folds have in common; None where they differ."""
-    found = ({getattr(fold, key) for fold in folds} for key in ("split", "images", "captions"))
-    split, images, captions = (values.pop() if len(values) == 1 else None for values in found)
-    return Gallery(split, lists, images, captions)
-
-
-def _cell(value: str | float | None) -> str:
-    return "-" if value is None else f"{value:.2f}" if isinstance(value, float) else str(value)
-
-
-def _shortened(name: str, width: int) -> str:
-    if len(name) <= width:
-        return name
-    end = (width - 1) // 2
-    return name[: width - 1 - end] + "\u2026" + name[len(name) - end :]
-
-
-def aligned(rows: list[list[str]]) -> str:
-    """A Markdown table whose columns also line up in a text."""
-    widths = [max(3, *map(len, column)) for column in zip(*rows, strict=True)]
-    rule = [":" + "-" * (widths[0] - 1), *("-" * (width - 1) + ":" for width in widths[1:])]
-    lines = []
-    for row in (rows[0], rule, *rows[1:]):
-        cells = [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
-
-
-def _escaped(text: str) -> str:
-    special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "\u00b1": r"$\pm$"}
-    return "".join(special.get(c, "\\" + c if c in "&%$#_{}" else c) for c in text)
+    by_gallery: dict[Gallery, list[list[Cell]]] = {}
+    for folder in map(Path, parser.parse_args().runs):
+        run = load(folder / "results.json", Results, "run test.py first")
+        rows = by_gallery.setdefault(gallery_of(run.folds, run.lists), [])
+        for ties in run.mean.ties:
+            cells = six_cells(run.mean.flat(ties), run.std.flat(ties)["mr"])
+            rows.append([run.experiment, str(len(run.folds)), ties, *cells])
+    for gallery, rows in by_gallery.items():
+        print(f"{gallery}\n\n{table([['experiment', 'folds', 'ties', *NARROW], *rows])}")
 
 
 if __name__ == "__main__":

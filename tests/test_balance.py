@@ -1,4 +1,4 @@
-"""Balanced similarities: the sums that they are to have, what they mend, and the command."""
+"""Sinkhorn normalisation: the sums of rows and columns, the hubs that it removes, and the command."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ import json
 import numpy as np
 import pytest
 
-from postprocessing.balance import balanced, main
+from postprocessing.balance import main
 from postprocessing.matrices import save
+from postprocessing.normalise import sinkhorn
 from postprocessing.recall import recall
 from utils import InputError
 
@@ -23,7 +24,7 @@ def some_sims(images: int = 12, each: int = 5) -> tuple[np.ndarray, np.ndarray]:
 
 def test_all_images_have_one_sum_and_all_captions_another() -> None:
     sims, _ = some_sims()
-    share = np.exp(balanced(sims, 0.1, 200))
+    share = np.exp(sinkhorn(sims, 0.1, 200))
     assert np.allclose(share.sum(axis=0), 1) and np.allclose(share.sum(axis=1), 5)
 
 
@@ -33,8 +34,8 @@ def test_it_is_the_scaling_of_rows_and_columns_one_after_the_other() -> None:
     for _ in range(3):
         kernel = kernel / kernel.sum(axis=1)[:, None]
         kernel = kernel / kernel.sum(axis=0)[None, :]
-    assert np.allclose(np.exp(balanced(sims, 0.1, 3)), kernel)
-    assert np.allclose(balanced(sims, 0.1, 0), sims / 0.1)
+    assert np.allclose(np.exp(sinkhorn(sims, 0.1, 3)), kernel)
+    assert np.allclose(sinkhorn(sims, 0.1, 0), sims / 0.1)
 
 
 def test_an_image_close_to_every_caption_is_a_hub_no_longer() -> None:
@@ -43,13 +44,13 @@ def test_an_image_close_to_every_caption_is_a_hub_no_longer() -> None:
     hubs[3] += 0.4
     hubs[:, 7] += 0.3
     assert recall(hubs, owner).mr < recall(sims, owner).mr - 10
-    assert np.allclose(balanced(hubs, 0.1, 300), balanced(sims, 0.1, 300))
+    assert np.allclose(sinkhorn(hubs, 0.1, 300), sinkhorn(sims, 0.1, 300))
 
 
 def test_equal_captions_stay_equal_and_precision_stays() -> None:
     sims, _ = some_sims()
     sims[:, 9] = sims[:, 2]
-    after = balanced(sims.astype(np.float32))
+    after = sinkhorn(sims.astype(np.float32))
     assert after.dtype == np.float32 and np.array_equal(after[:, 9], after[:, 2])
 
 
@@ -63,23 +64,23 @@ def test_the_command_gives_recall_before_and_after(tmp_path, monkeypatch, capsys
     monkeypatch.setattr("sys.argv", ["balance", "--sims", str(tmp_path / "run_*.npy"), "--out", str(out)])
     main()
     written = json.loads(out.read_text())
-    assert written["files"] == [str(file) for file in files] and written["setting"] == {
+    assert [row["file"] for row in written["matrices"]] == [str(file) for file in files] and written["setting"] == {
         "temperature": 0.07,
         "steps": 10,
     }
     assert written["mean"]["before"]["mr"] == pytest.approx(recall(sims, owner).mr)
-    assert written["mean"]["after"]["mr"] == pytest.approx(recall(balanced(sims), owner).mr)
+    assert written["mean"]["after"]["mr"] == pytest.approx(recall(sinkhorn(sims), owner).mr)
     assert f"{written['mean']['after']['mr']:.2f}" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("temperature", [0.0, -1.0, np.nan, np.inf, 1e-9])
 def test_a_temperature_without_meaning_is_refused(temperature) -> None:
-    with pytest.raises(InputError, match="temperature is a number from"):
-        balanced(some_sims()[0], temperature)
+    with pytest.raises(InputError, match="temperature must be a number from"):
+        sinkhorn(some_sims()[0], temperature)
 
 
 def test_a_matrix_that_is_not_finite_is_refused() -> None:
     sims, _ = some_sims()
     sims[1, 1] = np.nan
     with pytest.raises(InputError):
-        balanced(sims)
+        sinkhorn(sims)

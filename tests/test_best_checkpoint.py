@@ -26,7 +26,7 @@ def scored(tmp_path, monkeypatch):
     """Let the validations of a run find similarity matrices that are given, one after the other."""
     drawn.draw(tmp_path)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(train, "retrieval_sheet", lambda *_: None)
+    monkeypatch.setattr(train, "retrieval_grid", lambda *_: None)
 
     def give(*matrices: np.ndarray) -> None:
         left = iter(matrices)

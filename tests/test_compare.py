@@ -13,11 +13,10 @@ import numpy as np
 import pytest
 from scipy.stats import norm, t
 
-from postprocessing import compare, matrices, significance
-from postprocessing.comparison import Difference, pair_label
-from postprocessing.recall import recall, standings
-from postprocessing.results import FoldScore, Results, score_of, summarise
-from postprocessing.significance import Interval, hits_of, mean_recall, over_queries, over_seeds
+from postprocessing import compare, matrices
+from postprocessing.compare import Difference, Interval, hits_of, mean_recall, over_queries, over_seeds, pair_label
+from postprocessing.recall import query_ranks, recall
+from postprocessing.results import FoldScore, Results, score_of
 from postprocessing.tables import WIDTH
 from utils import exit_status, write_json
 
@@ -36,14 +35,14 @@ def matrix(strength: float, seed: int, images: int = 60, per_image: int = 5) -> 
 
 def hits(strength: float, seeds: range, **size):
     found = [matrix(strength, seed, **size) for seed in seeds]
-    return hits_of([standings(*one) for one in found], found[0][1])
+    return hits_of([query_ranks(*one) for one in found], found[0][1])
 
 
 def test_the_hits_of_the_images_give_mr_with_uneven_captions_and_images_without_any():
     rng = np.random.default_rng(0)
     sims, owner = rng.integers(0, 6, (9, 25)).astype(float), rng.choice([0, 1, 2, 4, 5, 7, 8], 25)
     others = rng.permutation(sims.ravel()).reshape(sims.shape)
-    one = hits_of([standings(sims, owner), standings(others, owner)], owner)
+    one = hits_of([query_ranks(sims, owner), query_ranks(others, owner)], owner)
     assert len(one.i2t) == len(one.t2i) == len(set(owner.tolist()))
     expected = np.mean([recall(found, owner, "random").mr for found in (sims, others)])
     assert mean_recall(*one) == pytest.approx(expected, rel=1e-12)
@@ -78,25 +77,25 @@ def test_both_models_are_scored_on_the_same_draw_of_images():
 def test_the_captions_of_an_image_are_drawn_together():
     """Captions that fail together are no five queries: the interval is as wide as with one caption an image."""
     one, other = hits(1.5, range(1), per_image=1), hits(2.0, range(1, 2), per_image=1)
-    fivefold = [significance.Hits(hit.i2t, 5 * hit.t2i, 5 * hit.captions) for hit in (one, other)]
+    fivefold = [compare.Hits(hit.i2t, 5 * hit.t2i, 5 * hit.captions) for hit in (one, other)]
     assert over_queries(*fivefold) == pytest.approx(over_queries(one, other))
 
 
 @pytest.mark.slow
 def test_the_intervals_hold_the_true_difference_as_often_as_they_say(monkeypatch):
     """Splits are drawn from a population of images whose true difference is known: its mean."""
-    monkeypatch.setattr(significance, "RESAMPLES", 999)
+    monkeypatch.setattr(compare, "RESAMPLES", 999)
     rng = np.random.default_rng(0)
     population = 20_000
     skill, captions = rng.beta(1, 3, population), rng.integers(1, 7, population)
     gain = np.clip(skill + 0.05 * rng.standard_normal(population) + 0.03, 0, 1)
-    one = significance.Hits(100 * gain, 100 * gain * captions, captions)
-    other = significance.Hits(100 * skill, 100 * skill * captions, captions)
+    one = compare.Hits(100 * gain, 100 * gain * captions, captions)
+    other = compare.Hits(100 * skill, 100 * skill * captions, captions)
     truth = mean_recall(*one) - mean_recall(*other)
     held = 0
     for _ in range(1000):
         draw = rng.integers(0, population, 200)
-        split = [significance.Hits(*(array[draw] for array in hit)) for hit in (one, other)]
+        split = [compare.Hits(*(array[draw] for array in hit)) for hit in (one, other)]
         interval = over_queries(*split, seed=int(rng.integers(2**32)))
         held += interval.low <= truth <= interval.high
     assert 0.93 <= held / 1000 <= 0.97
@@ -114,13 +113,13 @@ def test_seeds_give_welch_s_interval_where_there_are_two_of_each():
 def test_an_image_is_drawn_with_its_captions_and_in_both_models_at_once():
     """What an image adds to i2t it takes from t2i here, so every paired draw gives a difference of 0."""
     gain = np.random.default_rng(0).normal(0, 10, 80)
-    one, other = (significance.Hits(50 + sign * gain, 50 - sign * gain, np.ones(80, int)) for sign in (1, -1))
+    one, other = (compare.Hits(50 + sign * gain, 50 - sign * gain, np.ones(80, int)) for sign in (1, -1))
     assert over_queries(one, other) == pytest.approx((0, 0), abs=1e-9)
 
 
 def test_the_level_is_that_of_both_intervals():
     gain = np.random.default_rng(0).normal(0, 10, 200)
-    one, other = (significance.Hits(50 + sign * gain, 50 + 0 * gain, np.ones(200, int)) for sign in (1, 0))
+    one, other = (compare.Hits(50 + sign * gain, 50 + 0 * gain, np.ones(200, int)) for sign in (1, 0))
     widths = [np.ptp(over_queries(one, other, level)) for level in (0.5, 0.8, 0.95)]
     deviation = gain.std() / np.sqrt(200) / 2
     assert widths == pytest.approx([2 * norm.ppf((1 + level) / 2) * deviation for level in (0.5, 0.8, 0.95)], rel=0.08)
@@ -132,7 +131,7 @@ def test_the_level_is_that_of_both_intervals():
 def test_another_seed_of_the_bootstrap_moves_the_interval_by_little():
     """As 9,999 draws do: their 2.5% point deviates by 0.027 of the standard error, that of 99 draws by 0.27."""
     gain = np.random.default_rng(0).normal(0, 10, 100)
-    one, other = (significance.Hits(50 + sign * gain, 50 + 0 * gain, np.ones(100, int)) for sign in (1, 0))
+    one, other = (compare.Hits(50 + sign * gain, 50 + 0 * gain, np.ones(100, int)) for sign in (1, 0))
     lows = [over_queries(one, other, seed=seed).low for seed in range(8)]
     assert np.std(lows, ddof=1) < 0.08 * gain.std() / np.sqrt(100) / 2
 
@@ -170,9 +169,8 @@ def save_run(folder: Path, name: str, seeds: list[int], strength: float, images:
         captions = [f"caption {c}" for c in range(len(owner))]
         matrices.save_gallery(file, matrices.Gallery([f"data/images/{i}.png" for i in range(images)], captions))
         sizes = {"fold": fold, "split": "test", "images": images, "captions": len(owner)}
-        folds.append(FoldScore(**sizes, **dict(score_of(standings(sims, owner)))))
-    mean, std = summarise(folds)
-    results = Results(experiment=name, dataset="rsitmd", lists="rsitmd_precomp", folds=folds, mean=mean, std=std)
+        folds.append(FoldScore(**sizes, **dict(score_of(query_ranks(sims, owner)))))
+    results = Results.of(folds, experiment=name, dataset="rsitmd", lists="rsitmd_precomp")
     write_json(folder / "runs" / name / "results.json", results.model_dump())
 
 
@@ -195,8 +193,8 @@ def test_the_command_gives_means_deviations_intervals_and_the_published_rows(run
     assert command(runs, monkeypatch) == 0
     out = capsys.readouterr().out
     assert max(map(len, out.splitlines()[:-1])) <= WIDTH  # the last line names the files
-    assert "mean over 2 seeds of 2 folds\ntest split of rsitmd_precomp: 30 images, 60 captions, chance mR" in out
-    assert {"  GaLR + rerank", "  GeoRSCLIP, fine-tuned"} <= {line[:24].rstrip() for line in out.splitlines()}
+    assert "mean over 2 seeds of 2 folds\n\ntest split of rsitmd_precomp: 30 images, 60 captions, chance mR" in out
+    assert {"GaLR + rerank", "GeoRSCLIP, fine-tuned"} <= {line[2:24].rstrip() for line in out.splitlines()}
     written = json.loads((runs / "runs/X_compare/compare.json").read_text())
     mr = np.array([[recall(*loaded(runs, f"X_GaLR_s{s}_{f}")).mr for f in (0, 1)] for s in (0, 1)])
     score = written["scores"][0]
@@ -244,8 +242,8 @@ def test_one_seed_says_nothing_of_seeds(runs, monkeypatch, capsys):
     assert command(runs, monkeypatch, "--seeds", "1") == 0
     out = capsys.readouterr().out
     assert "mean over 1 seed of 2 folds" in out
-    row = next(line for line in out.splitlines() if line.startswith("GaLR - VSE++"))
-    assert row.split()[-5:] == ["-", "shown", "for", "this", "seed"]
+    row = next(line for line in out.splitlines() if line.startswith("| GaLR - VSE++"))
+    assert [cell.strip() for cell in row.split("|")[-3:-1]] == ["-", "shown for this seed"]
 
 
 def test_one_model_alone_has_a_table_and_no_pairs(runs, monkeypatch, capsys):
@@ -253,15 +251,15 @@ def test_one_model_alone_has_a_table_and_no_pairs(runs, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["compare", "X", "GaLR", "--seeds", "2", *places])
     assert exit_status(compare.main) == 0
     out = capsys.readouterr().out
-    assert "GaLR, ties at random" in out and "Differences" not in out
+    assert "| ties random" in out and "Differences" not in out
     assert not (runs / "runs/X_compare/intervals.png").exists()
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--seeds", "0"], "--seeds is a whole number"),
-        (["--level", "1.5"], "--level lies between"),
+        (["--seeds", "0"], "--seeds must be an integer"),
+        (["--level", "1.5"], "--level must lie between"),
         (["--seeds", "3"], "X_GaLR_s2/results.json is not there"),
         (["--out", __file__], "is not a folder that you may write to"),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import shutil
 
@@ -136,12 +137,15 @@ def test_test_single_gives_the_numbers_of_test_digit_for_digit(work, checkpoint,
         assert np.array_equal(np.load("s_images.npy"), np.load(f"postprocessing/file/{name}_images.npy"))
     results = json.loads((work / "checkpoint/tiny/results.json").read_text())
     assert results["experiment"] == "tiny" and results["folds"][0]["split"] == "test"
-    whole = next(line for line in (work / "checkpoint/tiny/results.md").read_text().splitlines() if "fold 0 " in line)
-    i2t, t2i, mr = (whole.replace("|", "").split()[at] for at in (slice(-11, -6), slice(-6, -1), slice(-1, None)))
+    with (work / "checkpoint/tiny/results.csv").open(newline="") as file:
+        whole = {
+            column: value for column, value in next(csv.DictReader(file)).items() if "t2i" in column or "i2t" in column
+        }
     single = run(f"test_single.py --path_opt tiny.yaml --resume {path}").out
-    row = next(line for line in single.splitlines() if "fold 0 " in line)
-    assert row.split()[-7:] == i2t[:3] + t2i[:3] + mr
-    assert "i2t median {} mean {}, t2i median {} mean {}".format(*i2t[3:], *t2i[3:]) in single
+    row = next(line for line in single.splitlines() if line.startswith("| fold 0 "))
+    assert [float(cell) for cell in row.split("|")[3:9]] == [round(float(whole[k]), 2) for k in whole if "@" in k]
+    ranks = [f"{float(whole[f'{way} {kind} r']):.2f}" for way in ("i2t", "t2i") for kind in ("med", "mean")]
+    assert "i2t median {} mean {}, t2i median {} mean {}".format(*ranks) in single
     assert (work / "f.png").stat().st_size > 1000
     assert results["rerank"]["setting"]["k"] == 30 and len(results["rerank"]["folds"]) == 1
 

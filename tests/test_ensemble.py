@@ -5,10 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from postprocessing.ensemble import main, mean_similarities
+from postprocessing.ensemble import main
 from postprocessing.matrices import Gallery, load, load_gallery, save, save_gallery
-from postprocessing.recall import recall
-from utils import InputError
+from postprocessing.normalise import mean_similarities
+from postprocessing.recall import query_ranks, recall
+from postprocessing.results import Banked, FoldScore, Results, score_of
+from utils import InputError, write_json
 
 
 @pytest.fixture
@@ -61,3 +63,33 @@ def test_one_matrix_is_no_ensemble(files, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr("sys.argv", ["ensemble", "--sims", str(files[0]), "--out", str(tmp_path / "out.npy")])
     with pytest.raises(InputError, match="two or more"):
         main()
+
+
+def test_one_table_has_the_run_its_query_bank_and_its_folds_as_one_model(files, tmp_path, monkeypatch, capsys) -> None:
+    for file in files:
+        sims, owner = load(file)
+        save(file.with_name(f"{file.stem}_bank.npy"), sims + 0.5 * sims.max(axis=0), owner)
+    folds = {}
+    for suffix in ("", "_bank"):
+        found = [score_of(query_ranks(*load(file.with_name(f"{file.stem}{suffix}.npy")))) for file in files]
+        sizes = {"split": "test", "images": 20, "captions": 100}
+        folds[suffix] = [FoldScore(fold=at, **sizes, **dict(score)) for at, score in enumerate(found)]
+    bank = Banked.of(folds["_bank"])
+    results = Results.of(folds[""], experiment="run", dataset="ucm", lists="ucm_precomp", bank=bank)
+    write_json(tmp_path / "checkpoint/results.json", results.model_dump())
+    arguments = ["--run", str(tmp_path / "checkpoint"), "--matrices", str(tmp_path)]
+    monkeypatch.setattr("sys.argv", ["ensemble", *arguments])
+    main()
+    out = capsys.readouterr().out
+    assert max(map(len, out.splitlines())) <= 100
+    assert "test split of ucm_precomp: 20 images, 100 captions, chance mR" in out and "PE-RSITR 55.71" in out
+    header, _, *rows = [
+        [cell.strip() for cell in line.split("|")[1:-1]] for line in out.splitlines() if line[:1] == "|"
+    ]
+    assert header == ["mR", "one model", "+ query bank", "3 folds as one", "+ query bank"]
+    for row, ties in zip(rows, ("random", "against"), strict=True):
+        one, all_of_them = results.mean.flat(ties)["mr"], recall(*load(tmp_path / "run_all.npy"), ties).mr
+        assert row[0] == f"ties {ties}" and row[1].startswith(f"{one:.2f} \u00b1 ") and row[3] == f"{all_of_them:.2f}"
+        assert row[2].startswith(f"{bank.mean.flat(ties)['mr']:.2f} ")
+        assert row[4] == f"{recall(*load(tmp_path / 'run_all_bank.npy'), ties).mr:.2f}"
+    assert np.array_equal(load(tmp_path / "run_all.npy")[0], mean_similarities(files)[0])

@@ -10,17 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from matplotlib.colors import to_hex
-from matplotlib.patches import Rectangle
 from PIL import Image
 
 from postprocessing import figures
-from postprocessing.figures import draw_run, recall_bars, training_curve
-from postprocessing.published import published
+from postprocessing.drawing import RIGHT, heat_maps, recall_bars, retrieval_grid, save_figure, training_curve
+from postprocessing.figures import draw_run
 from postprocessing.rerank import Setting, multivariate_order
-from postprocessing.rerank.search import grid_figure
 from postprocessing.results import History, load
-from postprocessing.sheet import retrieval_sheet
-from postprocessing.style import RIGHT, save_figure
+from postprocessing.tables import published
 from tests.test_tables import fold, reranked, results
 from utils import InputError, exit_status
 
@@ -60,7 +57,7 @@ def test_the_curve_shows_losses_validation_and_chance():
 
 
 def test_the_smoothed_loss_is_the_mean_around_each_batch():
-    loss = figures.training_curve(history(200)).axes[0]
+    loss = training_curve(history(200)).axes[0]
     values = [row.loss for row in history(200).train]
     assert loss.lines[1].get_ydata()[0] == pytest.approx(np.mean(values[:6]))
     assert loss.lines[1].get_ydata()[100] == pytest.approx(np.mean(values[95:106]))
@@ -87,7 +84,7 @@ def test_the_bars_show_this_run_and_the_published_recalls():
     assert heights[1] == pytest.approx([13.5, 23.5, 37, 5, 23.5, 37])
     assert heights[2] == [13.05, 30.09, 42.70, 10.47, 36.34, 53.35]
     assert [bar.get_width() for bar in figure.axes[1].patches] == pytest.approx(
-        [18.5, 21, *(row.mr for row in published("rsitmd"))]
+        [18.5, 21, *(row.flat["mr"] for row in published("rsitmd"))]
     )
     assert any("test split, 452 images, 2260 captions, 2 folds" in text for text in texts(figure))
 
@@ -104,49 +101,56 @@ def test_the_bars_of_mr_show_ties_at_random_where_they_matter():
     assert [bar.get_width() for bar in axes.patches] == pytest.approx([18.5, 20.5])
 
 
-def test_the_grid_frames_the_best_setting():
+def test_the_heat_maps_frame_the_best_setting():
     grid = {"k": (10, 20), "w_similarity": (0.0, 0.3), "w_reverse": (0.0, 1.1, 2.0)}
     mr = np.arange(12.0).reshape(2, 2, 3)
     mr[1, 0, 1] = 50
-    figure = grid_figure(mr, grid, "search")
+    figure = heat_maps(mr, grid, "search")
     assert (figure.axes[0].images[0].get_array() == mr[0]).all()
     assert [tuple(line.get_xydata()[0]) for line in figure.axes[1].lines] == [(1, 0)]
     assert "search; best 50.00 at k 20, w_similarity 0, w_reverse 1.1" in texts(figure)
 
 
 def frames(figure) -> list[tuple]:
-    """(column of frames from the left, row from the top, colour) of every framed image."""
-    drawn = [p for p in figure.axes[0].findobj(Rectangle) if not p.get_fill() and p.get_width() < 2]
-    return [(round(p.get_x(), 2), round(p.get_y(), 2), to_hex(p.get_edgecolor())) for p in drawn]
+    """Return (row from the top, column from the left, colour of the frame) of every image."""
+    drawn = [axes for axes in figure.axes if axes.images]
+    corners = [(round(-axes.get_position().y1, 3), axes.get_position().x0) for axes in drawn]
+    return sorted(
+        (*corner, to_hex(axes.spines["top"].get_edgecolor())) for corner, axes in zip(corners, drawn, strict=True)
+    )
 
 
-@pytest.mark.parametrize("rerank", [None, Setting(k=10)])
-def test_the_sheet_frames_the_right_image_where_it_ranks(tmp_path, rerank):
+def orders(sims: np.ndarray, k: int = 10) -> dict[str, np.ndarray]:
+    return {"i2t": multivariate_order(sims, Setting(k=k)), "t2i": multivariate_order(sims.T, Setting(k=k))}
+
+
+@pytest.mark.parametrize("rerank", [False, True])
+def test_the_grid_frames_the_right_image_where_it_ranks(tmp_path, rerank):
     sims, paths, captions, owner = gallery(tmp_path)
-    figure = retrieval_sheet(sims, paths, captions, owner, rerank, "title", queries=1)
+    figure = retrieval_grid(sims, paths, captions, owner, "title", orders(sims) if rerank else None, queries=1)
     asked = 12  # one query: the middle of the 24 captions
-    orders = [np.argsort(-sims[:, asked], kind="stable")]
+    expected = [np.argsort(-sims[:, asked], kind="stable")]
     if rerank:
-        orders.append(multivariate_order(sims.T, Setting(k=10))[asked])
-    caption_row = min(y for _, y, _ in frames(figure))
-    drawn = [colour == RIGHT for _, y, colour in sorted(frames(figure)) if y == caption_row]
-    assert drawn == [image == owner[asked] for order in orders for image in order[:5]]
-    ranks = [str(1 + int(np.flatnonzero(order == owner[asked])[0])) for order in orders]
+        expected.append(multivariate_order(sims.T, Setting(k=10))[asked])
+    top = frames(figure)[0][0]
+    drawn = [colour == RIGHT for y, _, colour in frames(figure) if abs(y - top) < 0.01]
+    assert drawn == [image == owner[asked] for order in expected for image in order[:5]]
+    ranks = [str(1 + int(np.flatnonzero(order == owner[asked])[0])) for order in expected]
     assert "right at rank " + ", reranked ".join(ranks) in texts(figure)
-    assert len(figure.axes[0].images) == 5 * len(orders) + 1
+    assert len(frames(figure)) == 5 * len(expected) + 1
 
 
-def test_the_sheet_counts_ties_against_the_query_as_recall_does(tmp_path):
+def test_the_retrieval_grid_counts_ties_against_the_query_as_recall_does(tmp_path):
     sims, paths, captions, owner = gallery(tmp_path)
-    figure = retrieval_sheet(np.full_like(sims, 0.5), paths, captions, owner, None, "title", queries=1)
+    figure = retrieval_grid(np.full_like(sims, 0.5), paths, captions, owner, "title", queries=1)
     wrong = len(captions) - int((owner == 4).sum())
     assert f"right at rank {len(sims)} (tied)" in texts(figure)
     assert any(f"right at rank {wrong + 1}" in text for text in texts(figure))
 
 
-def test_the_sheet_ticks_the_right_captions(tmp_path):
+def test_the_retrieval_grid_ticks_the_right_captions(tmp_path):
     sims, paths, captions, owner = gallery(tmp_path)
-    figure = retrieval_sheet(sims, paths, captions, owner, queries=1)
+    figure = retrieval_grid(sims, paths, captions, owner, queries=1)
     best = np.argsort(-sims[6], kind="stable")[:5]
     lines = [text for text in texts(figure) if text[0] in "\u2713\u2013"]
     assert lines == [f"{chr(0x2713 if owner[c] == 6 else 0x2013)} {captions[c]}" for c in best]
@@ -157,16 +161,16 @@ def test_odd_captions_missing_images_and_tiny_galleries_are_drawn(tmp_path, recw
     Path(paths[0]).unlink()
     Path(paths[1]).write_bytes(b"no image")
     captions = ["$\\frac{", "", "x" * 500, "两个 字", "tab\tand\nline", "50% & more_ ^"]
-    figure = retrieval_sheet(sims, paths, captions, owner, Setting(k=30))
+    figure = retrieval_grid(sims, paths, captions, owner, reranked=orders(sims, 30))
     save_figure(figure, tmp_path / "sheet.png")
     assert {"(missing)", "(unreadable)"} <= {text.split("\n")[-1] for text in texts(figure)}
     assert not list(recwarn)
-    save_figure(retrieval_sheet(np.ones((1, 1)), paths[:1], ["one"], np.array([0])), tmp_path / "one.png")
+    save_figure(retrieval_grid(np.ones((1, 1)), paths[:1], ["one"], np.array([0])), tmp_path / "one.png")
 
 
 def test_a_gallery_that_does_not_fit_the_matrix_is_an_input_error(tmp_path):
     with pytest.raises(InputError, match="2 image paths and 4 captions"):
-        retrieval_sheet(np.ones((3, 4)), ["a", "b"], list("abcd"), np.zeros(4, int))
+        retrieval_grid(np.ones((3, 4)), ["a", "b"], list("abcd"), np.zeros(4, int))
 
 
 @pytest.fixture
@@ -242,9 +246,9 @@ def test_a_run_with_nothing_to_draw_is_an_input_error(tmp_path):
 
 def test_no_figure_makes_a_window_or_touches_pyplot():
     code = (
-        "import sys, numpy as np; from postprocessing.figures import *;"
+        "import sys, numpy as np; from postprocessing.drawing import *;"
         "assert 'matplotlib' not in sys.modules;"
-        "retrieval_sheet(np.ones((2, 2)), ['a', 'b'], ['c', 'd'], np.arange(2));"
+        "retrieval_grid(np.ones((2, 2)), ['a', 'b'], ['c', 'd'], np.arange(2));"
         "print('matplotlib.pyplot' in sys.modules)"
     )
     process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)

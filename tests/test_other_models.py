@@ -201,7 +201,7 @@ def stopped_at_step(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("name", MODELS)
 def test_trains_resumes_exactly_tests_and_reranks(name, work, run: Callable, short_trunk, monkeypatch) -> None:
-    monkeypatch.setattr(train, "retrieval_sheet", lambda *_: None)  # no pictures, for speed
+    monkeypatch.setattr(train, "retrieval_grid", lambda *_: None)  # no pictures, for speed
     monkeypatch.setattr(test, "draw_run", lambda *_, **__: ([], []))
     options = yaml.safe_load(OPTIONS)
     options["model"] = MODELS[name]

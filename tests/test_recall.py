@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import doctest
 import itertools
+import os
+import shutil
+import subprocess
+import sys
 from fractions import Fraction
 from pathlib import Path
 
@@ -11,12 +16,21 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import postprocessing.recall as recall_module
+import postprocessing.rerank as rerank_module
 from postprocessing.matrices import load
-from postprocessing.recall import TIES, chance, image_of_caption, ranks, recall, standings
+from postprocessing.recall import SIX, TIES, chance, image_of_caption, metrics, query_ranks, recall
 from util.run_log import log_line
 from utils import InputError
 
+ROOT = Path(__file__).parent.parent
 GOLDEN = np.load(Path(__file__).parent / "golden" / "similarity_a.npz", allow_pickle=False)
+
+
+def ranks(sims: np.ndarray, owner: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the ranks from 0, ties against the query: i2t, t2i."""
+    i2t, t2i = query_ranks(sims, owner)
+    return i2t.from_zero(), t2i.from_zero()
 
 
 def slow_ranks(sims: np.ndarray, owner: np.ndarray, for_query: bool = False) -> tuple[list[int], list[int]]:
@@ -49,6 +63,35 @@ def test_golden_metrics_are_exact():
     assert list(i2t._asdict()) == list(t2i._asdict()) == ["r1", "r5", "r10", "medr", "meanr"]
     assert all(i2t[name] == getattr(i2t, name) for name in i2t._fields)
     assert mr == pytest.approx((GOLDEN["i2t"][:3].sum() + GOLDEN["t2i"][:3].sum()) / 6, abs=1e-12)
+
+
+def test_the_flat_dictionary_holds_what_recall_returns():
+    owner = np.arange(200) // 5
+    for ties in TIES:
+        i2t, t2i, mr = recall(GOLDEN["sims"], owner, ties)
+        flat = metrics(GOLDEN["sims"], owner, ties)
+        assert list(flat) == [f"{way}_{key}" for way in ("i2t", "t2i") for key in i2t._fields] + ["mr"]
+        assert list(flat.values()) == [*i2t, *t2i, mr]
+        assert flat["mr"] == pytest.approx(np.mean([flat[key] for key in SIX]))
+
+
+def test_a_further_metric_is_one_entry_that_files_and_tables_show(tmp_path):
+    shutil.copytree(ROOT / "postprocessing", tmp_path / "postprocessing", ignore=shutil.ignore_patterns("file"))
+    file = tmp_path / "postprocessing/recall.py"
+    file.write_text(file.read_text().replace('    "meanr":', '    "r20": _recall_at(20),\n    "meanr":', 1))
+    code = (
+        "import numpy as np; from postprocessing import recall, results, tables\n"
+        "ranks = recall.query_ranks(np.eye(30), np.arange(30))\n"
+        "score = dict(results.score_of(ranks))\n"
+        "fold = results.FoldScore(fold=0, split='test', images=30, captions=30, **score)\n"
+        "run = results.Results.of([fold], experiment='x', dataset='y')\n"
+        "run = results.Results.model_validate(run.model_dump())\n"
+        "print(ranks.metrics()['t2i_r20'], ranks.scores().i2t.r20, run.mean.i2t['r20'])\n"
+        "print('t2i r20' in tables.comma_separated(run), '| i2t r20' in tables.change_table(run.mean, run.mean))\n"
+    )
+    path = os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, env=path)
+    assert (done.stdout.split(), done.stderr) == (["100.0"] * 3 + ["True"] * 2, "")
 
 
 def test_golden_ranks_are_equal():
@@ -130,7 +173,9 @@ def flat(scores) -> list[float]:
 @given(problems(dtypes=(np.float32, np.float16, np.int32)))
 def test_ties_for_the_query_agree_with_the_definition_and_ties_at_random_lie_between(problem):
     sims, owner = problem
-    assert tuple(way.ranks("for").tolist() for way in standings(sims, owner)) == slow_ranks(sims, owner, for_query=True)
+    assert tuple(way.from_zero("for").tolist() for way in query_ranks(sims, owner)) == slow_ranks(
+        sims, owner, for_query=True
+    )
     against, at_random, best = (flat(recall(sims, owner, ties)) for ties in TIES)
     gain = np.array([1, 1, 1, -1, 1, 1, 1, -1, 1])  # a higher rank is worse
     assert (gain * np.subtract(best, at_random) >= -1e-9).all()
@@ -149,7 +194,7 @@ def test_a_constant_matrix_with_ties_at_random_scores_like_chance_and_for_the_qu
     sims, owner = np.full((40, 200), 0.7, np.float32), image_of_caption(40, 200)
     assert recall(sims, owner, "random") == chance(owner, 40)
     assert recall(sims, owner, "for").mr == 100
-    with pytest.raises(InputError, match="ties are against, random or for, not 'both'"):
+    with pytest.raises(InputError, match="ties must be against, random or for, got 'both'"):
         recall(sims, owner, ties="both")
 
 
@@ -265,3 +310,9 @@ def test_files_that_are_no_matrix_are_input_errors_that_name_them(tmp_path):
             load(tmp_path / name)
     with pytest.raises(InputError, match=r"run_0_images\.npy.*6 captions"):
         load(save(tmp_path, np.zeros((2, 6)), np.zeros(5, int)))
+
+
+@pytest.mark.parametrize("module", [recall_module, rerank_module])
+def test_the_examples_of_the_docstrings_run(module):
+    found = doctest.testmod(module)
+    assert found.attempted >= 2 and not found.failed

@@ -54,7 +54,7 @@ class Killed(BaseException):
 def without_pictures() -> Iterator[None]:
     """No pictures for TensorBoard, for speed. Tests with processes of their own draw them."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "retrieval_sheet", lambda *_: None)
+        patch.setattr(train, "retrieval_grid", lambda *_: None)
         yield
 
 

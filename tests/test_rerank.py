@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import subprocess
 import sys
 from dataclasses import asdict
@@ -14,17 +15,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import postprocessing.rerank.search as rerank_search
+import postprocessing.rerank as rerank
 from postprocessing.recall import TIES, recall
 from postprocessing.rerank import (
     Reranker,
     Setting,
+    main,
     multivariate,
     multivariate_order,
     rerank_recall,
     reverse_order,
 )
-from postprocessing.rerank.__main__ import main
 from tests.test_recall import problems
 from utils import InputError, exit_status
 
@@ -242,11 +243,9 @@ def test_the_input_is_left_as_it_was():
 
 
 def test_the_search_finds_the_best_setting_of_its_grid(monkeypatch):
-    monkeypatch.setattr(
-        rerank_search, "GRID", {"k": (10, 20), "w_similarity": (0.0, 0.3), "w_reverse": (0.0, 1.1, 3.0)}
-    )
+    monkeypatch.setattr(rerank, "GRID", {"k": (10, 20), "w_similarity": (0.0, 0.3), "w_reverse": (0.0, 1.1, 3.0)})
     sims, owner = GOLDEN["sims"], np.arange(200) // 5
-    best, mr, grid = rerank_search.search([Reranker(sims, owner, 20)], Setting())
+    best, mr, grid = rerank.search([Reranker(sims, owner, 20)], Setting())
     by_hand = {
         (k, s, r): rerank_recall(sims, owner, Setting(k=k, w_similarity=s, w_reverse=r))[2]
         for k in grid["k"]
@@ -258,12 +257,20 @@ def test_the_search_finds_the_best_setting_of_its_grid(monkeypatch):
     assert mr[0, 0, 0] == pytest.approx(recall(sims, owner)[2])  # both weights 0: the order stays
 
 
+def test_of_equal_settings_the_search_takes_the_first():
+    sims, owner = np.kron(np.eye(12), np.ones(2)) + 0.1, np.arange(24) // 2  # perfect whatever the setting
+    best, mr, _ = rerank.search([Reranker(sims, owner, 100)], Setting(variant="paper"))
+    assert mr.min() == mr.max() == 100
+    assert (best.k, best.w_similarity, best.w_reverse) == (10, 0.0, 0.0)
+
+
 # The command
 
 
-def command(*arguments, cwd=ROOT):
+def command(*arguments, cwd=ROOT, form=("-m", "postprocessing.rerank")):
+    environment = os.environ | {"PYTHONPATH": str(ROOT)} if form[0] == "-m" else os.environ
     process = subprocess.run(
-        [sys.executable, "-m", "postprocessing.rerank", *map(str, arguments)], capture_output=True, text=True, cwd=cwd
+        [sys.executable, *form, *map(str, arguments)], capture_output=True, text=True, cwd=cwd, env=environment
     )
     return process.returncode, process.stdout, process.stderr
 
@@ -297,12 +304,19 @@ def test_the_command_gives_the_mean_of_a_glob_before_and_after(saved):
     assert shell_expanded == command("--sims", saved / "run_*.npy", "--k", 20)
 
 
+@pytest.mark.parametrize("form", [("-m", "postprocessing.rerank"), (str(ROOT / "postprocessing/rerank.py"),)])
+def test_the_module_and_the_file_are_the_same_command_from_the_root_and_from_elsewhere(saved, form):
+    outcomes = [command("--sims", saved / "run_0.npy", cwd=cwd, form=form) for cwd in (ROOT, saved)]
+    status, out, err = outcomes[0]
+    assert (status, err) == (0, "") and "| mR" in out and outcomes[1] == outcomes[0]
+
+
 def test_the_search_reports_the_test_matrix_with_the_setting_chosen_on_validation(saved):
     status, _, err = command("--sims", saved / "run_0.npy", "--search", "--out", saved / "scores.json")
     assert status == 0, err
     written = json.loads((saved / "scores.json").read_text())
     sims, owner = (np.load(saved / f"run_0_val{part}.npy") for part in ("", "_images"))
-    chosen, _, _ = rerank_search.search([Reranker(sims, owner, 100)], Setting())
+    chosen, _, _ = rerank.search([Reranker(sims, owner, 100)], Setting())
     assert written["setting"] == asdict(chosen)
     sims, owner = (np.load(saved / f"run_0{part}.npy") for part in ("", "_images"))
     assert written["mean"]["after"]["mr"] == pytest.approx(rerank_recall(sims, owner, chosen)[2])
@@ -324,7 +338,7 @@ def test_a_setting_is_not_chosen_on_images_of_the_test_split(saved, shared, refu
         (["--sims", "missing.npy"], "missing.npy is not there"),
         (["--sims", "none_*.npy"], "no file matches none_"),
         (["--sims", "nan.npy"], "nan.npy: the similarity in row 1, column 2 is nan"),
-        (["--sims", "run_0.npy", "--k", "0"], "k, the number of candidates"),
+        (["--sims", "run_0.npy", "--k", "0"], "k must be an integer >= 1, got 0"),
         (["--sims", "run_0.npy", "--k", "x"], "invalid int value"),
         (["--sims", "run_0.npy", "--w_reverse", "nan"], "w_reverse"),
         (["--sims", "run_0.npy", "--l", "5"], "--l belongs to"),
@@ -333,7 +347,7 @@ def test_a_setting_is_not_chosen_on_images_of_the_test_split(saved, shared, refu
         (["--sims", "run_0.npy", "run_1.npy", "--search", "--val", "run_0_val.npy"], "1 validation matrices for 2"),
         (["--sims", "run_0.npy", "--search", "--val", "missing.npy"], "missing.npy is not there"),
         (["--sims", "run_0.npy", "--search", "--out", "."], "is a folder"),
-        (["--sims", "run_0_images.npy"], "run_0_images.npy: a similarity matrix has two dimensions"),
+        (["--sims", "run_0_images.npy"], "run_0_images.npy: a similarity matrix must have two dimensions"),
     ],
 )
 def test_wrong_input_is_one_line_and_status_2(saved, monkeypatch, capsys, arguments, message):

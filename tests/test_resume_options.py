@@ -41,7 +41,7 @@ def folder(tmp_path, monkeypatch) -> Path:
     """The drawn data set as the current folder."""
     drawn.draw(tmp_path)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(train, "retrieval_sheet", lambda *_: None)
+    monkeypatch.setattr(train, "retrieval_grid", lambda *_: None)
     return tmp_path
 
 

@@ -9,11 +9,23 @@ import math
 import re
 import statistics
 
+import numpy as np
 import pytest
 
-from postprocessing.published import PUBLISHED, published
-from postprocessing.results import FoldScore, Reranked, Results, load, summarise
-from postprocessing.tables import WIDTH, change_table, comma_separated, latex, main, markdown, narrow, write_tables
+from postprocessing.recall import SIX
+from postprocessing.results import Banked, FoldScore, Reranked, Results, load, summarise
+from postprocessing.tables import (
+    WIDTH,
+    change_table,
+    comma_separated,
+    latex,
+    main,
+    markdown,
+    published,
+    table,
+    write_ranks,
+    write_tables,
+)
 from utils import InputError, write_json
 
 
@@ -26,14 +38,11 @@ def fold(number: int, add: float, images: int = 452, captions: int = 2260, ties:
 
 
 def results(folds: list[FoldScore], dataset: str = "RSITMD", **more) -> Results:
-    mean, std = summarise(folds)
-    given = {"experiment": "run", "lists": "rsitmd_precomp", "rerank": None, **more}
-    return Results(dataset=dataset, folds=folds, mean=mean, std=std, **given)
+    return Results.of(folds, **{"experiment": "run", "dataset": dataset, "lists": "rsitmd_precomp", **more})
 
 
 def reranked(folds: list[FoldScore]) -> Reranked:
-    mean, std = summarise(folds)
-    return Reranked(folds=folds, mean=mean, std=std)
+    return Reranked.of(folds)
 
 
 def unescaped(cell: str) -> str:
@@ -54,7 +63,7 @@ def test_mean_and_sample_deviation_over_folds():
 
 def test_one_fold_has_no_deviation_and_no_folds_are_an_error():
     mean, std = summarise([fold(0, 1.0)])
-    assert mean.mr == 18.5 and std.mr is None and set(std.i2t) == {None}
+    assert mean.mr == 18.5 and std.mr is None and set(std.i2t.values()) == {None}
     with pytest.raises(InputError, match="no folds"):
         summarise([])
 
@@ -65,19 +74,25 @@ def test_the_published_rows_have_the_mr_of_their_recalls():
     for dataset in ("rsitmd", "rsicd", "ucm", "sydney"):
         assert published(dataset)
         for row in published(dataset):
-            assert len(row.recalls) in (0, 6)
-            if row.recalls and not math.isclose(sum(row.recalls) / 6, row.mr, abs_tol=0.006):
+            recalls = [row.flat[key] for key in SIX]
+            assert recalls.count(None) in (0, 6)
+            if None not in recalls and not math.isclose(sum(recalls) / 6, row.flat["mr"], abs_tol=0.006):
                 wrong.add((dataset, row.name))
     assert wrong == {("rsitmd", "SCAN i2t"), ("rsicd", "SCAN i2t"), ("rsicd", "AMFMN-soft")}
 
 
 def test_every_published_row_names_its_source_and_those_of_ucm_their_lists():
-    for rows in PUBLISHED.values():
+    for rows in map(published, ("rsitmd", "rsicd", "ucm", "sydney")):
         assert len({row.name for row in rows}) == len(rows)
         assert all(row.source for row in rows)
     assert all(row.lists for row in published("ucm"))
     lists = {row.name: row.lists for row in published("ucm")}
     assert lists["PE-RSITR"] == "ucm_precomp" and lists["AMFMN-soft"].startswith("ucm_amfmn_precomp")
+    assert "not known" in lists["AMFMN-soft"] and "not known" in lists["CABIR"]
+    sources = {row.source for row in published("sydney")} | {
+        row.source for row in published("rsicd") if row.name == "HarMA"
+    }
+    assert all(source.startswith("from memory, not checked") for source in sources)
     for dataset in ("rsitmd", "rsicd"):
         assert sum("Table I" in row.source for row in published(dataset)) == 13
 
@@ -114,30 +129,44 @@ def test_folds_with_galleries_of_several_sizes_share_only_what_they_have_in_comm
 
 
 def test_one_fold_has_no_std_row():
-    assert "std" not in markdown(results([fold(0, 0.0)]))
+    assert "std" not in comma_separated(results([fold(0, 0.0)])) and "\u00b1" not in markdown(
+        results([fold(0, 0.0)], "DEMO")
+    )
 
 
-def test_the_three_forms_hold_the_same_cells(tmp_path):
+def cells_of(text: str) -> list[list[list[str]]]:
+    """Return the Markdown tables of a text: a list of rows of cells each."""
+    found: list[list[list[str]]] = [[]]
+    for line in text.splitlines():
+        if line.startswith("|"):
+            found[-1].append([cell.strip() for cell in line.strip("|").split("|")])
+        elif found[-1]:
+            found.append([])
+    return [[rows[0], *rows[2:]] for rows in found if rows]
+
+
+def test_the_three_forms_hold_the_same_numbers(tmp_path):
     both = results([fold(0, 0.0), fold(1, 2.0)], rerank=reranked([fold(0, 3.0), fold(1, 4.0)]))
     write_tables(both, tmp_path)
-    whole, table, tex = ((tmp_path / f"results.{suffix}").read_text() for suffix in ("md", "csv", "tex"))
-    assert (whole, table, tex) == (markdown(both), comma_separated(both), latex(both))
-    md, _, sources = whole.partition("\n\nPublished:\n")
-    assert all(f"{row.name}: {row.source}" in sources for row in published("rsitmd"))
-    lines = [[cell.strip() for cell in line.strip("|\n").split("|")] for line in md.splitlines()]
-    del lines[1]
-    in_tex = [
-        [unescaped(c) for c in row.removesuffix(r" \\").split("&")] for row in tex.splitlines() if row.endswith(r"\\")
-    ]
-    assert in_tex == lines
-    for cells, row in zip(lines[1:], read_csv(table), strict=True):
-        for cell, value in zip(cells, row.values(), strict=True):
-            assert cell == (value or "-") or float(cell) == pytest.approx(float(value), abs=0.0051)
-    assert len({len(line) for line in md.splitlines()}) == 1  # aligned
+    whole, text, tex = ((tmp_path / f"results.{suffix}").read_text() for suffix in ("md", "csv", "tex"))
+    assert (whole, text, tex) == (markdown(both), comma_separated(both), latex(both))
+    means, folds, others = cells_of(whole)
+    rows = {row["name"]: row for row in read_csv(text)}
+    columns = ["i2t R@1", "i2t R@5", "i2t R@10", "t2i R@1", "t2i R@5", "t2i R@10", "mR"]
+    for name, ties, *cells in [*means[1:], *folds[1:]]:
+        row = rows[{"plain": "mean", "+ rerank": "mean + rerank"}.get(name, name)]
+        assert ties == "against"
+        assert [cell.split()[0] for cell in cells] == [f"{float(row[column]):.2f}" for column in columns]
+    assert means[1][-1] == f"18.50 \u00b1 {float(rows['std']['mR']):.2f}"
+    assert [row[0] for row in others[1:]] == [row.name for row in published("rsitmd")]
+    in_tex = [[unescaped(c) for c in row.removesuffix(r" \\").split("&")] for row in tex.splitlines() if "&" in row]
+    assert in_tex[: len(means)][1:] == means[1:]
+    assert [row[0] for row in in_tex[len(means) :]] == [f"{row.name} (published)" for row in published("rsitmd")]
+    assert len({len(line) for line in whole.split("\n\n")[3].splitlines()}) == 1  # aligned
 
 
 def test_latex_signs_are_escaped():
-    assert r" & a\_b\&c\% & " in latex(results([fold(0, 0.0)], lists="a_b&c%"))
+    assert table([["", "a_b&c%"]], "latex").splitlines()[2] == r" & a\_b\&c\% \\"
 
 
 def test_the_change_stands_beside_before_and_after():
@@ -162,7 +191,7 @@ def test_what_is_no_results_file_is_an_input_error_and_nothing_is_written(tmp_pa
         (("folds", 0, "images"), 0, "folds.0.images: Input should be greater"),
         (("folds", 0, "captions"), 10**12, "folds.0.captions: Input should be less"),
         (("std", "random"), None, "some scores have ties at random, others have not"),
-        (("rerank", "setting"), {"k": -1}, "the rerank's setting: k is a number from 0 to 1e9, not -1"),
+        (("rerank", "setting"), {"k": -1}, "the rerank's setting: k must be a number from 0 to 1e9, got -1"),
         (("rerank", "setting"), {"k": "x"}, "rerank.setting.k: Input should be a valid integer"),
         (("experiment",), 5, "experiment: Input should be a valid string"),
     ],
@@ -189,8 +218,8 @@ def test_a_results_file_comes_back_as_it_was_and_an_earlier_version_s_has_no_tie
     del tree["lists"]
     write_json(tmp_path / "old.json", tree)
     old = load(tmp_path / "old.json", Results)
-    assert old.mean.mr == both.mean.mr and old.mean.random is None and not old.mean.ties_matter
-    assert "ties" not in markdown(old)
+    assert old.mean.mr == both.mean.mr and old.mean.random is None and old.mean.ties == ["against"]
+    assert "random" not in markdown(old).partition("\n\n| ")[2]
 
 
 def test_ties_at_random_have_rows_where_they_matter_and_only_there():
@@ -201,25 +230,70 @@ def test_ties_at_random_have_rows_where_they_matter_and_only_there():
     assert float(rows["fold 1, ties at random"]["i2t R@1"]) == 12 + 18
     assert float(rows["mean, ties at random"]["mR"]) == pytest.approx((17.52 + 22.5) / 2)
     assert float(rows["std, ties at random"]["mR"]) == pytest.approx(statistics.stdev([17.52, 22.5]), abs=1e-4)
-    assert "mean, ties at random" in narrow(with_ties)
+    means, folds, _ = cells_of(markdown(with_ties))
+    assert [row[:2] for row in means[1:]] == [["plain", "against"], ["plain", "random"]]
+    assert [row[:2] for row in folds[1:]] == [["fold 0", "against"], ["fold 1", "against"], ["fold 1", "random"]]
 
 
 @pytest.mark.parametrize(("ties", "shown"), [(0.04, False), (0.06, True)])
 def test_ties_that_move_mr_by_more_than_a_twentieth_of_a_point_are_shown(ties, shown):
-    assert ("ties at random" in markdown(results([fold(0, 0.0, ties=ties)]))) == shown
+    run = results([fold(0, 0.0, ties=ties)])
+    assert ("ties at random" in comma_separated(run)) == shown
+    assert (["fold 0", "random"] in [row[:2] for row in cells_of(markdown(run))[0]]) == shown
 
 
 @pytest.mark.parametrize("dataset", ["RSITMD", "ucm_precomp", "sydney", "DEMO"])
-def test_the_table_of_the_terminal_fits_it_and_names_split_lists_gallery_and_chance(dataset):
+def test_every_line_has_at_most_100_columns_and_the_head_names_split_lists_gallery_and_chance(dataset):
     folds = [fold(0, 0.0, ties=1.0), fold(1, 70.0, 453, 22650, ties=1.0)]
-    text = narrow(results(folds, dataset, rerank=reranked(folds)))
+    bank = Banked.of(folds, kind="dynamic")
+    text = markdown(results(folds, dataset, rerank=reranked(folds), bank=bank))
     assert max(map(len, text.splitlines())) <= WIDTH == 100
     assert "test split of rsitmd_precomp: 452 images, 2260 captions, chance mR 1.18" in text
     assert "test split of rsitmd_precomp: 453 images, 22650 captions" in text
-    rows = {line.split("  ")[0]: line.split() for line in text.splitlines()}
-    assert rows["fold 0 + rerank"][-7:] == ["10.00", "20.00", "30.00", "5.00", "20.00", "30.00", "17.50"]
-    assert all(f"  {row.name}" in text for row in published(dataset))
-    assert all(f"published on {row.lists}:" in text for row in published(dataset) if row.lists)
+    means, by_fold, *others = cells_of(text)
+    assert [row[:2] for row in means[1::2]] == [[name, "against"] for name in ("plain", "+ rerank", "+ dynamic bank")]
+    row = next(row for row in by_fold if row[:2] == ["fold 0 + rerank", "against"])
+    assert row[2:] == ["10.00", "20.00", "30.00", "5.00", "20.00", "30.00", "17.50"]
+    assert [row[0] for rows in others for row in rows[1:]] == [
+        row.name
+        for lists in dict.fromkeys(row.lists for row in published(dataset))
+        for row in published(dataset)
+        if row.lists == lists
+    ]
+    assert all(f"Published, lists: {row.lists or 'not stated'}\n" in text for row in published(dataset))
+    assert all(row.name in text.partition("Sources:")[2].replace("\n  ", " ") for row in published(dataset))
+
+
+def test_the_tables_of_one_fold_leave_out_the_mean_and_hold_its_ranks():
+    text = markdown(results([fold(3, 0.0, ties=1.0)]))
+    own, others = cells_of(text)
+    assert [row[:2] for row in own[1:]] == [["fold 3", "against"], ["fold 3", "random"]]
+    assert "ranks: i2t median 12.00 mean 40.50, t2i median 12.00 mean 40.50" in text and others[1][0] == "VSE++"
+
+
+def test_ranks_csv_holds_each_query_with_its_rank_and_first_answers(tmp_path):
+    rng, owner = np.random.default_rng(0), np.array([0, 0, 1, 3, 3])  # image 2 has no caption and is no query
+    sims = {fold: rng.random((4, 5)) for fold in (0, 1)}
+    images, captions = [f"{i}.png" for i in range(4)], [f"caption, {c}" for c in range(5)]
+    write_ranks(tmp_path / "ranks.csv", sims, images, captions, owner)
+    rows = read_csv((tmp_path / "ranks.csv").read_text())
+    assert [(row["fold"], row["direction"], row["number"]) for row in rows] == [
+        (str(fold), way, str(at))
+        for fold in (0, 1)
+        for way, asked in (("i2t", (0, 1, 3)), ("t2i", range(5)))
+        for at in asked
+    ]
+    for row in rows:
+        matrix, at = sims[int(row["fold"])], int(row["number"])
+        similarity, names, right = (
+            (matrix[at], captions, owner == at)
+            if row["direction"] == "i2t"
+            else (matrix[:, at], images, np.arange(4) == owner[at])
+        )
+        order = np.argsort(-similarity)
+        answers = [row[f"answer {n}"] for n in range(1, 11) if row[f"answer {n}"]]
+        assert answers == [names[j] for j in order] and int(row["rank"]) == 1 + int(np.argmax(right[order]))
+        assert row["query"] == (images if row["direction"] == "i2t" else captions)[at]
 
 
 def test_runs_compare_by_their_means_with_the_deviation_of_mr(tmp_path, monkeypatch, capsys):
@@ -228,11 +302,12 @@ def test_runs_compare_by_their_means_with_the_deviation_of_mr(tmp_path, monkeypa
         write_json(tmp_path / name / "results.json", run.model_dump())
     monkeypatch.setattr("sys.argv", ["tables", str(tmp_path / "one"), str(tmp_path / "two")])
     main()
-    header, _, gallery, *rows = (re.split(r"  +", line) for line in capsys.readouterr().out.splitlines())
+    out = capsys.readouterr().out
+    ((header, *rows),) = cells_of(out)
     one, two = (dict(zip(header, row, strict=True)) for row in rows)
     assert (one["experiment"], one["mR"], one["folds"]) == ("one", "18.50 ± 1.41", "2")
     assert (two["experiment"], two["mR"]) == ("two", "22.50 ± 1.41")
-    assert gallery == ["test split of rsitmd_precomp: 452 images, 2260 captions, chance mR 1.18:"]
+    assert out.splitlines()[0] == "test split of rsitmd_precomp: 452 images, 2260 captions, chance mR 1.18"
 
 
 def test_names_that_are_too_long_for_the_terminal_keep_their_ends(tmp_path, monkeypatch, capsys):

@@ -1,0 +1,331 @@
+"""The multivariate rerank: sort each query's k best candidates by searching back with each of them.
+
+    python postprocessing/rerank.py --sims postprocessing/file/EXPERIMENT_0.npy
+
+For query i and candidate j, positions from 0 (the two readings of c_reverse are the released code's and the paper's):
+
+    c_forward    = exp(-xi (position of j among i's candidates + 1))
+    c_similarity = s_ij / sum over all queries q of s_qj
+    c_reverse    = exp(-xi (R + 1))
+    score        = c_forward + w_similarity c_similarity + w_reverse c_reverse
+
+With P the position of i when searching back with j: `paper` takes R = P, and c_reverse = 0 where P >= l; `released`
+takes for R the order that P induces among the k candidates. Equal similarities keep index order everywhere.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import logging
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, fields, replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+if __name__ == "__main__" and not __package__:  # run as a file: import from the project's root, not from this folder
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from postprocessing.drawing import heat_maps, save_figure
+from postprocessing.matrices import load, matrix_files, share_images
+from postprocessing.recall import QueryRanks, Ranks, Scores, check_images, check_matrix, each_block, query_ranks
+from postprocessing.results import LEAST_K, PUBLISHED, VARIANTS, Setting, score_of
+from postprocessing.tables import report
+from utils import Bar, InputError, Parser, check_writable_file, run_command
+
+logger = logging.getLogger("galr")
+
+GRID = {
+    "k": (10, 20, 30, 50, 100),
+    "w_similarity": (0.0, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0),
+    "w_reverse": (0.0, 0.2, 0.5, 0.8, 1.1, 1.5, 2.0),
+}
+
+
+class Candidates(NamedTuple):
+    """The k best answers of each query, best first, and the parts of their scores. Each array is (queries, k)."""
+
+    index: np.ndarray  # column of the candidate in the matrix
+    similarity: np.ndarray  # c_similarity
+    back: np.ndarray  # P: position of the query when searching back with the candidate
+
+
+def multivariate(
+    sims: np.ndarray,
+    k: int,
+    w_similarity: float,
+    w_reverse: float,
+    xi: float = 0.05,
+    variant: str = "released",
+    l: int | None = None,  # noqa: E741 (the paper's name)
+) -> np.ndarray:
+    """Return the scores of the multivariate rerank, with the shape and precision of `sims`; each row is a query.
+
+    For t2i give the transposed view of images x captions. Each query's k best candidates get their score, all other
+    columns stand below the lowest of these in their old order (the released code leaves them at zero). k is at most
+    the number of columns and, for `released`, raised to 10; `l` is used by `paper` only. The working memory beside the
+    returned matrix is a few blocks of rows. Raise InputError for NaN, infinity and settings that mean nothing.
+
+    >>> sims = np.array([[0.9, 0.8], [0.9, 0.2]])
+    >>> multivariate(sims, k=2, w_similarity=0.3, w_reverse=1.1).round(2)
+    array([[2.15, 2.14],
+           [2.15, 1.96]])
+    """
+    sims = check_matrix(sims)
+    found, score = _scored(sims, Setting(k, w_similarity, w_reverse, xi, variant, l))
+    out = np.empty(sims.shape, sims.dtype)
+
+    def fill(rows: slice, block: np.ndarray) -> None:
+        out[rows] = _below(block, found.index[rows], score[rows])
+        np.put_along_axis(out[rows], found.index[rows], score[rows], axis=1)
+
+    each_block(fill, sims)
+    return out
+
+
+def reverse_order(sims: np.ndarray, k: int) -> np.ndarray:
+    """Return the plain reverse rerank, (queries, k), best first: the k best columns by the query's position when
+    searching back with them; equal positions keep the candidates' order."""
+    sims = check_matrix(sims)
+    found = find_candidates(sims, min(k, sims.shape[1]))
+    return np.take_along_axis(found.index, np.argsort(found.back, axis=1, kind="stable"), axis=1)
+
+
+def multivariate_order(sims: np.ndarray, setting: Setting = PUBLISHED) -> np.ndarray:
+    """Return the candidates of each query by their multivariate score, best first, (queries, k)."""
+    found, score = _scored(check_matrix(sims), setting)
+    return np.take_along_axis(found.index, np.argsort(-score, axis=1, kind="stable"), axis=1)
+
+
+def _scored(sims: np.ndarray, setting: Setting) -> tuple[Candidates, np.ndarray]:
+    found = find_candidates(sims, setting.candidates(sims.shape[1]))
+    return found, scores(found, setting).astype(sims.dtype)
+
+
+def rerank_recall(
+    sims: np.ndarray, image_of_caption: np.ndarray, setting: Setting = PUBLISHED, ties: str = "against"
+) -> Scores:
+    """Return i2t, t2i and mR after the multivariate rerank of both directions; `ties` as in `recall`.
+
+    It is the recall of the matrices that `multivariate` gives, which are never built here.
+    """
+    return Reranker(sims, image_of_caption, setting.k).ranks(setting).scores(ties)
+
+
+class Reranker:
+    """The candidates of both directions, found once, so that many settings cost little more than one.
+
+    A query none of whose right answers is a candidate keeps its rank: every candidate was before it and still is. So
+    the ranks before and the candidates' scores give the ranks after.
+    """
+
+    def __init__(self, sims: np.ndarray, image_of_caption: np.ndarray, k: int) -> None:
+        """`sims` (images, captions); settings up to this k can be tried."""
+        sims = check_matrix(sims)
+        owner = check_images(image_of_caption, sims.shape)
+        asked = np.unique(owner)  # an image without captions is no query
+        k = max(int(k), LEAST_K)
+        i2t = find_candidates(sims, min(k, sims.shape[1]))
+        t2i = find_candidates(sims.T, min(k, sims.shape[0]))
+        self.dtype = sims.dtype
+        self.before = query_ranks(sims, owner)
+        self.found = (Candidates(*(array[asked] for array in i2t)), t2i)
+        self.right = (owner[self.found[0].index] == asked[:, None], t2i.index == owner[:, None])
+
+    def ranks(self, setting: Setting) -> QueryRanks:
+        """Return the ranks of all queries after the rerank."""
+        after = []
+        for found, right, before in zip(self.found, self.right, self.before, strict=True):
+            first = setting.candidates(found.index.shape[1])
+            score = scores(Candidates(*(array[:, :first] for array in found)), setting)
+            after.append(_ranks_after(score.astype(self.dtype), right[:, :first], before))
+        return QueryRanks(*after)
+
+
+def _ranks_after(score: np.ndarray, right: np.ndarray, before: Ranks) -> Ranks:
+    best = np.where(right, score, -np.inf).max(axis=1, keepdims=True)
+    found = right.any(axis=1)
+    better = np.count_nonzero(score > best, axis=1)
+    tied = score == best
+    # else all candidates are wrong and better, among them those that tied with the best right answer and came before it
+    better_else = np.maximum(before.better, score.shape[1])
+    return Ranks(
+        np.where(found, better, better_else),
+        np.where(found, np.count_nonzero(tied & ~right, axis=1), before.better + before.tied - better_else),
+        np.where(found, np.count_nonzero(tied & right, axis=1), before.right),
+    )
+
+
+def scores(found: Candidates, setting: Setting) -> np.ndarray:
+    """Return the multivariate scores of the candidates, float64 (queries, k)."""
+    place = np.arange(found.index.shape[1])
+    fading = np.exp(-setting.xi * (place + 1))
+    if setting.variant == "released":
+        reverse = np.empty(found.back.shape)
+        order = np.argsort(found.back, axis=1, kind="stable")
+        np.put_along_axis(reverse, order, np.broadcast_to(fading, order.shape), axis=1)
+    else:
+        reverse = np.exp(-setting.xi * (found.back + 1.0))
+        if setting.l is not None:
+            reverse[found.back >= setting.l] = 0
+    score = fading + setting.w_similarity * found.similarity + setting.w_reverse * reverse
+    if not np.abs(score).max() < 1e30:
+        raise InputError("the similarities of some column sum to almost nothing, so c_similarity has no meaning there")
+    return score
+
+
+def find_candidates(sims: np.ndarray, k: int) -> Candidates:
+    """Return the k best columns of each row, in the order of their similarity, with the parts of their scores.
+
+    c_similarity is taken as 0 in a column whose similarities sum to 0.
+    """
+    queries, gallery = sims.shape
+    index = np.empty((queries, k), np.int32)
+    similarity = np.empty((queries, k), sims.dtype)
+
+    def forward(rows: slice, block: np.ndarray) -> None:
+        index[rows] = _best_columns(block, k)
+        similarity[rows] = np.take_along_axis(block, index[rows], axis=1)
+
+    each_block(forward, sims)
+
+    by_column = np.argsort(index, axis=None, kind="stable")  # the (query, candidate) pairs, grouped by candidate
+    start = np.searchsorted(index.ravel()[by_column], np.arange(gallery + 1))
+    least = np.full(gallery, np.inf, sims.dtype)  # the least similarity of which the position is wanted
+    np.minimum.at(least, index.ravel(), similarity.ravel())
+    back = np.empty(queries * k, np.int32)
+    total = np.empty(gallery)
+
+    def search_back(columns: slice, block: np.ndarray) -> None:  # its rows are columns of the matrix
+        total[columns] = block.sum(axis=1, dtype=np.float64)
+        wanted = block >= least[columns, None]  # few: who has j as a candidate is near the top of j's ranking
+        ends = np.cumsum(np.count_nonzero(wanted, axis=1))
+        top = np.split(block.ravel()[np.flatnonzero(wanted)], ends[:-1])
+        for offset, j in enumerate(range(gallery)[columns]):
+            pairs = by_column[start[j] : start[j + 1]]
+            if len(pairs):
+                back[pairs] = _positions(block[offset], top[offset], pairs // k, similarity.ravel()[pairs])
+
+    each_block(search_back, sims.T)
+    total = total[index]
+    share = np.divide(similarity, total, out=np.zeros((queries, k)), where=total != 0)
+    return Candidates(index, share, back.reshape(queries, k))
+
+
+def _best_columns(block: np.ndarray, k: int) -> np.ndarray:
+    """Return the columns of the k largest values of each row, largest first, equal ones in column order."""
+    rows, width = block.shape
+    least = np.partition(block, width - k, axis=1)[:, width - k, None]  # the k-th largest
+    chosen = block >= least
+    surplus = np.count_nonzero(chosen, axis=1) - k
+    for row in np.flatnonzero(surplus):  # several equal the k-th: the last ones are too many
+        equal = np.flatnonzero(block[row] == least[row])
+        chosen[row, equal[len(equal) - surplus[row] :]] = False
+    columns = np.flatnonzero(chosen).reshape(rows, k) - width * np.arange(rows)[:, None]
+    order = np.argsort(-np.take_along_axis(block, columns, axis=1), axis=1, kind="stable")
+    return np.take_along_axis(columns, order, axis=1)
+
+
+def _positions(column: np.ndarray, top: np.ndarray, queries: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Return the positions of some queries in the ranking of all queries by `column`.
+
+    `values` are the similarities of these queries, and `top` all that are not below the least of them, in any order.
+    """
+    top.sort()
+    after = top.searchsorted(values, side="right")
+    if (after - top.searchsorted(values, side="left") == 1).all():
+        return len(top) - after
+    position = np.empty(len(column), np.int64)  # equal similarities: index order decides
+    position[np.argsort(-column, kind="stable")] = np.arange(len(column))
+    return position[queries]
+
+
+def _below(block: np.ndarray, index: np.ndarray, score: np.ndarray) -> np.ndarray:
+    """Return each row's values in their order and with their ties, but below its lowest score; candidates anything.
+
+    If the lowest score is positive, a power of two scales the values, which is exact. Otherwise, or if that lost a
+    difference (of numbers near the smallest there are), their ranks take their place.
+    """
+    lowest = score.min(axis=1, keepdims=True)
+    others = block.copy()
+    np.put_along_axis(others, index, -np.inf, axis=1)
+    top = np.maximum(others.max(axis=1, keepdims=True), 0)
+    with np.errstate(all="ignore"):
+        halvings = np.maximum(np.frexp(top / lowest)[1], 0)
+        scaled = np.ldexp(block, -halvings)
+        kept = (lowest[:, 0] > 0) & np.isfinite(top / lowest)[:, 0] & (np.ldexp(scaled, halvings) == block).all(axis=1)
+    for row in np.flatnonzero(~kept):
+        values, place = np.unique(others[row], return_inverse=True)
+        scaled[row] = lowest[row] - max(1, abs(lowest[row, 0])) * (len(values) - place)
+    return scaled
+
+
+def search(rerankers: Sequence[Reranker], start: Setting) -> tuple[Setting, np.ndarray, dict[str, tuple]]:
+    """Return the best setting on validation matrices (one per fold), the mR of all, and the values along its axes.
+
+    Of equal settings the first is chosen. With both weights 0 the order stays: "no rerank" is in the grid.
+    """
+    gallery = max(found.index.shape[1] for reranker in rerankers for found in reranker.found)
+    grid = GRID | {"k": tuple(sorted({replace(start, k=k).candidates(gallery) for k in GRID["k"]}))}
+    settings = [replace(start, **dict(zip(grid, point, strict=True))) for point in itertools.product(*grid.values())]
+    mr = [
+        np.mean([reranker.ranks(setting).metrics()["mr"] for reranker in rerankers])
+        for setting in Bar(settings, desc="search", unit="setting")
+    ]
+    return settings[int(np.argmax(mr))], np.array(mr).reshape([len(axis) for axis in grid.values()]), grid
+
+
+def _searched(args: argparse.Namespace, tests: list[Path], start: Setting) -> Setting:
+    """Return the best setting on the validation matrices. Raise InputError if one shares images with a test matrix."""
+    vals = matrix_files(args.val, "--val") if args.val else [file.with_name(f"{file.stem}_val.npy") for file in tests]
+    if len(vals) != len(tests):
+        raise InputError(f"--val gives {len(vals)} validation matrices for {len(tests)} test matrices")
+    for val, test in itertools.product(vals, tests):
+        if val.exists() and test.exists() and share_images(val, test):
+            raise InputError(f"{val} is of the same images as the test matrix {test}; choose the setting on others")
+    picture = tests[0].with_name(f"{tests[0].stem}_grid.png")
+    check_writable_file(picture)
+    setting, mr, grid = search([Reranker(*load(val), max(GRID["k"])) for val in vals], start)
+    save_figure(heat_maps(mr, grid, f"{args.variant} rerank, mR on validation"), picture)
+    found = f"mR {mr[:, 0, 0].max():.2f} without rerank, {mr.max():.2f} with the best of {mr.size} settings"
+    logger.info(f"on {', '.join(map(str, vals))}: {found}; all of them: {picture}")
+    return setting
+
+
+def main() -> None:
+    """Print recall before and after the multivariate rerank of saved similarity matrices, in both directions."""
+    parser = Parser(prog="python -m postprocessing.rerank", description=main.__doc__)
+    add = parser.add_argument
+    add("--sims", nargs="+", required=True, metavar="FILE.npy", help="matrices, images x captions; of several the mean")
+    add("--variant", choices=VARIANTS, default=PUBLISHED.variant, help="reading of c_reverse (%(default)s)")
+    add("--k", type=int, default=PUBLISHED.k, help="candidates of each query (%(default)s)")
+    add("--l", type=int, help="paper only: cut-off of the reverse position (none)")
+    add("--w_similarity", type=float, default=PUBLISHED.w_similarity, help="weight of c_similarity (%(default)s)")
+    add("--w_reverse", type=float, default=PUBLISHED.w_reverse, help="weight of c_reverse (%(default)s)")
+    add("--xi", type=float, default=PUBLISHED.xi, help="decay of the positions (%(default)s)")
+    add("--search", action="store_true", help="choose k and the weights on validation matrices; draws the grid as PNG")
+    add("--val", nargs="+", metavar="FILE.npy", help="with --search: a matrix for each of --sims (*_val.npy beside it)")
+    add("--out", type=Path, metavar="FILE.json", help="also write the scores here")
+    args = parser.parse_args()
+    if args.l is not None and args.variant != "paper":
+        raise InputError("--l belongs to --variant paper; the released variant has no cut-off")
+    if args.val and not args.search:
+        raise InputError("--val is for --search")
+    if args.out:
+        check_writable_file(args.out)
+    setting = Setting(**{field.name: getattr(args, field.name) for field in fields(Setting)})
+    tests = matrix_files(args.sims, "--sims")
+    matrices = [load(file) for file in tests]
+    if args.search:
+        setting = _searched(args, tests, setting)
+    logger.info(", ".join(f"{name} {value}" for name, value in asdict(setting).items() if value is not None))
+    rerankers = (Reranker(sims, owner, setting.k) for sims, owner in matrices)
+    changes = [(score_of(reranker.before), score_of(reranker.ranks(setting))) for reranker in rerankers]
+    report(tests, matrices, changes, asdict(setting), args.out)
+
+
+if __name__ == "__main__":
+    run_command(main)
