@@ -81,7 +81,7 @@ def main() -> None:
         if is_main():
             print(f"validation mR, ties at random, mean over {len(grids)} folds, by temperature")
             rows = zip(("no bank", "static", "dynamic"), np.mean(grids, axis=0).tolist(), strict=True)
-            print(table([["", *map(str, GRID)], *([name, *mr] for name, mr in rows)]), end="")
+            print(table([["", *map(str, GRID)], *([name, *mr] for name, mr in rows)]))
         return
     test, bank = read("test"), read("train") if arguments.bank else None
     logger.info(describe("test", test))

@@ -182,36 +182,32 @@ def differences(models: dict[str, Seeds], image_of_caption: np.ndarray, level: f
 
 def markdown(comparison: Comparison) -> str:
     """Return the tables of the models, of their differences, and of the published rows."""
-    head = [
-        f"{comparison.dataset}, {comparison.runs}",
-        str(comparison.gallery),
-        "seeds, folds: deviations of mR over them\n",
-    ]
-    texts = ["\n\n".join(head)]
+    texts = [f"{comparison.dataset}, {comparison.runs}", str(comparison.gallery)]
     for ties in max((score.mean.ties for score in comparison.scores), key=len):
         rows = ([name, *six_cells(mean.flat(ties)), *spread[ties].values()] for name, mean, spread in comparison.scores)
         texts.append(table([[f"ties {ties}", *NARROW, "seeds", "folds"], *rows]))
+    texts.append("seeds, folds: the deviations of mR over them")
     if comparison.differences:
         level, chance = f"{100 * comparison.level:g}%", f"{100 - 100 * comparison.level:.3g} in 100"
         texts.append(
             f"Differences of mR, ties broken at random, with {level} intervals: over the test queries (paired\n"
             "bootstrap of the images with their captions), and over seeds (Welch). A difference is shown if\n"
-            f"both leave out 0; {chance} intervals of equal models do so by chance.\n"
+            f"both leave out 0; {chance} intervals of equal models do so by chance."
         )
         pairs = []
         for pair in comparison.differences:
             intervals = (at and f"{at.low:+.2f} to {at.high:+.2f}" for at in (pair.queries, pair.seeds))
             pairs.append([f"{pair.one} - {pair.other}", f"{pair.mr:+.2f}", *intervals, pair.verdict])
         texts.append(table([["", "mR", "queries", "seeds", ""], *pairs]))
-    return "\n".join([*texts, *published_tables(comparison.dataset)])
+    return "\n\n".join([*texts, *published_tables(comparison.dataset)]) + "\n"
 
 
 def interval_figure(comparison: Comparison) -> Figure:
     """Draw the differences with their intervals, over queries and over seeds."""
     pairs = comparison.differences
-    height = 1.6 + 0.42 * len(pairs)
-    figure = new_figure(9, height, f"{comparison.dataset}, {comparison.runs}, {comparison.gallery}")
-    axes = figure.add_axes((0.36, 0.6 / height, 0.61, 1 - 1.45 / height))
+    height = 1.8 + 0.42 * len(pairs)
+    figure = new_figure(9, height, f"{comparison.dataset}, {comparison.runs}\n{comparison.gallery}")
+    axes = figure.add_axes((0.36, 0.6 / height, 0.61, 1 - 1.65 / height))
     for key, color, shift in (("queries", RUN, -0.13), ("seeds", RERANK, 0.13)):
         ends = {at + shift: getattr(pair, key) for at, pair in enumerate(pairs) if getattr(pair, key)}
         if ends:

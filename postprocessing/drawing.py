@@ -179,9 +179,9 @@ def heat_maps(mr: np.ndarray, grid: dict[str, Sequence], title: str = "") -> Fig
     ks, similarities, reverses = grid.values()
     best = np.unravel_index(mr.argmax(), mr.shape)
     setting = f"k {ks[best[0]]}, w_similarity {similarities[best[1]]:g}, w_reverse {reverses[best[2]]:g}"
-    figure = new_figure(1.6 + 2.6 * len(ks), 3.9, f"{title}; best {mr.max():.2f} at {setting}".lstrip("; "))
+    figure = new_figure(max(7, 1.6 + 2.6 * len(ks)), 3.9, f"{title}; best {mr.max():.2f} at {setting}".lstrip("; "))
     panels = figure.subplots(1, len(ks), sharey=True, squeeze=False)[0]
-    figure.subplots_adjust(left=0.08, right=0.92, top=0.80, bottom=0.14, wspace=0.06)
+    figure.set_layout_engine("constrained", rect=(0, 0, 1, 0.88))
     middle = (mr.min() + mr.max()) / 2
     for panel, k, values in zip(panels, ks, mr, strict=True):
         image = panel.imshow(values, vmin=mr.min(), vmax=mr.max(), cmap="viridis", aspect="auto", origin="lower")

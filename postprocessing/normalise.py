@@ -175,16 +175,11 @@ def ensemble() -> None:
     add = parser.add_argument
     add("--sims", nargs="+", metavar="FILE.npy", help="matrices of one test split, of one kind of similarity")
     add("--out", type=Path, metavar="FILE.npy", help="with --sims: the mean, for rerank and balance")
-    add(
-        "--run",
-        type=Path,
-        metavar="DIR",
-        help="checkpoint/EXPERIMENT: writes EXPERIMENT_all.npy, EXPERIMENT_all_bank.npy",
-    )
+    add("--run", type=Path, metavar="DIR", help="checkpoint/EXPERIMENT: writes EXPERIMENT_all.npy, .._all_bank.npy")
     add("--matrices", type=Path, default=Path("postprocessing/file"), metavar="DIR", help="of --run (%(default)s)")
     args = parser.parse_args()
     if args.run:
-        print(run_table(load_file(args.run / "results.json", Results, "run test.py first"), args.matrices), end="")
+        print(run_table(load_file(args.run / "results.json", Results, "run test.py first"), args.matrices))
         return
     if not args.sims or not args.out:
         raise InputError("give --sims FILE.npy ... and --out FILE.npy, or --run checkpoint/EXPERIMENT")
@@ -195,7 +190,7 @@ def ensemble() -> None:
     before, _ = summarise([score_of(query_ranks(*load(file))) for file in files])
     after = score_of(query_ranks(*save_mean(files, args.out)))
     print(f"{len(files)} matrices, {gain(before, after)}\n\nbefore: mean of their recalls; after: recall of their mean")
-    print(change_table(before, after), end="")
+    print(change_table(before, after))
 
 
 def save_mean(files: Sequence[Path], out: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -227,4 +222,4 @@ def run_table(results: Results, folder: Path) -> str:
     lists = results.lists or ""
     others = [row for row in published(results.dataset) if not row.lists or row.lists.startswith(lists)]
     line = "published: " + ", ".join(f"{row.name} {row.flat['mr']:.2f}" for row in others)
-    return f"{gallery_of(results.folds, lists)}\n\n{table(rows)}" + (f"\n{filled(line)}\n" if others else "")
+    return "\n\n".join([str(gallery_of(results.folds, lists)), table(rows), *([filled(line)] if others else [])])

@@ -66,8 +66,8 @@ def multivariate(
 
     For t2i give the transposed view of images x captions. Each query's k best candidates get their score, all other
     columns stand below the lowest of these in their old order (the released code leaves them at zero). k is at most
-    the number of columns and, for `released`, raised to 10; `l` is used by `paper` only. The working memory beside the
-    returned matrix is a few blocks of rows. Raise InputError for NaN, infinity and settings that mean nothing.
+    the number of columns and, for `released`, raised to 10; `l` is used by `paper` only. Raise InputError for NaN,
+    infinity and settings that mean nothing.
 
     >>> sims = np.array([[0.9, 0.8], [0.9, 0.2]])
     >>> multivariate(sims, k=2, w_similarity=0.3, w_reverse=1.1).round(2)
@@ -87,8 +87,7 @@ def multivariate(
 
 
 def reverse_order(sims: np.ndarray, k: int) -> np.ndarray:
-    """Return the plain reverse rerank, (queries, k), best first: the k best columns by the query's position when
-    searching back with them; equal positions keep the candidates' order."""
+    """Return each query's k best columns by its position when searching back; equal ones keep their order."""
     sims = check_matrix(sims)
     found = find_candidates(sims, min(k, sims.shape[1]))
     return np.take_along_axis(found.index, np.argsort(found.back, axis=1, kind="stable"), axis=1)
@@ -123,7 +122,7 @@ class Reranker:
     """
 
     def __init__(self, sims: np.ndarray, image_of_caption: np.ndarray, k: int) -> None:
-        """`sims` (images, captions); settings up to this k can be tried."""
+        """Find the candidates of `sims` (images, captions); settings up to this k can be tried."""
         sims = check_matrix(sims)
         owner = check_images(image_of_caption, sims.shape)
         asked = np.unique(owner)  # an image without captions is no query

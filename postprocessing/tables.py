@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from postprocessing.recall import DIRECTIONS, SIX, Metrics, Scores, chance, query_ranks
-from postprocessing.results import FoldScore, Results, Score, Summary, load, summarise
+from postprocessing.results import FoldScore, Results, Score, load, summarise
 from utils import Parser, run_command, write_json, write_text
 
 LABELS = {"r1": "R@1", "r5": "R@5", "r10": "R@10", "medr": "med r", "meanr": "mean r"}
@@ -108,7 +108,7 @@ def table(rows: Sequence[Sequence[Cell]], form: str = "markdown") -> str:
         head, *body = (" & ".join(map(_escaped, line)) + r" \\" for line in lines)
         columns = "l" + "r" * (len(lines[0]) - 1)
         start, end = rf"\begin{{tabular}}{{{columns}}}", r"\end{tabular}"
-        return "\n".join([start, r"\hline", head, r"\hline", *body, r"\hline", end]) + "\n"
+        return "\n".join([start, r"\hline", head, r"\hline", *body, r"\hline", end])
     widths = [max(3, *map(len, column)) for column in zip(*lines, strict=True)]
     widths[0] = min(widths[0], max(8, WIDTH - 1 - sum(width + 3 for width in widths[1:]) - 3))
     rule = [":" + "-" * (widths[0] - 1), *("-" * (width - 1) + ":" for width in widths[1:])]
@@ -116,7 +116,7 @@ def table(rows: Sequence[Sequence[Cell]], form: str = "markdown") -> str:
     for name, *cells in (lines[0], rule, *lines[1:]):
         right = (cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True))
         text.append("| " + " | ".join([_shortened(name, widths[0]).ljust(widths[0]), *right]) + " |")
-    return "\n".join(text) + "\n"
+    return "\n".join(text)
 
 
 def six_cells(flat: Metrics, std: float | None = None) -> list[Cell]:
@@ -156,86 +156,86 @@ def write_tables(results: Results, folder: str | os.PathLike) -> None:
         write_text(Path(folder) / f"results.{suffix}", text)
 
 
+class Row(NamedTuple):
+    """A fold, the mean or the deviation of a run: plain (part ""), after the rerank or with the query bank."""
+
+    part: str
+    what: str
+    ties: str
+    gallery: Gallery
+    flat: Metrics
+    std: float | None = None
+
+
+def run_rows(results: Results) -> Iterator[Row]:
+    """Yield the rows of a run; ties at random have one of their own where they matter."""
+    for name, part in results.parts().items():
+        for fold in part.folds:
+            gallery = gallery_of([fold], results.lists)
+            yield from (Row(name, f"fold {fold.fold}", ties, gallery, fold.flat(ties)) for ties in fold.ties)
+        gallery = gallery_of(part.folds, results.lists)
+        stds = {ties: part.std.flat(ties) for ties in part.mean.ties}
+        yield from (Row(name, "mean", ties, gallery, part.mean.flat(ties), std["mr"]) for ties, std in stds.items())
+        if len(part.folds) > 1:
+            yield from (Row(name, "std", ties, gallery, std) for ties, std in stds.items())
+
+
 def markdown(results: Results) -> str:
     """Return three tables: means with the deviation of mR, folds, published rows; above them what is constant."""
-    galleries = dict.fromkeys(gallery_of([fold], results.lists) for fold in results.folds)
-    head = [f"{results.experiment} on {results.dataset}", *map(str, galleries), f"{TIES}\n"]
-    folds = [
-        [f"fold {fold.fold} {name}".strip(), ties, *six_cells(fold.flat(ties))]
-        for name, part in results.parts().items()
-        for fold in part.folds
-        for ties in fold.ties
-    ]
+    rows = list(run_rows(results))
+    folds = [row for row in rows if row.what.startswith("fold")]
+    texts = [f"{results.experiment} on {results.dataset}", *map(str, dict.fromkeys(row.gallery for row in folds)), TIES]
+    if len(results.folds) > 1:
+        texts.append(table([["mean", "ties", *NARROW], *mean_rows(results)]))
+    cells = ([f"{row.what} {row.part}".strip(), row.ties, *six_cells(row.flat)] for row in folds)
+    texts.append(table([["fold", "ties", *NARROW], *cells]))
     flat = results.mean.flat()
     ranks = (f"{way} median {flat[f'{way}_medr']:.2f} mean {flat[f'{way}_meanr']:.2f}" for way in DIRECTIONS)
-    tables = [
-        "\n\n".join(head),
-        *([table([["mean", "ties", *NARROW], *mean_rows(results)])] if len(results.folds) > 1 else []),
-        table([["fold", "ties", *NARROW], *folds]),
-        f"ranks: {', '.join(ranks)}\n",
-    ]
-    return "\n".join([*tables, *published_tables(results.dataset)])
+    return "\n\n".join([*texts, f"ranks: {', '.join(ranks)}", *published_tables(results.dataset)]) + "\n"
 
 
 def mean_rows(results: Results) -> list[list[Cell]]:
-    """Return a row for the plain scores, the rerank and the query bank, for each way to count ties that matters."""
-    return [
-        [name or "plain", ties, *six_cells(part.mean.flat(ties), part.std.flat(ties)["mr"])]
-        for name, part in results.parts().items()
-        for ties in part.mean.ties
-    ]
+    """Return the cells of the means."""
+    means = (row for row in run_rows(results) if row.what == "mean")
+    return [[row.part or "plain", row.ties, *six_cells(row.flat, row.std)] for row in means]
 
 
 def published_tables(dataset: str) -> list[str]:
     """Return a table of published rows for each of the lists that they are on, and the sources."""
-    rows = published(dataset)
-    texts = [
-        f"Published, lists: {lists or 'not stated'}\n\n"
-        + table([["", *NARROW], *([row.name, *six_cells(row.flat, row.std)] for row in rows if row.lists == lists)])
-        for lists in dict.fromkeys(row.lists for row in rows)
-    ]
-    sources: dict[str, list[str]] = {}
+    rows, texts, sources = published(dataset), [], {}
+    for lists in dict.fromkeys(row.lists for row in rows):
+        cells = ([row.name, *six_cells(row.flat, row.std)] for row in rows if row.lists == lists)
+        texts.append(f"Published, lists: {lists or 'not stated'}\n\n{table([['', *NARROW], *cells])}")
     for row in rows:
         sources.setdefault(row.source, []).append(row.name)
-    lines = [f"- {source}: {'; '.join(names)}" for source, names in sources.items()]
-    return [*texts, "\n".join(["Sources:\n", *map(filled, lines)]) + "\n"] if rows else []
+    lines = [filled(f"- {source}: {'; '.join(names)}") for source, names in sources.items()]
+    return [*texts, "\n".join(["Sources:\n", *lines])] if rows else []
 
 
 def comma_separated(results: Results) -> str:
     """Return every number as CSV: folds, mean, std, published rows; an unknown number is an empty field."""
     keys = list(results.mean.flat())
     names = [f"{way} {LABELS.get(key, key)}" for way, _, key in (key.partition("_") for key in keys[:-1])]
+    rows = []
+    for row in run_rows(results):
+        words = AT_RANDOM if row.ties == "random" else ""
+        rows.append((f"{row.what} {row.part}".strip() + words, row.gallery, row.flat))
+    for row in published(results.dataset):
+        name = row.name + ("" if row.std is None else f" \u00b1 {row.std:.2f}") + " (published)"
+        rows.append((name, Gallery("test", row.lists or None, row.images, row.captions), row.flat))
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["name", "split", "lists", "images", "captions", "chance mR", *names, "mR"])
-    for name, gallery, flat in _rows(results):
+    for name, gallery, flat in rows:
         values = [name, *gallery, gallery.chance, *(flat.get(key) for key in keys)]
         writer.writerow(["" if x is None else round(x, 4) if isinstance(x, float) else x for x in values])
     return text.getvalue()
 
 
-def _rows(results: Results) -> Iterator[tuple[str, Gallery, Metrics]]:
-    for name, part in results.parts().items():
-        yield from _part_rows(part, results.lists, f" {name}" if name else "")
-    for row in published(results.dataset):
-        name = row.name + ("" if row.std is None else f" \u00b1 {row.std:.2f}") + " (published)"
-        yield name, Gallery("test", row.lists or None, row.images, row.captions), row.flat
-
-
-def _part_rows(part: Summary, lists: str | None, suffix: str) -> Iterator[tuple[str, Gallery, Metrics]]:
-    words = {"against": "", "random": AT_RANDOM}
-    for fold in part.folds:
-        for ties in fold.ties:
-            yield f"fold {fold.fold}{suffix}{words[ties]}", gallery_of([fold], lists), fold.flat(ties)
-    for name, score in (("mean", part.mean), ("std", part.std)):
-        for ties in part.mean.ties if score.mr is not None else ():
-            yield f"{name}{suffix}{words[ties]}", gallery_of(part.folds, lists), score.flat(ties)
-
-
 def latex(results: Results) -> str:
     """Return the means and the published rows as a LaTeX tabular, which needs no package."""
     others = [[f"{row.name} (published)", "", *six_cells(row.flat, row.std)] for row in published(results.dataset)]
-    return table([["", "ties", *NARROW], *mean_rows(results), *others], "latex")
+    return table([["", "ties", *NARROW], *mean_rows(results), *others], "latex") + "\n"
 
 
 def write_ranks(
@@ -299,7 +299,7 @@ def report(
         print(f"{sizes}, {gain(before, after)}")
     (before, _), (after, _) = map(summarise, zip(*scores, strict=True))
     print(f"\nmean of {len(rows)} matrices" if len(rows) > 1 else "")
-    print(change_table(before, after), end="")
+    print(change_table(before, after))
     if out:
         mean = {"before": before.model_dump(), "after": after.model_dump()}
         write_json(out, {"setting": setting, "matrices": rows, "mean": mean})
@@ -317,7 +317,7 @@ def main() -> None:
             cells = six_cells(run.mean.flat(ties), run.std.flat(ties)["mr"])
             rows.append([run.experiment, str(len(run.folds)), ties, *cells])
     for gallery, rows in by_gallery.items():
-        print(f"{gallery}\n\n{table([['experiment', 'folds', 'ties', *NARROW], *rows])}")
+        print(f"{gallery}\n\n{table([['experiment', 'folds', 'ties', *NARROW], *rows])}\n")
 
 
 if __name__ == "__main__":

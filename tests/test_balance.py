@@ -15,7 +15,7 @@ from utils import InputError
 
 
 def some_sims(images: int = 12, each: int = 5) -> tuple[np.ndarray, np.ndarray]:
-    """Similarities of images with captions, of which the right ones are a little higher."""
+    """Return similarities of images with captions, the right ones a little higher."""
     rng, owner = np.random.default_rng(0), np.repeat(np.arange(images), each)
     sims = rng.normal(0, 0.1, (images, len(owner)))
     sims[owner, np.arange(len(owner))] += 0.2

@@ -24,7 +24,7 @@ ROOT = Path(__file__).parent.parent
 
 
 def matrix(strength: float, seed: int, images: int = 60, per_image: int = 5) -> tuple[np.ndarray, np.ndarray]:
-    """Similarities of a model that finds the right answers the better the stronger it is, and each caption's image."""
+    """Return a model's similarities, right answers higher by its strength, and each caption's image."""
     rng = np.random.default_rng(seed)
     owner = np.arange(images * per_image) // per_image
     hard = np.random.default_rng(99).standard_normal(images)  # some images are hard for every model
@@ -64,7 +64,7 @@ def test_a_clearly_better_model_is_shown_in_the_direction_in_which_it_is_better(
 
 
 def test_both_models_are_scored_on_the_same_draw_of_images():
-    """A draw of its own for each would add the images' own difficulty, which both share, to the difference."""
+    """Check the width: two separate draws would add the images' difficulty, which both models share."""
     one, other = hits(1.5, range(1)), hits(1.7, range(1))
     apart = [
         np.std([mean_recall(*(a[draw] for a in hit)) for draw in np.random.default_rng(at).integers(0, 60, (500, 60))])
@@ -75,7 +75,7 @@ def test_both_models_are_scored_on_the_same_draw_of_images():
 
 
 def test_the_captions_of_an_image_are_drawn_together():
-    """Captions that fail together are no five queries: the interval is as wide as with one caption an image."""
+    """Check the width: five captions that fail together count as one."""
     one, other = hits(1.5, range(1), per_image=1), hits(2.0, range(1, 2), per_image=1)
     fivefold = [compare.Hits(hit.i2t, 5 * hit.t2i, 5 * hit.captions) for hit in (one, other)]
     assert over_queries(*fivefold) == pytest.approx(over_queries(one, other))
@@ -83,7 +83,7 @@ def test_the_captions_of_an_image_are_drawn_together():
 
 @pytest.mark.slow
 def test_the_intervals_hold_the_true_difference_as_often_as_they_say(monkeypatch):
-    """Splits are drawn from a population of images whose true difference is known: its mean."""
+    """Draw splits from a population of images whose true difference, its mean, is known."""
     monkeypatch.setattr(compare, "RESAMPLES", 999)
     rng = np.random.default_rng(0)
     population = 20_000
@@ -111,7 +111,7 @@ def test_seeds_give_welch_s_interval_where_there_are_two_of_each():
 
 
 def test_an_image_is_drawn_with_its_captions_and_in_both_models_at_once():
-    """What an image adds to i2t it takes from t2i here, so every paired draw gives a difference of 0."""
+    """Take from t2i what each image adds to i2t, so that every paired draw gives a difference of 0."""
     gain = np.random.default_rng(0).normal(0, 10, 80)
     one, other = (compare.Hits(50 + sign * gain, 50 - sign * gain, np.ones(80, int)) for sign in (1, -1))
     assert over_queries(one, other) == pytest.approx((0, 0), abs=1e-9)
@@ -129,7 +129,7 @@ def test_the_level_is_that_of_both_intervals():
 
 
 def test_another_seed_of_the_bootstrap_moves_the_interval_by_little():
-    """As 9,999 draws do: their 2.5% point deviates by 0.027 of the standard error, that of 99 draws by 0.27."""
+    """Expect 0.027 standard errors for the 2.5% point of 9,999 draws; 99 draws have 0.27."""
     gain = np.random.default_rng(0).normal(0, 10, 100)
     one, other = (compare.Hits(50 + sign * gain, 50 + 0 * gain, np.ones(100, int)) for sign in (1, 0))
     lows = [over_queries(one, other, seed=seed).low for seed in range(8)]
@@ -158,7 +158,7 @@ def test_a_difference_is_shown_where_both_intervals_leave_out_zero(queries, seed
 
 
 def save_run(folder: Path, name: str, seeds: list[int], strength: float, images: int = 30, twins: bool = True) -> None:
-    """What test.py leaves of a run whose folds are the matrices of these seeds."""
+    """Write the files that test.py leaves of a run whose folds are the matrices of these seeds."""
     folds = []
     for fold, seed in enumerate(seeds):
         sims, owner = matrix(strength, seed, images, 2)
@@ -176,7 +176,7 @@ def save_run(folder: Path, name: str, seeds: list[int], strength: float, images:
 
 @pytest.fixture
 def runs(tmp_path):
-    """Two seeds of two folds of each of two models."""
+    """Write two seeds of two folds of each of two models."""
     for seed in range(2):
         save_run(tmp_path, f"X_GaLR_s{seed}", [seed, 10 + seed], 2.5)
         save_run(tmp_path, f"X_VSE++_s{seed}", [20 + seed, 30 + seed], 0.5)
@@ -336,7 +336,7 @@ def test_the_script_refuses_what_it_cannot_run_before_it_makes_an_environment(ar
 
 
 def test_the_script_trains_every_model_with_every_seed_and_compares_them(tmp_path):
-    """Its commands, noted by programs that stand in for the environment's."""
+    """Record its commands with a program in place of the environment's Python."""
     programs = tmp_path / "venv/bin"
     programs.mkdir(parents=True)
     (programs / "python").write_text(f'#!/bin/sh\necho "$*" >> {tmp_path}/calls\n')

@@ -15,7 +15,7 @@ from utils import InputError, write_json
 
 @pytest.fixture
 def files(tmp_path) -> list:
-    """Three matrices of 20 images, of which each tells right answers from wrong ones a little."""
+    """Write three matrices of 20 images, each of which tells right answers from wrong ones a little."""
     owner, saved = np.repeat(np.arange(20), 5), []
     for seed in range(3):
         sims = np.random.default_rng(seed).normal(0, 1, (20, 100)).astype(np.float32)

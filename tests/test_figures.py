@@ -37,7 +37,7 @@ def texts(figure) -> list[str]:
 
 
 def gallery(folder: Path, images: int = 12, per_image: int = 2) -> tuple[np.ndarray, list[str], list[str], np.ndarray]:
-    """A random matrix, image files, captions, and the image of each caption."""
+    """Return a random matrix, image files, captions, and the image of each caption."""
     rng = np.random.default_rng(0)
     paths = [str(folder / f"image_{i}.png") for i in range(images)]
     for i, path in enumerate(paths):
@@ -175,7 +175,7 @@ def test_a_gallery_that_does_not_fit_the_matrix_is_an_input_error(tmp_path):
 
 @pytest.fixture
 def run(tmp_path):
-    """checkpoint/run with two folds and file/ with the matrices of the first."""
+    """Write checkpoint/run with two folds, and file/ with the matrices of the first."""
     folder, matrices = tmp_path / "checkpoint" / "run", tmp_path / "file"
     matrices.mkdir()
     for number in range(2):

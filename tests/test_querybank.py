@@ -65,7 +65,7 @@ def test_the_static_bank_is_its_definition_in_blocks_and_as_a_whole(monkeypatch,
 
 
 def test_the_dynamic_bank_normalises_the_queries_whose_first_answer_is_one_of_the_bank_s() -> None:
-    """The published order, one query at a time, with every caption and every image of the bank."""
+    """Compute the published order one query at a time, with every caption and image of the bank."""
     sims, bank = problem(hub=0.3)
     to_bank = np.repeat(bank.to_captions, bank.caption_counts, axis=1).astype(float)
     from_bank = np.repeat(bank.from_images, bank.image_counts, axis=0).astype(float)
@@ -122,7 +122,7 @@ def longer_test_list(work: Path, name: str, images: int | None) -> tuple[int, in
 
 
 def by_definition(sims: np.ndarray, images: int, captions: int, temperature: float) -> np.ndarray:
-    """The normalisation of the first rows and columns of `sims` by all that follow, of which equal ones count once."""
+    """Return the first rows and columns of `sims`, normalised by all that follow; equal ones count once."""
     scaled = sims.astype(np.float64) / temperature
     of_bank = np.exp(np.unique(scaled[:, captions:], axis=1)).mean(axis=1)[:images]
     by_bank = np.exp(np.unique(scaled[images:], axis=0)).mean(axis=0)[:captions]

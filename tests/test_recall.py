@@ -48,7 +48,7 @@ def slow_ranks(sims: np.ndarray, owner: np.ndarray, for_query: bool = False) -> 
 
 @st.composite
 def problems(draw, dtypes=(np.float32, np.float64)):
-    """A matrix, non-square, with many ties or none, and images with any number of captions, none included."""
+    """Draw a non-square matrix with many ties or none, and images with any number of captions, even none."""
     images, captions = draw(st.integers(1, 9)), draw(st.integers(1, 16))
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     sims = rng.uniform(-0.3, 1, (images, captions)) if draw(st.booleans()) else rng.integers(1, 5, (images, captions))
@@ -128,7 +128,7 @@ def test_a_perfect_matrix_scores_100():
 
 
 def in_all_orders(sims: np.ndarray, owner: np.ndarray) -> dict[str, list[Fraction]]:
-    """R@1, R@5, R@10 and mean rank of both directions, meant over every order of the gallery that ties may take."""
+    """Return R@1, R@5, R@10 and mean rank of both directions, averaged over every order that ties may take."""
     by_image = [(row, owner == image) for image, row in enumerate(sims) if image in owner]
     by_caption = [(column, np.arange(len(sims)) == owner[caption]) for caption, column in enumerate(sims.T)]
     means = {}
@@ -165,7 +165,7 @@ def test_ties_at_random_are_the_mean_of_ten_thousand_random_orders_within_its_er
 
 
 def flat(scores) -> list[float]:
-    """All but the median ranks, which are no mean."""
+    """Return all numbers but the median ranks, which are no means."""
     return [*(x for way in scores[:2] for x in (*way[:3], way.meanr)), scores.mr]
 
 

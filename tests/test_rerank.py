@@ -35,7 +35,7 @@ SETTINGS = ("k30", "k10", "k20")
 
 
 def slow_positions(sims):
-    """Position of each column in each row's ranking, equal similarities in index order."""
+    """Return the position of each column in each row's ranking, equal similarities in index order."""
     position = []
     for row in sims:
         order = sorted(range(len(row)), key=lambda j: (-row[j], j))
@@ -44,7 +44,7 @@ def slow_positions(sims):
 
 
 def slow_multivariate(sims, k, w_similarity, w_reverse, xi, variant, l):  # noqa: E741
-    """The equations, one number at a time. Returns for each query {candidate: score}, best candidate first."""
+    """Return {candidate: score} of each query, best first, by the equations, one number at a time."""
     forward, back = slow_positions(sims), slow_positions(sims.T)
     k = min(max(k, 10) if variant == "released" else k, sims.shape[1])
     answer = []
@@ -91,7 +91,7 @@ setting = st.fixed_dictionaries(
 
 
 def summable(sims):
-    """No row or column sums to almost nothing, where c_similarity is undefined or rounding."""
+    """Return whether all rows and columns have a sum; without one c_similarity is undefined or rounding."""
     return min(abs(sims.sum(0)).min(), abs(sims.sum(1)).min()) > 1e-2
 
 
@@ -325,7 +325,7 @@ def test_the_search_reports_the_test_matrix_with_the_setting_chosen_on_validatio
 
 @pytest.mark.parametrize(("shared", "refused"), [("b.png", True), ("c.png", False)])
 def test_a_setting_is_not_chosen_on_images_of_the_test_split(saved, shared, refused):
-    """Another fold's matrix of the test split is one: the galleries that test.py leaves tell."""
+    """Refuse another fold's matrix of the test split, by the galleries that test.py leaves."""
     for name, images in (("run_0", ["a.png", "b.png"]), ("run_1", [shared])):
         (saved / f"{name}_gallery.json").write_text(json.dumps({"images": images, "captions": []}))
     status, _, err = command("--sims", saved / "run_0.npy", "--search", "--val", saved / "run_1.npy")

@@ -69,7 +69,7 @@ def test_one_fold_has_no_deviation_and_no_folds_are_an_error():
 
 
 def test_the_published_rows_have_the_mr_of_their_recalls():
-    """All but three, whose mR is published so: a typing error of ours would be a fourth."""
+    """Expect three exceptions, published so: a typing error of ours would be a fourth."""
     wrong = set()
     for dataset in ("rsitmd", "rsicd", "ucm", "sydney"):
         assert published(dataset)
