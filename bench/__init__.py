@@ -1,9 +1,10 @@
-"""Ours beside a plain baseline, whole processes in turns: `python -m bench`, docs/PERFORMANCE.md."""
+"""Measure GaLR beside the plain implementation of tests/reference.py: `python -m bench`."""
 
 from __future__ import annotations
 
 import multiprocessing
 import signal
+import sys
 import time
 from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
@@ -17,7 +18,7 @@ Case = dict[str, float]  # "ours", "baseline", "ratio", "spread", "peak_mib"
 
 
 class Outcome(NamedTuple):
-    """What the work took in seconds (median), what it returned, and the peak memory of its process in MiB."""
+    """Median seconds of the work, its return value, and the peak memory of its process in MiB."""
 
     seconds: float
     answer: Any
@@ -25,11 +26,10 @@ class Outcome(NamedTuple):
 
 
 def measured(make: Callable[..., Callable[[], Any]], *arguments: Any, times: int = 1) -> Outcome:
-    """Have work done and timed in a whole process of its own, which nothing of the measured project outlives.
+    """Time the work that `make(*arguments)` prepares and warms up, in a process of its own.
 
-    `make(*arguments)` prepares and warms up the work there and returns it. A process that stays alive keeps its memory
-    and its waiting threads, and slows the next one: so sides are compared by whole processes in turns.
-    Raises RunError where the work fails or its process dies.
+    A process that stays alive keeps its memory and its waiting threads and slows the next one, so the sides take turns
+    in whole processes. Raises RunError if the work fails or its process dies.
     """
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe(duplex=False)
@@ -49,7 +49,7 @@ def measured(make: Callable[..., Callable[[], Any]], *arguments: Any, times: int
 
 
 def _work(pipe: Connection, make: Callable[..., Callable[[], Any]], arguments: Sequence[Any], times: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the one who asks
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent
     try:
         work, seconds = make(*arguments), []
         for _ in range(times):
@@ -62,19 +62,21 @@ def _work(pipe: Connection, make: Callable[..., Callable[[], Any]], arguments: S
 
 
 def peak_mib() -> float:
-    """The largest resident memory that this process has had, or on a GPU what its tensors took there; in MiB."""
-    import torch
-
-    if torch.cuda.is_initialized():
+    """Return the peak resident memory of this process in MiB, or that of its tensors on a GPU."""
+    torch = sys.modules.get("torch")  # where it is not imported, no tensor is on a GPU
+    if torch and torch.cuda.is_initialized():
         return torch.cuda.max_memory_allocated() / 2**20
     status = Path("/proc/self/status").read_text(encoding="utf-8")
     return int(status.split("VmHWM:")[1].split()[0]) / 1024
 
 
 def figures(ours: Sequence[float], baseline: Sequence[float], peak: float) -> Case:
-    """The figures of a case from the seconds of its rounds, in which ours and the baseline took turns.
+    """Return the figures of a case from the seconds of its rounds.
 
-    Medians; ratio = baseline / ours; spread: the range of the rounds' ratios over their median; peak memory of ours.
+    Times are medians; the spread is the range of the rounds' ratios over their median.
+
+    >>> figures([1.0, 2.0, 2.0], [20.0, 20.0, 20.0], 7.0)["ratio"]
+    10.0
     """
     ratios = [slow / fast for fast, slow in zip(ours, baseline, strict=True)]
     return {

@@ -6,12 +6,12 @@ import itertools
 import json
 import multiprocessing
 import os
-import time
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
+import sides
 import torch
 
 import bench.__main__
@@ -19,8 +19,6 @@ import bench.data
 import bench.eval
 import bench.loop
 import bench.rerank
-import bench.scaling
-import bench.similarity
 import bench.train
 import vocab
 from bench import figures, measured
@@ -53,16 +51,25 @@ def here(make, *arguments, times=1):
 
 @pytest.fixture
 def in_this_process(monkeypatch):
-    for module in (bench.train, bench.eval, bench.data, bench.rerank, bench.similarity):
+    for module in (bench.train, bench.eval, bench.data, bench.rerank):
         monkeypatch.setattr(module, "measured", here)
     monkeypatch.delenv("GALR_TEST_DATA", raising=False)
 
 
-def test_training_suite_compares_gradients_and_gives_both_cases(in_this_process, capsys):
+@pytest.mark.parametrize("emulated", [False, True])
+def test_training_suite_compares_gradients_and_leaves_out_emulated_bf16(in_this_process, monkeypatch, capsys, emulated):
+    monkeypatch.setattr(bench.train, "emulates_bf16", lambda _: emulated)
+    monkeypatch.setattr(bench.train, "our_step", lambda *_: lambda: None)
+    monkeypatch.setattr(bench.train, "baseline_step", lambda *_: lambda: None)
     cases = bench.train.cases(CPU, 1, TINY)
-    assert cases.keys() == {"train.step_bf16", "train.step_fp32"}
-    assert all(case.keys() == FIGURES and case["ratio"] == 1 for case in cases.values())
+    assert cases.keys() == {"step_bf16", "step_fp32"} and (cases["step_bf16"] is None) is emulated
+    assert all(case.keys() == FIGURES and case["ratio"] == 1 for case in cases.values() if case)
     assert "gradient norms in float32 agree" in capsys.readouterr().out
+
+
+def test_steps_of_both_sides_train():
+    for step in (bench.train.our_step(TINY, "fp32", CPU), bench.train.baseline_step(TINY, CPU)):
+        step()
 
 
 def test_gradient_norms_equal_the_baselines_parameter_by_parameter():
@@ -85,62 +92,65 @@ def test_a_gradient_that_is_lost_counts_as_another():
     assert not bench.train.worst_gradient({"a": float("nan")}, {"a": 1.0})[1] <= bench.train.TOLERANCE
 
 
-@pytest.mark.parametrize("full", [False, True])
-def test_evaluation_suite_compares_similarities(in_this_process, capsys, full):
-    cases = bench.eval.cases(CPU, 1, TINY, images=7, full=full)
-    assert cases.keys() == {"eval.rsitmd_test", "eval.rsitmd_test_bf16"}
-    assert all(case.keys() == FIGURES for case in cases.values())
-    assert ("extrapolated" in capsys.readouterr().out) is not full
+@pytest.mark.parametrize("emulated", [False, True])
+def test_evaluation_suite_compares_similarities(in_this_process, monkeypatch, emulated):
+    monkeypatch.setattr(bench.eval, "emulates_bf16", lambda _: emulated)
+    cases = bench.eval.cases(CPU, 1, TINY, images=7)
+    assert cases.keys() == {"rsitmd_test", "rsitmd_test_bf16"} and (cases["rsitmd_test_bf16"] is None) is emulated
+    assert all(case.keys() == FIGURES for case in cases.values() if case)
+
+
+@pytest.mark.parametrize(("gain", "emulated"), [(0.01, True), (0.6, False), (4.0, False)])
+def test_a_small_product_tells_whether_bf16_is_emulated(monkeypatch, gain, emulated):
+    monkeypatch.setattr(bench.train, "bf16_gain", lambda _: gain)
+    assert bench.train.emulates_bf16(CPU) is emulated
 
 
 def test_blockwise_similarities_equal_ours_and_images_differ():
     ours = bench.eval.our_evaluation(TINY, 7, "fp32", CPU)()
-    _, plain = bench.eval.baseline_evaluation(TINY, 7, True, CPU)()
-    assert ours.shape == plain.shape == (7, 35)
-    assert np.abs(ours - plain).max() < bench.eval.TOLERANCE
+    _, plain = bench.eval.baseline_evaluation(TINY, 7, CPU)()
+    assert ours.shape == (7, 35) and plain.shape == (3, 35)  # one block of batch_size_val images
+    assert np.abs(ours[:3] - plain).max() < bench.eval.TOLERANCE
     assert ours.std(axis=0).min() > 1e-3
 
 
-def test_data_suite_gives_both_caches(in_this_process):
+def test_data_suite_gives_the_cache(in_this_process):
     cases = bench.data.cases(CPU, 1, TINY, samples=32)
-    assert cases.keys() == {"data.cached", "data.h5"}
+    assert cases.keys() == {"cached"}
     assert all(case.keys() == FIGURES for case in cases.values())
 
 
 def test_rerank_suite_compares_with_the_plain_rerank_and_recall(in_this_process):
-    cases = bench.rerank.cases(images=40, rounds=1)
-    assert cases.keys() == {"rerank.rsicd", "recall.rsicd"}
+    cases = bench.rerank.cases(images=40, repeats=1)
+    assert cases.keys() == {"rsicd", "rsicd_recall"}
     assert all(case.keys() == FIGURES for case in cases.values())
 
 
 def test_other_similarities_stop_the_evaluation_suite(in_this_process, monkeypatch):
-    plain = bench.eval.baseline_evaluation(TINY, 7, True, CPU)()[1]
+    plain = bench.eval.baseline_evaluation(TINY, 7, CPU)()[1]
     for module_side in ("our_evaluation", "baseline_evaluation"):
         monkeypatch.setattr(bench.eval, module_side, lambda *_: lambda: (1.0, plain))
     monkeypatch.setattr(bench.eval, "our_evaluation", lambda *_: lambda: plain + 1e-3)
     with pytest.raises(RunError, match="from the baseline's"):
-        bench.eval.cases(CPU, 1, TINY, images=7, full=True)
+        bench.eval.cases(CPU, 1, TINY, images=7)
 
 
 @pytest.mark.parametrize("side", ["plain_multivariate", "plain_recall"])
 def test_another_rerank_or_recall_stops_the_suite(in_this_process, monkeypatch, side):
     right = getattr(bench.rerank, side)
-    wrong = {
-        "plain_multivariate": lambda s: right(s) + 1e-3 * (right(s) > 0),
-        "plain_recall": lambda s: ([0.0] * 3,) * 2,
-    }
+    wrong = {"plain_multivariate": lambda s, *how: right(s, *how) * 1.001, "plain_recall": lambda *_: ([0.0] * 3,) * 2}
     monkeypatch.setattr(bench.rerank, side, wrong[side])
     with pytest.raises(RunError, match="baseline's"):
-        bench.rerank.cases(images=40, rounds=1)
+        bench.rerank.cases(images=40, repeats=1)
 
 
 def test_times_are_for_100_samples_and_for_the_whole_split(in_this_process):
     """Every work counts as 0.5 seconds here."""
-    case = bench.data.cases(CPU, 1, TINY, samples=32)["data.cached"]
+    case = bench.data.cases(CPU, 1, TINY, samples=32)["cached"]
     assert case["ours"] == case["baseline"] == pytest.approx(0.5 * 100 / 32)
     ticks = itertools.count(0, 1.0)
     with pytest.MonkeyPatch.context() as patch:
-        work = bench.eval.baseline_evaluation(TINY, 7, False, CPU)
+        work = bench.eval.baseline_evaluation(TINY, 7, CPU)
         patch.setattr(bench.eval.time, "perf_counter", lambda: next(ticks))
         seconds, rows = work()
     assert len(rows) == 3 and seconds == pytest.approx(1 + 1 * 7 / 3)  # laid out once, a block of 3 scaled to 7
@@ -151,7 +161,7 @@ def test_recorded_caption_lengths_are_those_of_rsitmd():
         pytest.skip("GALR_TEST_DATA is not set: RSITMD's captions are not at hand")
     captions = read_captions(Path(os.environ["GALR_TEST_DATA"], "rsitmd_precomp"), "train")
     counts = Counter(len(vocab.tokenize(caption)) for caption in captions if caption)
-    assert tuple(counts[words] for words in range(max(counts) + 1)) == bench.train.LENGTHS
+    assert tuple(counts[words] for words in range(max(counts) + 1)) == tuple(bench.train.LENGTHS)
 
 
 def test_figures_are_medians_and_their_ratio():
@@ -161,7 +171,7 @@ def test_figures_are_medians_and_their_ratio():
 
 def test_command_writes_the_figures_and_a_table(monkeypatch, tmp_path, capsys):
     case = figures([1.0], [8.0], 2.0)
-    for module, names in ((bench.train, ["train.step_bf16", "train.step_fp32"]), (bench.rerank, ["rerank.rsicd"])):
+    for module, names in ((bench.train, ["step_bf16", "step_fp32"]), (bench.rerank, ["rsicd"])):
         monkeypatch.setattr(module, "cases", lambda *_, names=names, **__: dict.fromkeys(names, case))
     out = tmp_path / "figures.json"
     monkeypatch.setattr("sys.argv", ["bench", "--suite", "train,rerank", "--device", "cpu", "--json", str(out)])
@@ -177,64 +187,22 @@ def test_wrong_arguments_are_input_errors(monkeypatch, arguments):
         bench.__main__.main()
 
 
-def _slower_once():
-    naps = iter((0.2, 0.0, 0.2))
-    return lambda: time.sleep(next(naps))
-
-
-def _fails():
-    raise ValueError("no such thing")
-
-
-def _tells_its_process():
-    calls = itertools.count(1)
-    return lambda: (next(calls), multiprocessing.parent_process().pid)
-
-
-def _has_a_child():
-    loader = torch.utils.data.DataLoader(range(3), batch_size=1, num_workers=1)
-    return lambda: [int(batch) for batch in loader]
-
-
 def test_a_side_works_in_a_whole_process_of_its_own_and_its_failure_is_one_line():
-    outcome = measured(_tells_its_process, times=3)
+    outcome = measured(sides.tells_its_process, times=3)
     assert outcome.answer == (3, multiprocessing.current_process().pid) and 0 < outcome.seconds < 60
     assert outcome.peak_mib > 1
-    assert measured(_has_a_child).answer == [0, 1, 2]  # as the baseline's loader has
+    assert measured(sides.has_a_child).answer == [0, 1, 2]  # as the baseline's loader has
     assert not multiprocessing.active_children()  # nothing of a side is alive while the next one works
-    assert measured(_slower_once, times=3).seconds >= 0.2  # the median of the times
+    assert measured(sides.slower_twice, times=3).seconds >= 0.2  # the median of the times
     with pytest.raises(RunError, match="no such thing"):
-        measured(_fails)
-
-
-def test_scaling_fits_the_exponent(monkeypatch):
-    for name, sizes in (("BATCHES", (2, 4)), ("CAPTIONS", (2, 4)), ("DATA_SETS", (10, 20)), ("GALLERIES", (2, 4))):
-        monkeypatch.setattr(bench.scaling, name, sizes)
-    results = bench.scaling.scaling(CPU, "fp32", TINY)
-    assert all(np.isfinite(table["exponent"]) and len(table["seconds"]) == 2 for table in results.values())
-    assert "exponent" in bench.scaling.table(results)
+        measured(sides.fails)
 
 
 def test_the_loop_is_timed_its_operations_counted_and_the_protocol_follows(monkeypatch):
     monkeypatch.setattr(bench.loop, "peak_flops", lambda *_: 1e12)
     monkeypatch.setattr(bench.loop, "seconds", lambda work, _: 2.0 if work() is not None else 0)
-    results = bench.loop.loop(CPU, "fp32", TINY, validation=4)
+    results = bench.loop.loop(CPU, TINY, validation=4)
     assert results["batches"][0]["samples_per_second"] == 3 * 32 / 2
     assert results["batches"][0]["of_peak"] == pytest.approx(48 * results["gflop_per_sample"] / 1000)
     assert results["protocol_hours"] == pytest.approx(60 * (17160 / 48 + 2) / 3600)
     assert "48.0 samples/s" in bench.loop.table(results)
-
-
-def test_similarity_bench_compares_all_three_forms(in_this_process, monkeypatch):
-    cases = bench.similarity.cases(CPU, 1, (150, 20, 8))
-    assert cases.keys() == {f"similarity.{form}" for form in ("soft_att", "fusion_att", "similarity_att")}
-    assert all(case.keys() == FIGURES and case["ratio"] == pytest.approx(150 / 128) for case in cases.values())
-    monkeypatch.setattr(bench.similarity, "plain", lambda *_: torch.ones(128, 20))
-    with pytest.raises(RunError, match="from the baseline's"):
-        bench.similarity.cases(CPU, 1, (150, 20, 8))
-
-
-def test_what_a_side_of_the_similarity_bench_returns_outlives_its_process():
-    """A tensor sent from a process is gone with it; an array is copied."""
-    for side in (bench.similarity.ours, bench.similarity.baseline):
-        assert isinstance(side("soft_att", (2, 3, 8), CPU)()[0], np.ndarray)

@@ -1,15 +1,16 @@
-"""The baseline: the same model, training step, evaluation and loader, done the way the released code does them.
+"""The plain implementation: the model, training step, evaluation, loader and rerank as the released code does them.
 
-Written here from the description of that code, none of it copied. It carries the published parameter names, so that
-`to_published(model.state_dict())` of ours loads into it and both can be compared number by number. In float32:
+It is written from the description of that code, none of it copied, and shared by the tests and `python -m bench`. It
+has the published parameter names, so that `to_published(model.state_dict())` of ours loads into it and both can be
+compared number by number. In float32:
 
 - ResNet-18 in the plain memory format; the concatenated and upsampled feature maps of MVSA are laid out in memory;
 - attention with queries, keys and a softmax, although it is over one key;
 - the GRU walks through the words in Python, padding included, with six matrix products and six dropout masks a word;
-  the state at the last real word is picked out at the end;
 - Adam tensor by tensor, and the loss is read from the device at every step;
 - evaluation keeps the images in float64, once per caption, and encodes both sides anew for every pair of blocks;
-- the loader opens, decodes and transforms each image from its file, sample by sample, in two workers.
+- the loader opens, decodes and transforms each image from its file, sample by sample, in two workers;
+- the rerank sorts one query after the other, and for each candidate all queries, to find its position searching back.
 """
 
 from __future__ import annotations
@@ -210,7 +211,7 @@ class GRU(nn.Module):
         self.hidden, self.dropout = hidden, dropout
 
     def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
-        """x (B, T, E), padded; lengths (B,) -> the states at the last real words (B, H)."""
+        """Return the states (B, H) at the last real words of x (B, T, E), padded."""
         h = x.new_zeros(len(x), self.hidden)
         masks = [None] * 6
         if self.training and self.dropout:
@@ -259,7 +260,7 @@ class Baseline(nn.Module):
     def forward(
         self, images: Tensor, local_rep: Tensor, local_adj: Tensor, token_ids: Tensor, lengths: Tensor
     ) -> Tensor:
-        """As ours: cosine similarities (B, B)."""
+        """Return the cosine similarities (B, B), as ours does."""
         visual = self.fusion(self.mvsa(*self.extract_feature(images)), self.local_feature(local_rep, local_adj))
         return l2norm(visual) @ l2norm(self.text_feature(token_ids, lengths)).T
 
@@ -268,7 +269,7 @@ class Baseline(nn.Module):
 
 
 def triplet_loss(scores: Tensor, margin: float) -> Tensor:
-    """The sum over all negatives."""
+    """Return the sum over all negatives."""
     own = scores.diagonal().view(-1, 1)
     captions = (margin + scores - own.expand_as(scores)).clamp(min=0)
     images = (margin + scores - own.t().expand_as(scores)).clamp(min=0)
@@ -277,7 +278,7 @@ def triplet_loss(scores: Tensor, margin: float) -> Tensor:
 
 
 def train_step(model: Baseline, optimizer: torch.optim.Adam, batch: Sequence[Tensor], margin: float) -> float:
-    """Forward, backward, update -> the loss."""
+    """Take a step: forward, backward, update. Return the loss."""
     loss = triplet_loss(model(*batch), margin)
     optimizer.zero_grad()
     loss.backward()
@@ -289,7 +290,7 @@ def train_step(model: Baseline, optimizer: torch.optim.Adam, batch: Sequence[Ten
 
 
 class Stored(NamedTuple):
-    """What evaluation keeps, one row a caption: images in float64 (M, 3, S, S), local features, token_ids, lengths."""
+    """Inputs of evaluation, one row a caption: images in float64 (M, 3, S, S), local features, token_ids, lengths."""
 
     images: np.ndarray
     local_rep: Tensor
@@ -299,17 +300,22 @@ class Stored(NamedTuple):
 
 
 def store(
-    images: Tensor, local_rep: Tensor, local_adj: Tensor, token_ids: Tensor, lengths: Tensor, owner: np.ndarray
+    images: Tensor,
+    local_rep: Tensor,
+    local_adj: Tensor,
+    token_ids: Tensor,
+    lengths: Tensor,
+    caption_to_image: np.ndarray,
 ) -> Stored:
-    """Images (N, 3, S, S), normalised, laid out in float64, each as often as it has captions; `owner` (M,)."""
-    stored = np.zeros((len(owner), *images.shape[1:]))
-    for caption, image in enumerate(owner):
+    """Lay out images (N, 3, S, S) in float64, each as often as it has captions."""
+    stored = np.zeros((len(caption_to_image), *images.shape[1:]))
+    for caption, image in enumerate(caption_to_image):
         stored[caption] = images[image].numpy()
-    return Stored(stored, local_rep[owner], local_adj[owner], token_ids, lengths)
+    return Stored(stored, local_rep[caption_to_image], local_adj[caption_to_image], token_ids, lengths)
 
 
 def block_row(model: Baseline, stored: Stored, rows: np.ndarray, size: int, device: torch.device) -> np.ndarray:
-    """Similarities of one block of images (its rows among the captions) with all captions, block by block."""
+    """Return the similarities of one block of images, given by its captions, with all captions, block by block."""
     sims = []
     for start in range(0, len(stored.lengths), size):
         images = torch.from_numpy(stored.images[rows]).float().to(device)
@@ -346,5 +352,32 @@ class Files(torch.utils.data.Dataset):
 
 
 def loader(paths: Sequence[str], image_size: int, batch_size: int) -> torch.utils.data.DataLoader:
-    """Shuffled batches from two workers."""
+    """Return shuffled batches from two workers."""
     return torch.utils.data.DataLoader(Files(paths, image_size), batch_size, shuffle=True, num_workers=2)
+
+
+# ---------------------------------------------------------------- recall and rerank
+
+
+def plain_multivariate(sims: np.ndarray, k: int, w_similarity: float, w_reverse: float, xi: float = 0.05) -> np.ndarray:
+    """Rerank the rows of `sims`, variant `released`; zero outside the candidates."""
+    scores = np.zeros(sims.shape)
+    columns = np.ascontiguousarray(sims.T)  # the layout that is kind to it
+    share = sims / sims.sum(axis=0)
+    fading = np.exp(-xi * np.arange(1, k + 1))
+    for i, row in enumerate(sims):
+        candidates = np.argsort(row)[::-1][:k]
+        back = [np.where(np.argsort(columns[j])[::-1] == i)[0][0] for j in candidates]
+        place = np.argsort(np.argsort(back, kind="stable"))
+        scores[i, candidates] = fading + w_similarity * share[i, candidates] + w_reverse * fading[place]
+    return scores
+
+
+def plain_recall(sims: np.ndarray, per_image: int) -> tuple[list[float], list[float]]:
+    """Return R@1, 5, 10 of both directions, each query's answers sorted and searched."""
+    i2t = np.empty(len(sims))
+    for i, row in enumerate(sims):
+        order = np.argsort(row)[::-1]
+        i2t[i] = min(np.where(order == caption)[0][0] for caption in range(per_image * i, per_image * (i + 1)))
+    t2i = np.array([np.where(np.argsort(column)[::-1] == j // per_image)[0][0] for j, column in enumerate(sims.T)])
+    return tuple([100 * np.mean(ranks < k) for k in (1, 5, 10)] for ranks in (i2t, t2i))
