@@ -1,11 +1,10 @@
-"""One training step; the vectors of a split's images and captions; their similarities."""
+"""Build what learns; train an epoch; encode a split and compare its images with its captions."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
 import math
-import time
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from typing import Any, NamedTuple
@@ -15,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from data import Batch, Data, caption_batches, image_batches
+from data import DROPOUT, Batch, Data, caption_batches, epoch_size, image_batches, random_stream, train_batches
 from layers import build_model
 from layers.cpu import reuse_memory
 from layers.distributed import PartOfBatch, gather, in_turn, process_count, put_together, sum_gradients
@@ -23,18 +22,22 @@ from layers.loss import InfoNCE, TripletLoss
 from layers.model import Model
 from option.options import Optim, Options
 from util.checkpoints import load_weights
+from util.resume import TrainState
+from util.run_log import NoLog, RunLog
 from util.weights import load_starting_weights
-from utils import InputError, memory_advice, not_installed
+from utils import Bar, InputError, Meter, memory_advice, not_installed
 
 logger = logging.getLogger("galr")
 
-IMAGE_BATCH = 32  # on a CPU, at most: larger ones take memory and are no faster
+IMAGE_BATCH = 32  # at most, on a CPU: larger ones take memory and are no faster
 CAPTION_BATCH = 256  # captions are small: a large batch reads the hidden weights less often
 SIMILARITY_BLOCK = 1 << 25  # similarities on the device at once
 
+# ---------------------------------------------------------------- model, criterion, optimizer
+
 
 def make_model(options: Options, words: Sequence[str]) -> Model:
-    """The model that the options describe, with random weights. Raises InputError where a part of it cannot be had."""
+    """Build the model of the options with random weights. Raise InputError where a part of it cannot be had."""
     try:
         with not_installed("the model of these options"):
             return build_model(options, words)
@@ -42,10 +45,26 @@ def make_model(options: Options, words: Sequence[str]) -> Model:
         raise InputError(str(error).splitlines()[0]) from None
 
 
-def prepare(model: Model, options: Options, device: torch.device) -> Model:
-    """Put the model on its device in the memory format and with the arithmetic that `options.optim` asks for.
+def untrained_model(options: Options, words: Sequence[str], device: torch.device) -> Model:
+    """Build the model with the weights that it starts from. Raise InputError where they cannot be had."""
+    torch.manual_seed(options.seed)
+    model = make_model(options, words)
+    load_starting_weights(model, options.model, words)
+    return prepare(model, options, device)
 
-    On a CPU the process keeps the memory that it frees from here on.
+
+def load_model(checkpoint: dict[str, Any], options: Options, words: Sequence[str], device: torch.device) -> Model:
+    """Build the model of a checkpoint, ours or a published one. Raise InputError where it does not fit."""
+    model = make_model(options, words)
+    load_weights(model, checkpoint, words)
+    warn_of_other_options(checkpoint, options)
+    return prepare(model, options, device)
+
+
+def prepare(model: Model, options: Options, device: torch.device) -> Model:
+    """Move the model to its device, in the memory format and with the arithmetic of `options.optim`.
+
+    On a CPU, keep the memory that the process frees from here on.
     """
     if device.type == "cpu":
         reuse_memory()
@@ -58,30 +77,27 @@ def prepare(model: Model, options: Options, device: torch.device) -> Model:
 
 
 def autocast(options: Options, device: torch.device) -> torch.autocast:
-    """bf16 products where the options ask for them; float32 otherwise."""
+    """Return autocast to bf16 where the options ask for it; otherwise products stay float32."""
     return torch.autocast(device.type, torch.bfloat16, enabled=options.optim.precision == "bf16")
 
 
-# ---------------------------------------------------------------- training
-
-
-def make_loss(options: Optim, device: torch.device) -> nn.Module:
-    """The loss that the options ask for; a temperature that is learned is a parameter of it."""
+def make_criterion(options: Optim, device: torch.device) -> nn.Module:
+    """Build the criterion of the options; a temperature that is learned is a parameter of it."""
     if options.loss == "infonce":
         return InfoNCE(options.temperature, options.learn_temperature).to(device)
     return TripletLoss(options.margin, options.max_violation)
 
 
-def make_optimizer(model: Model, options: Optim, loss_of: nn.Module | None = None) -> torch.optim.AdamW:
-    """Of the model and of what the loss learns: Adam, with decoupled decay where there is one, its update fused.
+def make_optimizer(model: Model, options: Optim, criterion: nn.Module | None = None) -> torch.optim.AdamW:
+    """Build a fused AdamW over the parameters of the model and the criterion.
 
-    `train_step` sets the rates: each group of parameters has a `factor`, what its rate is of `lr`. Vectors and numbers
-    (biases, normalisation, the temperature) do not decay.
+    `train_step` sets the rates: `lr` times the `factor` of each group. Vectors and numbers (biases, normalisation, the
+    temperature) do not decay.
     """
     rates = {parameter: options.trunk_lr for backbone in model.backbones() for parameter in backbone.parameters()}
     rates |= {parameter: options.text_lr for text in model.transformers() for parameter in text.parameters()}
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
-    for parameter in (*model.parameters(), *(loss_of.parameters() if loss_of else ())):
+    for parameter in (*model.parameters(), *(criterion.parameters() if criterion else ())):
         if parameter.requires_grad:
             factor = (rates.get(parameter) or options.lr) / options.lr
             decay = options.weight_decay if parameter.ndim > 1 else 0.0
@@ -94,7 +110,7 @@ def make_optimizer(model: Model, options: Optim, loss_of: nn.Module | None = Non
 
 
 def make_average(model: Model, keep: float) -> AveragedModel | None:
-    """A running average of the model's weights that keeps so much of itself at each step, less at first; None for 0."""
+    """Return an EMA of the weights with decay `keep` (warmed up), or None if `keep` is 0."""
 
     def update(average: list[Tensor], weights: list[Tensor], steps: Tensor) -> None:
         torch._foreach_lerp_(average, weights, 1 - min(keep, (1 + steps.item()) / (10 + steps.item())))
@@ -103,10 +119,13 @@ def make_average(model: Model, keep: float) -> AveragedModel | None:
 
 
 def learning_rate(options: Optim, epoch: int, done: float = 0.0) -> float:
-    """The rate of a step: epoch (from 0), and the part of it that is done with the step, in (0, 1].
+    """Return the rate of a step in an epoch (from 0), of which `done` in (0, 1] is over with the step.
 
-    `step`: times `lr_decay_param` at the start of every epoch that ends an update period; `cosine`: from `lr` down to 0
-    along half a wave, after the warm-up. In the first `warmup` epochs it rises in proportion to what is done.
+    `step` multiplies by `lr_decay_param` at the start of every epoch that ends an update period; `cosine` falls from
+    `lr` to 0 along half a wave, after the warm-up. In the first `warmup` epochs the rate rises in proportion.
+
+    >>> [learning_rate(Optim(lr=1.0, lr_decay_param=0.5, lr_update_epoch=2), epoch) for epoch in range(4)]
+    [1.0, 0.5, 0.5, 0.25]
     """
     if options.schedule == "step":
         rate = options.lr * options.lr_decay_param ** ((epoch + 1) // options.lr_update_epoch)
@@ -116,10 +135,57 @@ def learning_rate(options: Optim, epoch: int, done: float = 0.0) -> float:
     return rate * min((epoch + done) / options.warmup, 1) if options.warmup else rate
 
 
+# ---------------------------------------------------------------- training
+
+
+def train_one_epoch(
+    state: TrainState,
+    data: Data,
+    options: Options,
+    fold: int,
+    log: RunLog | NoLog,
+    save: Callable[[], None],
+    check: Callable[[], None],
+) -> None:
+    """Train an epoch from where its progress stands; `check` is called after each step and may raise to stop."""
+    model, progress, meter = state.model.train(), state.progress, Meter()
+    batches, pairs = epoch_size(data, options.dataset)
+    done, name = pairs * progress.batch // batches, f"fold {fold} epoch {progress.epoch}"
+    with Bar(total=pairs, initial=done, unit="pair", desc=name) as bar:
+        for batch in train_batches(data, options, fold, progress.epoch, progress.batch):
+            # dropout is drawn from its place, so that a resumed run draws what an uninterrupted one does
+            dropout = random_stream(DROPOUT, options.seed, fold, progress.epoch, progress.batch)
+            torch.manual_seed(int(dropout.integers(2**63)))
+            rate = learning_rate(options.optim, progress.epoch, (progress.batch + 1) / batches)
+            progress.count(train_step(model, batch, state.criterion, state.optimizer, rate, options))
+            if state.average:
+                state.average.update_parameters(model)
+            for counter in (bar, meter):
+                counter.update(len(batch.pairs.image))
+            if progress.batch % options.logs.print_freq == 0 or progress.batch == batches:
+                losses = progress.losses()
+                log.train_row(
+                    {
+                        "epoch": progress.epoch,
+                        "batch": progress.batch,
+                        "of": batches,
+                        "step": progress.steps,
+                        "loss": math.fsum(losses) / len(losses),
+                        "lr": rate,
+                        "samples_per_second": round(meter.read(), 1),
+                        **state.criterion.logged(),
+                    }
+                )
+                progress.window.clear()
+            if options.logs.save_steps and progress.steps % options.logs.save_steps == 0:
+                save()
+            check()
+
+
 def train_step(
-    model: Model, batch: Batch, loss_of: nn.Module, optimizer: torch.optim.Optimizer, rate: float, options: Options
+    model: Model, batch: Batch, criterion: nn.Module, optimizer: torch.optim.Optimizer, rate: float, options: Options
 ) -> Tensor:
-    """Forward, backward and update -> the loss, which stays on the device: nothing here waits for it.
+    """Take a step and return the loss, which stays on the device: nothing here waits for it.
 
     Several processes compute the same loss, and sum their gradients of an N-th of it (layers/distributed.py).
     """
@@ -127,7 +193,7 @@ def train_step(
     for group in optimizer.param_groups:
         group["lr"] = rate * group.get("factor", 1)  # runs of before there were factors have none
     with autocast(options, batch.images.device):
-        loss = loss_of(batch_similarities(model, batch), batch.pairs)
+        loss = criterion(batch_similarities(model, batch), batch.pairs)
     optimizer.zero_grad(set_to_none=True)
     (loss / process_count()).backward()
     sum_gradients(learning)
@@ -138,7 +204,7 @@ def train_step(
 
 
 def batch_similarities(model: Model, batch: Batch) -> Tensor:
-    """The similarity of every image with every caption of the whole batch, of which each process encodes its part."""
+    """Return the similarity of every image with every caption of the whole batch; each process encodes its part."""
     images, captions = batch.of_images, batch.of_captions
     if not images.divided:
         return model(*batch.inputs)
@@ -147,27 +213,6 @@ def batch_similarities(model: Model, batch: Batch) -> Tensor:
     with PartOfBatch(captions):
         text_vectors = model.encode_text(batch.token_ids, batch.lengths)
     return model.similarity(gather(image_vectors, images), gather(text_vectors, captions))
-
-
-def bf16_gain(device: torch.device) -> float:
-    """How many times as fast as float32 the device multiplies bf16 matrices, measured; below 1 float32 is faster.
-
-    Flags do not tell: on a CPU AMX gives several times, AVX-512 bf16 twice or half; old GPUs emulate it.
-    """
-    size, wait = (4096, torch.cuda.synchronize) if device.type == "cuda" else (512, lambda: None)
-
-    def seconds(dtype: torch.dtype) -> float:
-        a = torch.zeros(size, size, dtype=dtype, device=device)
-        runs = []
-        for _ in range(6):
-            wait()
-            start = time.perf_counter()
-            torch.mm(a, a)
-            wait()
-            runs.append(time.perf_counter() - start)
-        return min(runs)
-
-    return seconds(torch.float32) / seconds(torch.bfloat16)
 
 
 # ---------------------------------------------------------------- evaluation
@@ -181,12 +226,12 @@ class Captions(NamedTuple):
 
 
 def _nothing() -> None:
-    """What is done before a batch where nothing can stop the work."""
+    """Do nothing (default for `check`)."""
 
 
 @torch.no_grad()
 def embed_images(model: Model, data: Data, options: Options, check: Callable[[], None] = _nothing) -> Tensor:
-    """The vector of every image (N, D), on the device. `check` is called before each batch and may raise to stop."""
+    """Encode every image -> (N, D), on the device. `check` is called before each batch and may raise to stop."""
     model.eval()
     device, size = data.token_ids.device, options.dataset.batch_size_val
     size = min(size, IMAGE_BATCH) if device.type == "cpu" else size
@@ -196,20 +241,20 @@ def embed_images(model: Model, data: Data, options: Options, check: Callable[[],
         for backbone in [] if options.optim.compile else model.backbones():
             within.enter_context(backbone.fused(options.dataset.image_size))
         within.enter_context(autocast(options, device))
-        batches = _checked(image_batches(data, size, in_turn()), len(rows), check)
+        batches = _checked(image_batches(data, size), len(rows), check)
         vectors = [model.encode_image(*batch) for batch in batches]
     return put_together(rows[in_turn()], vectors, len(data.paths), device)
 
 
 @torch.no_grad()
 def embed_captions(model: Model, token_ids: Tensor, options: Options, check: Callable[[], None] = _nothing) -> Captions:
-    """The vectors of captions (M, T), 0 = padding; each distinct one is encoded once, for data sets repeat many."""
+    """Encode captions (M, T), 0 = padding; each distinct one is encoded once, for data sets repeat many."""
     model.eval()
     device = token_ids.device
     distinct, place = token_ids.unique(dim=0, return_inverse=True)
     places, vectors = [], []
     with autocast(options, device):
-        batches = caption_batches(distinct, CAPTION_BATCH, in_turn())
+        batches = caption_batches(distinct, CAPTION_BATCH)
         for rows, ids, lengths in _checked(batches, -(-len(distinct) // CAPTION_BATCH), check):
             places.append(rows)
             vectors.append(model.encode_text(ids, lengths))
@@ -217,7 +262,7 @@ def embed_captions(model: Model, token_ids: Tensor, options: Options, check: Cal
 
 
 def _checked(batches: Iterator, total: int, check: Callable[[], None]) -> Iterator:
-    """This process's batches of `total`. `check` comes before each, equally often in every process: they may agree."""
+    """Yield this process's batches of `total`. Every process calls `check` equally often, so that they can agree."""
     for _ in range(-(-total // process_count())):
         check()
         yield from islice(batches, 1)
@@ -225,10 +270,10 @@ def _checked(batches: Iterator, total: int, check: Callable[[], None]) -> Iterat
 
 @torch.no_grad()
 def similarities(model: Model, images: Tensor, captions: Captions, out: np.ndarray | None = None) -> np.ndarray:
-    """The model's similarity of every image (N, D) with every caption -> (N, M) float32, written into `out` if given.
+    """Return the similarity of every image (N, D) with every caption, (N, M) float32, in `out` if given.
 
     Blocks of images go over the device, so the matrix is never there as a whole, nor twice in memory. Equal captions
-    tie to the last bit, whatever the product did.
+    tie to the last bit.
     """
     if out is None:
         out = np.empty((len(images), len(captions.place)), np.float32)
@@ -242,59 +287,46 @@ def similarities(model: Model, images: Tensor, captions: Captions, out: np.ndarr
 def embed_split(
     model: Model, data: Data, options: Options, check: Callable[[], None] = _nothing
 ) -> tuple[Tensor, Captions]:
-    """The vectors of a split, of which each process encodes its share; `check` as in `embed_images`."""
+    """Encode the images and the captions of a split; each process encodes its share."""
     return embed_images(model, data, options, check), embed_captions(model, data.token_ids, options, check)
 
 
 def encode_split(model: Model, data: Data, options: Options) -> np.ndarray:
-    """The similarities of a split, images x captions, float32."""
+    """Return the similarities of a split, images x captions, float32."""
     return similarities(model, *embed_split(model, data, options))
 
 
-# ---------------------------------------------------------------- models of checkpoints
+# ---------------------------------------------------------------- options of checkpoints
 
-
-def load_model(checkpoint: dict[str, Any], options: Options, words: Sequence[str], device: torch.device) -> Model:
-    """The model of a checkpoint, ours or a published one, ready to encode.
-
-    Raises InputError where it does not fit.
-    """
-    model = make_model(options, words)
-    load_weights(model, checkpoint, words)
-    warn_of_other_options(checkpoint, options)
-    return prepare(model, options, device)
-
-
-def untrained_model(options: Options, words: Sequence[str], device: torch.device) -> Model:
-    """The model with the weights that it starts from, ready to encode. Raises InputError where they cannot be had."""
-    torch.manual_seed(options.seed)
-    model = make_model(options, words)
-    load_starting_weights(model, options.model, words)
-    return prepare(model, options, device)
+# Options that no weight's shape shows, and their values; a path of local features, or `zeros`.
+SHAPELESS = {
+    "model.fusion.gate": ("paper", "released"),
+    "model.image_norm": (True, False),
+    "model.text_pooling": ("last", "mean"),
+    "dataset.local_path": (),
+}
 
 
 def warn_of_other_options(checkpoint: dict[str, Any], options: Options) -> None:
-    """Say where a checkpoint is scored in another way than it was trained, and no weight's shape shows it."""
-    with contextlib.suppress(KeyError, TypeError, AttributeError):  # of a stranger's file, whatever it holds
-        _warn_of_change(
-            "model.fusion.gate",
-            checkpoint["options"]["model"]["fusion"].get("gate", "released"),
-            options.model.fusion.gate,
-            {"paper", "released"},
-        )
-    for key in ("image_norm", "text_pooling"):
-        with contextlib.suppress(KeyError, TypeError, AttributeError):
-            trained, now = checkpoint["options"]["model"][key], getattr(options.model, key)
-            _warn_of_change(f"model.{key}", str(trained), str(now), {"True", "False", "last", "mean"})
-    with contextlib.suppress(KeyError, TypeError, AttributeError):
-        trained, now = checkpoint["options"]["dataset"]["local_path"], options.local_path
-        if options.model.reads_local and isinstance(trained, str) and (trained == "zeros") != (now == "zeros"):
-            _warn_of_change("dataset.local_path", trained, now, {trained})
+    """Warn where a checkpoint is scored in another way than it was trained."""
+    before, after = checkpoint.get("options"), options.to_dict()
+    for key, values in SHAPELESS.items():
+        trained, now = _option(before, key), _option(after, key)
+        if key == "model.fusion.gate" and trained is None and isinstance(_option(before, "model.fusion"), dict):
+            trained = "released"  # what a file without the key means
+        if key == "dataset.local_path" and options.model.reads_local and isinstance(trained, str):
+            differs = (trained == "zeros") != (now == "zeros")
+        else:
+            differs = type(trained) is type(now) and trained in values and trained != now
+        if differs:
+            logger.warning(
+                "the checkpoint was trained with %s=%s, and is now scored with %s; --set %s=%s scores it as trained",
+                *(key, trained, now, key, trained),
+            )
 
 
-def _warn_of_change(key: str, trained: str, now: str, known: set[str]) -> None:
-    if trained in known - {now}:
-        logger.warning(
-            "the checkpoint was trained with %s=%s, and is now scored with %s; --set %s=%s scores it as trained",
-            *(key, trained, now, key, trained),
-        )
+def _option(tree: Any, key: str) -> Any:
+    """Return an option of a tree, a stranger's perhaps, or None."""
+    for part in key.split("."):
+        tree = tree.get(part) if isinstance(tree, dict) else None
+    return tree

@@ -11,37 +11,22 @@ from __future__ import annotations
 import argparse
 import contextlib
 import logging
-import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
-from data import (
-    DROPOUT,
-    WEIGHTS,
-    Data,
-    Fold,
-    batch_count,
-    load_data,
-    make_folds,
-    pair_count,
-    random_stream,
-    train_batches,
-)
+from data import WEIGHTS, Data, Fold, epoch_size, load_data, make_folds, random_stream
 from engine import (
-    bf16_gain,
     embed_split,
-    learning_rate,
     make_average,
-    make_loss,
+    make_criterion,
     make_model,
     make_optimizer,
     prepare,
     similarities,
-    train_step,
+    train_one_epoch,
 )
 from layers.distributed import check_alike, joined, wait_for_all
 from layers.model import Model
@@ -49,28 +34,23 @@ from option import Options, load_options
 from postprocessing.drawing import retrieval_grid
 from postprocessing.recall import chance, query_ranks
 from util.checkpoints import BEST, LAST, load_weights, read_checkpoint, save_checkpoint
-from util.device import pick_device
-from util.finite import check_similarities, check_weights, window_losses
+from util.device import bf16_gain, pick_device
 from util.resume import (
-    Learner,
-    Progress,
+    DIVERGED,
+    TrainState,
     check_inputs,
-    content_for_resume,
-    content_for_scoring,
     digest,
     earlier_state,
     refuse_existing,
-    restore,
     warn_of_seen_images,
 )
-from util.run_log import StopSignals, only_writer, recorded
+from util.run_log import NoLog, RunLog, StopSignals, only_writer, recorded
 from util.weights import load_starting_weights
 from utils import (
-    Bar,
     InputError,
     Interrupted,
-    Meter,
     Parser,
+    RunError,
     check_writable,
     is_main,
     run_command,
@@ -103,15 +83,15 @@ def train_folds(arguments: argparse.Namespace, options: Options, device: torch.d
             refuse_existing(fold.folder)
     for fold in folds:
         with only_writer(fold.folder):
-            state = None
+            checkpoint = None
             if arguments.resume:
-                state = earlier_state(fold.folder, fold.names, options, arguments.force)
+                checkpoint = earlier_state(fold.folder, fold.names, options, arguments.force)
             elif is_main():
                 refuse_existing(fold.folder)  # once more: another run may have held the lock until now
-            if state and state["epoch"] >= options.optim.epochs:
+            if checkpoint and checkpoint["epoch"] >= options.optim.epochs:
                 logger.info("fold %d is finished: skipped", fold.number)
             else:
-                train_fold(fold, state, options, words, device, arguments.force)
+                train_fold(fold, checkpoint, options, words, device, arguments.force)
     logger.info("trained; next: python test.py %s", same_options(arguments))
 
 
@@ -126,90 +106,53 @@ def parse() -> argparse.Namespace:
 
 
 def train_fold(
-    fold: Fold, state: dict | None, options: Options, words: Sequence[str], device: torch.device, force: bool
+    fold: Fold, checkpoint: dict | None, options: Options, words: Sequence[str], device: torch.device, force: bool
 ) -> None:
-    """Train one fold from its state to its end; best and last checkpoint, log and history are left in its folder.
-
-    Raises InputError where captions or local features are not those that the state was trained on, unless `force`.
-    """
-    model = prepare(start_model(fold, state, options, words), options, device)
+    """Train a fold from its checkpoint, or anew, to its end; leave checkpoints, log and history in its folder."""
+    model = prepare(start_model(fold, checkpoint, options, words), options, device)
     train = load_data(fold.train, options, words, device, training=True)
     val = load_data(fold.val, options, words, device, training=False)
-    loss_of, average = make_loss(options.optim, device), make_average(model, options.optim.ema)
-    learner = Learner(make_optimizer(model, options.optim, loss_of), loss_of, average)
-    inputs, progress, rows = fingerprint(train, val), Progress(), []
-    if state:
-        check_inputs(state, inputs, fold.folder, force)
-        progress, rows = restore(state, learner, fold.folder, device), state["rows"]
+    criterion = make_criterion(options.optim, device)
+    optimizer = make_optimizer(model, options.optim, criterion)
+    state = TrainState(model, criterion, optimizer, make_average(model, options.optim.ema))
+    inputs, rows = fingerprint(train, val), []
+    if checkpoint:
+        check_inputs(checkpoint, inputs, fold.folder, force)
+        state.load(checkpoint, fold.folder, device)
+        rows = checkpoint["rows"]
+    progress = state.progress
     check_alike("the checkpoint, captions or local features", (inputs, progress.steps, progress.batch))
-    scored = average.module if average else model
-    batches = batch_count(train, options.dataset)
-    pairs = pair_count(train, options.dataset)
-    logger.info(
-        "fold %d: %d pairs to train on, %d images to validate on, into %s",
-        fold.number,
-        pairs,
-        len(val.paths),
-        fold.folder,
-    )
+    announce(fold, train, options)
 
     with StopSignals() as signals, recorded(fold.folder, fold.names, options, rows, device) as log:
 
         def save(name: str) -> None:
-            losses = window_losses(progress)
-            content = content_for_scoring(scored if name == BEST else model, progress, options, words)
-            check_weights(content["model"], progress)
-            if name == LAST:
-                content |= content_for_resume(learner, progress, losses, log.rows, inputs)
+            last = name == LAST
+            tree = state.for_resume(options, words, log.rows, inputs) if last else state.for_scoring(options, words)
             if is_main():
-                save_checkpoint(content, fold.folder / name, keep_previous=name == LAST)
+                save_checkpoint(tree, fold.folder / name, keep_previous=last)
 
         with saved_when_stopped(save, signals, fold.folder):
             while progress.epoch < options.optim.epochs:
-                # train
-                meter = Meter()
-                model.train()
-                with pair_bar(fold, progress, pairs, batches) as bar:
-                    for batch in train_batches(train, options, fold.number, progress.epoch, progress.batch):
-                        seed_dropout(options.seed, fold.number, progress)
-                        rate = learning_rate(options.optim, progress.epoch, (progress.batch + 1) / batches)
-                        progress.count(train_step(model, batch, loss_of, learner.optimizer, rate, options))
-                        if average:
-                            average.update_parameters(model)
-                        for counter in (bar, meter):
-                            counter.update(len(batch.pairs.image))
-                        if progress.batch % options.logs.print_freq == 0 or progress.batch == batches:
-                            log.train_row(train_row(progress, batches, rate, meter.read(), loss_of))
-                            progress.window.clear()
-                        if options.logs.save_steps and progress.steps % options.logs.save_steps == 0:
-                            save(LAST)
-                        signals.check()
-
-                # evaluate
+                train_one_epoch(state, train, options, fold.number, log, lambda: save(LAST), signals.check)
                 if (progress.epoch + 1) % options.logs.eval_step == 0 or progress.epoch + 1 == options.optim.epochs:
-                    vectors = embed_split(scored, val, options, signals.check)
-                    if is_main():
-                        sims, split = similarities(scored, *vectors), val.split
-                        row = validation_row(sims, val, progress)
-                        log.val_row(row, retrieval_grid(sims, val.paths, split.captions, split.image_of_caption))
-                        if 6 * row["mr"] > progress.best_rsum:
-                            progress.best_rsum = 6 * row["mr"]
-                            save(BEST)
-
-                # save
+                    rsum = evaluate(state, val, options, log, signals.check)
+                    if rsum > progress.best_rsum:  # of equal epochs the first is kept
+                        progress.best_rsum = rsum
+                        save(BEST)
                 progress.next_epoch()
                 save(LAST)
 
 
-def start_model(fold: Fold, state: dict | None, options: Options, words: Sequence[str]) -> Model:
-    """A model with the weights to start from: of the checkpoint, of `optim.resume`, or new ones.
+def start_model(fold: Fold, checkpoint: dict | None, options: Options, words: Sequence[str]) -> Model:
+    """Build a model with the weights to start from: of the checkpoint, of `optim.resume`, or new ones.
 
-    Raises InputError where weights are missing or do not fit.
+    Raise InputError where weights are missing or do not fit.
     """
     torch.manual_seed(int(random_stream(WEIGHTS, options.seed, fold.number).integers(2**63)))
     model, resume = make_model(options, words), options.optim.resume
-    if state:
-        load_weights(model, state, words)
+    if checkpoint:
+        load_weights(model, checkpoint, words)
     elif resume:
         warn_of_seen_images(fold.number, fold.val.images, resume)
         load_weights(model, read_checkpoint(resume), words)
@@ -223,65 +166,60 @@ def start_model(fold: Fold, state: dict | None, options: Options, words: Sequenc
 
 
 def fingerprint(*splits: Data) -> str:
-    """A digest of the captions and local features that a fold trains and validates on."""
+    """Return a digest of the captions and local features that a fold trains and validates on."""
     return digest(
         *(
             array
             for data in splits
-            for array in (data.token_ids.cpu().numpy(), data.image_of_caption.numpy(), data.local_rep, data.local_adj)
+            for array in (data.token_ids.cpu().numpy(), data.split.image_of_caption, data.local_rep, data.local_adj)
         )
     )
 
 
-def seed_dropout(seed: int, fold: int, progress: Progress) -> None:
-    """The dropout of a step is drawn from its place, so that a resumed run draws what an uninterrupted one does."""
-    torch.manual_seed(int(random_stream(DROPOUT, seed, fold, progress.epoch, progress.batch).integers(2**63)))
+def announce(fold: Fold, train: Data, options: Options) -> None:
+    """Log the size of a fold."""
+    _, pairs = epoch_size(train, options.dataset)
+    logger.info(
+        f"fold {fold.number}: {pairs} pairs to train on, {len(fold.val.images)} images to validate on, "
+        f"into {fold.folder}"
+    )
 
 
-def pair_bar(fold: Fold, progress: Progress, pairs: int, batches: int) -> Bar:
-    """The progress bar of an epoch, from about where it stands."""
-    done, name = pairs * progress.batch // batches, f"fold {fold.number} epoch {progress.epoch}"
-    return Bar(total=pairs, initial=done, unit="pair", desc=name)
+def evaluate(state: TrainState, val: Data, options: Options, log: RunLog | NoLog, check: Callable[[], None]) -> float:
+    """Validate, log it, and return the sum of the six recalls; of several processes the main one's, of others -1.
 
-
-def train_row(progress: Progress, batches: int, rate: float, speed: float, loss_of: torch.nn.Module) -> dict[str, Any]:
-    """The log's row on the batches since the last one. Raises RunError at a loss that is not finite."""
-    losses = window_losses(progress)
-    mean = math.fsum(losses) / len(losses)
-    return {
-        "epoch": progress.epoch,
-        "batch": progress.batch,
-        "of": batches,
-        "step": progress.steps,
-        "loss": mean,
-        "lr": rate,
-        "samples_per_second": round(speed, 1),
-        **loss_of.logged(),
-    }
-
-
-def validation_row(sims: np.ndarray, data: Data, progress: Progress) -> dict[str, Any]:
-    """The log's row on a validation. Raises RunError where similarities are not finite."""
-    check_similarities(sims, progress)
-    owner = data.split.image_of_caption
-    found = query_ranks(sims, owner)
+    Ties count against the query here. Raise RunError where similarities are not finite.
+    """
+    vectors = embed_split(state.scored, val, options, check)
+    if not is_main():
+        return -1.0
+    progress, caption_to_image = state.progress, val.split.image_of_caption
+    sims = similarities(state.scored, *vectors)
+    if not np.isfinite(sims).all():
+        raise RunError(
+            f"the similarities after epoch {progress.epoch} are not finite, so its last step spoilt the weights; "
+            f"{DIVERGED}"
+        )
+    found = query_ranks(sims, caption_to_image)
     i2t, t2i, mr = found.scores()
-    return {
+    row = {
         "epoch": progress.epoch,
         "step": progress.steps,
         "images": len(sims),
         "captions": sims.shape[1],
-        "chance": chance(owner, len(sims)).mr,
+        "chance": chance(caption_to_image, len(sims)).mr,
         "i2t": i2t._asdict(),
         "t2i": t2i._asdict(),
         "mr": mr,
         "mr_random": found.scores("random").mr,
     }
+    log.val_row(row, retrieval_grid(sims, val.paths, val.split.captions, caption_to_image))
+    return 6 * mr
 
 
 @contextlib.contextmanager
 def saved_when_stopped(save: Callable[[str], None], signals: StopSignals, folder: Path) -> Iterator[None]:
-    """A signal that stops the run within it has the last checkpoint saved, and is reported as Interrupted."""
+    """Save the last checkpoint where a signal stops the run, and say how to go on."""
     try:
         yield
     except Interrupted as stop:

@@ -18,12 +18,13 @@ from tqdm import trange
 import engine
 from bench import Case, figures, measured
 from data import Data, SameCaptions, Split, train_batches
-from engine import bf16_gain, learning_rate, make_loss, make_optimizer, prepare
+from engine import learning_rate, make_criterion, make_optimizer, prepare
 from layers import build_model
 from layers.loss import TripletLoss
 from layers.published import to_published
 from option import Options, load_options
 from tests.reference import Baseline, train_step, triplet_loss
+from util.device import bf16_gain
 from util.pixels import MemoryPixels
 from util.transforms import normalise, resize_size
 from utils import ROOT, RunError
@@ -71,7 +72,6 @@ def made_up(options: Options, images: int, side: int, device: torch.device) -> D
         local_adj=(local_adj + local_adj.swapaxes(1, 2)) / 2,
         token_ids=torch.from_numpy(token_ids).to(device),
         lengths=torch.from_numpy(lengths),
-        image_of_caption=torch.from_numpy(caption_to_image),
         same=SameCaptions(token_ids, caption_to_image),
     )
 
@@ -127,7 +127,7 @@ def train_epoch(
 ) -> Iterator[Tensor]:
     """Yield the losses of an epoch's steps, taken as in train.py."""
     model.train()
-    criterion = make_loss(options.optim, data.token_ids.device)
+    criterion = make_criterion(options.optim, data.token_ids.device)
     for batch in train_batches(data, options, 0, epoch):
         yield engine.train_step(model, batch, criterion, optimizer, learning_rate(options.optim, epoch), options)
 

@@ -195,20 +195,19 @@ def short_trunk() -> Iterator[None]:
 def checkpoint(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint of the tiny model with random weights, as train.py writes it, with its split.json. Short trunk."""
     import vocab
-    from engine import make_loss, make_optimizer
+    from engine import make_criterion, make_optimizer
     from layers import build_model
     from option import load_options
-    from util.resume import Learner, Progress, content_for_resume, content_for_scoring
+    from util.resume import TrainState
 
     options = load_options(demo / "tiny.yaml")
     words = vocab.load(demo / "vocab.json").words
     with shortened():
         model = build_model(options, words)
     folder = tmp_path_factory.mktemp("checkpoint") / "tiny" / "0"
-    loss_of = make_loss(options.optim, torch.device("cpu"))
-    learner = Learner(make_optimizer(model, options.optim, loss_of), loss_of)
-    state = content_for_scoring(model, Progress(), options, words)
-    state |= content_for_resume(learner, Progress(), [], [], inputs="")
+    criterion = make_criterion(options.optim, torch.device("cpu"))
+    train_state = TrainState(model, criterion, make_optimizer(model, options.optim, criterion))
+    state = train_state.for_resume(options, words, rows=[], inputs="")
     del state["inputs"]  # as in checkpoints of before it was kept
     util.checkpoints.save_checkpoint(state, folder / "GaLR_best.pth.tar")
     names = list(dict.fromkeys((demo / "data/train_filename.txt").read_text().split()))

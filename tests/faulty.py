@@ -12,13 +12,14 @@ import sys
 
 import torch
 
+import engine
 import train
 from data import Batch
 from utils import RunError, is_main, rank, run_command
 
 FAULT, STEPS = sys.argv.pop(1), int(sys.argv.pop(1))
 SIGNALS = {"SIGTERM": signal.SIGTERM, "SIGINT": signal.SIGINT}
-step, real = 0, train.train_step
+step, real = 0, engine.train_step
 
 
 def train_step(model: torch.nn.Module, batch: Batch, *arguments: object) -> torch.Tensor:
@@ -40,6 +41,6 @@ def train_step(model: torch.nn.Module, batch: Batch, *arguments: object) -> torc
     return real(model, batch, *arguments)
 
 
-train.train_step = train_step
+engine.train_step = train_step
 if __name__ == "__main__":
     run_command(train.main)

@@ -21,7 +21,7 @@ from conftest import environment, shortened
 from torch import Tensor
 
 from data import Data, load_data, make_folds, random_stream, train_batches
-from engine import embed_split, make_loss, make_model, make_optimizer, prepare, train_step
+from engine import embed_split, make_criterion, make_model, make_optimizer, prepare, train_step
 from layers.distributed import joined, wait_for_all
 from layers.model import Model
 from option import Options, load_options
@@ -49,20 +49,20 @@ def train(path: str, overrides: list[str], steps: int, short: bool, precision: s
     with shortened() if short else contextlib.nullcontext():
         model = prepare(make_model(options, words), options, device).to(getattr(torch, precision))
     data = load_data(fold.train, options, words, device, training=True)
-    loss_of = make_loss(options.optim, device)
-    optimizer = make_optimizer(model, options.optim, loss_of)
+    criterion = make_criterion(options.optim, device)
+    optimizer = make_optimizer(model, options.optim, criterion)
     batches = chain.from_iterable(train_batches(data, options, 0, epoch) for epoch in count())
     model.train()
     losses, gradients = [], {}
-    named = dict(chain(model.named_parameters(), loss_of.named_parameters(prefix="loss")))
+    named = dict(chain(model.named_parameters(), criterion.named_parameters(prefix="loss")))
     for step, batch in enumerate(islice(batches, steps)):
         batch = batch._replace(
             **{name: getattr(batch, name).to(getattr(torch, precision)) for name in batch._fields[:3]}
         )
         torch.manual_seed(int(random_stream(3, 0, step).integers(2**63)))
-        losses.append(float(train_step(model, batch, loss_of, optimizer, options.optim.lr, options)))
+        losses.append(float(train_step(model, batch, criterion, optimizer, options.optim.lr, options)))
         gradients = gradients or {name: p.grad.clone() for name, p in named.items() if p.grad is not None}
-    state = {name: x.clone() for name, x in {**model.state_dict(), **loss_of.state_dict(prefix="loss.")}.items()}
+    state = {name: x.clone() for name, x in {**model.state_dict(), **criterion.state_dict(prefix="loss.")}.items()}
     images = load_data(fold.train, options, words, device, training=False)
     return Trained(losses, gradients, state, *evaluate(model, images, options))
 

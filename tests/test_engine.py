@@ -13,13 +13,14 @@ import yaml
 
 import vocab
 from data import Batch, image_batches, load_data, read_split
-from engine import bf16_gain, encode_split, learning_rate, load_model, make_optimizer, train_step
+from engine import encode_split, learning_rate, load_model, make_optimizer, train_step
 from layers.distributed import Part
 from layers.loss import TripletLoss
 from layers.published import to_published
 from option import load_options
 from option.options import Optim
 from util.checkpoints import read_checkpoint
+from util.device import bf16_gain
 
 pytestmark = pytest.mark.usefixtures("short_trunk")
 

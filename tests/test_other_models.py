@@ -15,6 +15,7 @@ import torch
 import yaml
 from conftest import OPTIONS
 
+import engine
 import layers.amfmn
 import test
 import train
@@ -186,7 +187,7 @@ MODELS = {
 
 def stopped_at_step(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Have the next run of train.py get SIGTERM after so many steps."""
-    real, steps = train.train_step, 0
+    real, steps = engine.train_step, 0
 
     def counted(*arguments):
         nonlocal steps
@@ -196,7 +197,7 @@ def stopped_at_step(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
             os.kill(os.getpid(), signal.SIGTERM)
         return loss
 
-    monkeypatch.setattr(train, "train_step", counted)
+    monkeypatch.setattr(engine, "train_step", counted)
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -82,9 +82,9 @@ def at_step(number: int, do: Callable[[], None]) -> Iterator[None]:
             do()
         return loss
 
-    real = train.train_step
+    real = engine.train_step
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "train_step", counted)
+        patch.setattr(engine, "train_step", counted)
         yield
 
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from test_reliability import at_step, stop
 
+import engine
 import train
 from option import load_options
 from util.resume import changed_options
@@ -106,14 +107,14 @@ def test_only_options_that_move_no_number_may_change(folder) -> None:
 def test_average_and_temperature_go_on_from_where_they_were(stopped, run) -> None:
     """An average that begins anew would count its steps anew; a temperature that is lost would be 0.07 again."""
     steps = []
-    real = train.train_step
+    real = engine.train_step
 
     def watched(model, batch, criterion, *arguments):
         steps.append(criterion.temperature)
         return real(model, batch, criterion, *arguments)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "train_step", watched)
+        patch.setattr(engine, "train_step", watched)
         assert run(f"{TRAIN} --resume --set {RECIPE}").status == 0
     assert steps[0] == pytest.approx(1 / stopped["loss"]["log_scale"].exp().item()) and abs(steps[0] - 0.07) > 1e-4
     assert len(steps) == 2 and last()["average"]["n_averaged"] == stopped["average"]["n_averaged"] + 2 == 6

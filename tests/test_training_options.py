@@ -13,9 +13,9 @@ import torch
 from soak import differences
 from test_reliability import FOLD, LAST, TRAIN, at_step, stop
 
-import train
-from data import SameCaptions, epoch_rows, load_data, pair_count, read_split, train_batches
-from engine import learning_rate, make_average, make_loss, make_model, make_optimizer, train_step
+import engine
+from data import SameCaptions, epoch_rows, epoch_size, load_data, read_split, train_batches
+from engine import learning_rate, make_average, make_criterion, make_model, make_optimizer, train_step
 from layers.loss import InfoNCE, Pairs
 from option import load_options
 from option.options import Optim
@@ -71,12 +71,12 @@ def test_pairs_without_any_negative_have_no_loss_and_finite_gradients() -> None:
 def test_a_learned_temperature_moves_and_stops_at_a_hundredth_and_a_fixed_one_stays() -> None:
     own = torch.arange(2)
     pairs, s = Pairs(own, own, torch.eye(2) > 0), torch.tensor([[1.0, 0.0], [0.0, 1.0]])
-    loss_of = InfoNCE(0.02)
-    optimizer = torch.optim.SGD(loss_of.parameters(), lr=1e30)
-    loss_of(s.double(), pairs).backward()
+    criterion = InfoNCE(0.02)
+    optimizer = torch.optim.SGD(criterion.parameters(), lr=1e30)
+    criterion(s.double(), pairs).backward()
     optimizer.step()
-    loss_of(s, pairs)
-    assert math.exp(loss_of.log_scale.item()) == pytest.approx(100)
+    criterion(s, pairs)
+    assert math.exp(criterion.log_scale.item()) == pytest.approx(100)
     assert not InfoNCE(0.02, learned=False).log_scale.requires_grad
 
 
@@ -91,20 +91,20 @@ def loaded(work) -> tuple:
 
 def test_batches_of_images_hold_each_image_once_with_so_many_of_its_captions(loaded) -> None:
     options, data = loaded
-    owner = data.image_of_caption.numpy()
+    owner = data.split.image_of_caption
     same = SameCaptions(data.token_ids.numpy(), owner)
     seen = []
-    for rows in epoch_rows(owner, same.code, options.dataset, np.random.default_rng(0)):
+    for rows in epoch_rows(data, options.dataset, np.random.default_rng(0)):
         assert len(rows.images) == 4 and np.array_equal(np.bincount(rows.image), [2] * 4)
         assert len(set(same.code[rows.captions])) == len(rows.captions), "equal captions are encoded once"
         of_pair = same.positive(rows.images, rows.captions)[rows.image, rows.caption]
         assert of_pair.all(), "each pair's caption is one of its image's"
         seen += rows.images.tolist()
     assert sorted(seen) == list(range(len(data.paths)))
-    assert pair_count(data, options.dataset) == 2 * len(data.paths)
+    assert epoch_size(data, options.dataset)[1] == 2 * len(data.paths)
     everything = options.dataset.model_copy(update={"captions_per_image": 99})
-    pairs = sum(len(rows.image) for rows in epoch_rows(owner, same.code, everything, np.random.default_rng(0)))
-    assert pairs == len(owner) == pair_count(data, everything)
+    pairs = sum(len(rows.image) for rows in epoch_rows(data, everything, np.random.default_rng(0)))
+    assert pairs == len(owner) == epoch_size(data, everything)[1]
 
 
 def test_a_positive_is_an_image_with_a_caption_of_the_same_words() -> None:
@@ -151,8 +151,8 @@ def test_the_trunk_has_its_own_rate_and_vectors_do_not_decay(work) -> None:
     options = load_options(
         "tiny.yaml", ["optim.trunk_lr=1e-4", "optim.lr=1e-3", "optim.weight_decay=0.1", "optim.loss=infonce"]
     )
-    model, loss_of = make_model(options, load_words(options)), make_loss(options.optim, CPU)
-    groups = make_optimizer(model, options.optim, loss_of).param_groups
+    model, criterion = make_model(options, load_words(options)), make_criterion(options.optim, CPU)
+    groups = make_optimizer(model, options.optim, criterion).param_groups
     trunk = set(model.backbones()[0].parameters())
     seen = []
     for group in groups:
@@ -160,14 +160,14 @@ def test_the_trunk_has_its_own_rate_and_vectors_do_not_decay(work) -> None:
             assert group["factor"] == pytest.approx(0.1 if parameter in trunk else 1)
             assert group["weight_decay"] == (0.1 if parameter.ndim > 1 else 0)
             seen.append(parameter)
-    assert loss_of.log_scale in set(seen) and len(seen) == len(list(model.parameters())) + 1
+    assert criterion.log_scale in set(seen) and len(seen) == len(list(model.parameters())) + 1
 
 
 def test_by_default_one_group_holds_all_parameters_in_their_order(work) -> None:
     """Optimisers of runs from before there were groups go on."""
     options = load_options("tiny.yaml")
     model = make_model(options, load_words(options))
-    (group,) = make_optimizer(model, options.optim, make_loss(options.optim, CPU)).param_groups
+    (group,) = make_optimizer(model, options.optim, make_criterion(options.optim, CPU)).param_groups
     assert all(map(torch.Tensor.is_set_to, group["params"], model.parameters()))
 
 
@@ -181,9 +181,9 @@ def test_frozen_parts_keep_weights_and_statistics_and_drop_nothing(loaded) -> No
     model.freeze(["trunk", "local_branch.graph"])
     model.train()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    loss_of = make_loss(options.optim, CPU)
-    optimizer = make_optimizer(model, options.optim, loss_of)
-    train_step(model, next(train_batches(data, options, 0, 0)), loss_of, optimizer, 1e-3, options)
+    criterion = make_criterion(options.optim, CPU)
+    optimizer = make_optimizer(model, options.optim, criterion)
+    train_step(model, next(train_batches(data, options, 0, 0)), criterion, optimizer, 1e-3, options)
     moved = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
     assert not any(name.startswith(("global_branch.trunk.", "local_branch.graph.")) for name in moved)
     assert {"global_branch.solo.weight", "local_branch.out.weight"} <= moved
@@ -197,14 +197,14 @@ def test_a_part_that_is_not_there_is_one_line(work, run) -> None:
 
 def test_the_average_follows_the_weights_and_is_what_is_scored(work, run, monkeypatch) -> None:
     steps = []
-    real = train.train_step
+    real = engine.train_step
 
     def watched(model, *arguments):
         loss = real(model, *arguments)
         steps.append(model.local_branch.out.bias.detach().clone())
         return loss
 
-    monkeypatch.setattr(train, "train_step", watched)
+    monkeypatch.setattr(engine, "train_step", watched)
     assert run(f"{TRAIN} --set optim.ema=0.3 optim.epochs=1").status == 0
     expected = steps[0]
     for n, weights in enumerate(steps[1:], 1):

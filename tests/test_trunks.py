@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from data import load_data, read_split, train_batches
-from engine import make_loss, make_model, make_optimizer, train_step
+from engine import make_criterion, make_model, make_optimizer, train_step
 from layers.backbone import MEAN, STD, Renormalise, ResNet18, TimmBackbone, make_backbone
 from layers.cpu import FusedConv2d, fuse_norms
 from layers.text_encoder import GRUEncoder, pool
@@ -150,10 +150,10 @@ def test_training_moves_scales_and_no_statistics(work) -> None:
     options = load_options("tiny.yaml", ["model.trunk_norm=frozen"])
     words = load_words(options)
     data = load_data(read_split("data", "train"), options, words, torch.device("cpu"), training=True)
-    model, loss_of = make_model(options, words).train(), make_loss(options.optim, torch.device("cpu"))
+    model, criterion = make_model(options, words).train(), make_criterion(options.optim, torch.device("cpu"))
     before = {name: value.clone() for name, value in model.state_dict().items()}
     batch = next(train_batches(data, options, 0, 0))
-    train_step(model, batch, loss_of, make_optimizer(model, options.optim, loss_of), 1e-3, options)
+    train_step(model, batch, criterion, make_optimizer(model, options.optim, criterion), 1e-3, options)
     moved = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
     assert "global_branch.trunk.net.bn1.weight" in moved
     assert not any("running" in name or "num_batches" in name for name in moved)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -92,3 +93,26 @@ def device_name(device: torch.device) -> str:
     if device.type == "cpu":
         return f"CPU, {torch.get_num_threads()} threads"
     return f"{torch.cuda.get_device_name(device)}, CUDA {torch.version.cuda}"
+
+
+def bf16_gain(device: torch.device) -> float:
+    """Measure how many times as fast as float32 the device multiplies bf16 matrices; below 1 float32 is faster.
+
+    Flags do not tell: on a CPU AMX gives several times, AVX-512 bf16 twice or half; old GPUs emulate it.
+    """
+    import torch
+
+    size, wait = (4096, torch.cuda.synchronize) if device.type == "cuda" else (512, lambda: None)
+
+    def seconds(dtype: torch.dtype) -> float:
+        a = torch.zeros(size, size, dtype=dtype, device=device)
+        runs = []
+        for _ in range(6):
+            wait()
+            start = time.perf_counter()
+            torch.mm(a, a)
+            wait()
+            runs.append(time.perf_counter() - start)
+        return min(runs)
+
+    return seconds(torch.float32) / seconds(torch.bfloat16)

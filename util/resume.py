@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 
 from option.options import Options
 from util.checkpoints import LAST, newest_checkpoint, previous
-from utils import InputError, read_json
+from utils import InputError, RunError, read_json
 
 logger = logging.getLogger("galr")
 
@@ -39,9 +40,15 @@ FREE = {
 }
 
 
+DIVERGED = (
+    "try a lower optim.lr or an optim.grad_clip, anew or with --resume --force from the last checkpoint, which is from "
+    "before it"
+)
+
+
 @dataclass
 class Progress:
-    """How far a fold has come: what, beside weights and optimiser, an exact resume needs.
+    """The progress of a fold: what an exact resume needs beside weights and optimizer.
 
     epoch: the one in progress, from 0; batch: how many of its batches are done; steps: done in all; best_rsum: the best
     sum of validation recalls; window: losses since the last row of the log, on the device.
@@ -54,62 +61,82 @@ class Progress:
     window: list[Tensor] = field(default_factory=list)
 
     def count(self, loss: Tensor) -> None:
-        """One more step is done."""
+        """Count one more step."""
         self.batch, self.steps = self.batch + 1, self.steps + 1
         self.window.append(loss)
 
     def next_epoch(self) -> None:
+        """Go to the start of the next epoch."""
         self.epoch, self.batch = self.epoch + 1, 0
 
-
-def content_for_scoring(model: nn.Module, progress: Progress, options: Options, words: Sequence[str]) -> dict[str, Any]:
-    """What scoring and fine-tuning need: the published keys, and the words."""
-    return {
-        "epoch": progress.epoch,
-        "arch": options.model.name,
-        "model": model.state_dict(),
-        "best_rsum": progress.best_rsum,
-        "options": options.to_dict(),
-        "Eiters": progress.steps,
-        "words": list(words),
-    }
+    def losses(self) -> list[float]:
+        """Return the losses of the window, after one wait for the device. Raise RunError if one is not finite."""
+        losses = torch.stack(self.window).tolist() if self.window else []
+        for batch, loss in enumerate(losses, self.batch - len(losses) + 1):
+            if not math.isfinite(loss):
+                raise RunError(f"the loss of batch {batch} of epoch {self.epoch} is {loss}; {DIVERGED}")
+        return losses
 
 
-class Learner(NamedTuple):
-    """What learns beside the model: the optimiser, the loss (its temperature), the average of the weights if any."""
+@dataclass
+class TrainState:
+    """Everything that training changes; average: the EMA of the weights, if there is one."""
 
+    model: nn.Module
+    criterion: nn.Module
     optimizer: torch.optim.Optimizer
-    loss_of: nn.Module
     average: nn.Module | None = None
+    progress: Progress = field(default_factory=Progress)
 
+    @property
+    def scored(self) -> nn.Module:
+        """The model that is validated and kept as the best: the average where there is one."""
+        return self.average.module if self.average else self.model
 
-def content_for_resume(
-    learner: Learner, progress: Progress, losses: list[float], rows: list, inputs: str
-) -> dict[str, Any]:
-    """What an exact resume needs besides: what learns, the progress with the window's `losses`, the log's rows, and
-    the digest of what was trained on."""
-    return {
-        "optimizer": learner.optimizer.state_dict(),
-        "loss": learner.loss_of.state_dict(),
-        "average": learner.average.state_dict() if learner.average else {},
-        "progress": vars(progress) | {"window": losses},
-        "rows": rows,
-        "inputs": inputs,
-    }
+    def for_scoring(self, options: Options, words: Sequence[str], model: nn.Module | None = None) -> dict[str, Any]:
+        """Return the state dict of a best checkpoint: the published keys, and the words.
 
+        Raise RunError where a loss or a weight is not finite, so that such weights are never saved.
+        """
+        progress, weights = self.progress, (model or self.scored).state_dict()
+        progress.losses()
+        if not torch.stack([tensor.isfinite().all() for tensor in weights.values()]).all():
+            raise RunError(f"the weights are not finite after step {progress.steps}; {DIVERGED}")
+        return {
+            "epoch": progress.epoch,
+            "arch": options.model.name,
+            "model": weights,
+            "best_rsum": progress.best_rsum,
+            "options": options.to_dict(),
+            "Eiters": progress.steps,
+            "words": list(words),
+        }
 
-def restore(state: dict[str, Any], learner: Learner, folder: Path, device: torch.device) -> Progress:
-    """Put what learns where the state left it -> how far the fold had come. Raises InputError if it does not fit."""
-    try:
-        learner.optimizer.load_state_dict(state["optimizer"])
-        learner.loss_of.load_state_dict(state.get("loss", {}))  # runs of before these were kept have neither
-        if learner.average:
-            learner.average.load_state_dict(state.get("average", {}))
-    except (ValueError, KeyError, TypeError, RuntimeError) as error:
-        raise InputError(f"the optimiser in {folder / LAST} does not fit this model ({error})") from None
-    progress = Progress(**state["progress"])
-    progress.window = list(torch.tensor(progress.window, device=device))
-    return progress
+    def for_resume(self, options: Options, words: Sequence[str], rows: list, inputs: str) -> dict[str, Any]:
+        """Return the state dict of a last checkpoint, for an exact resume.
+
+        rows: of the log; inputs: the digest of what was trained on.
+        """
+        return self.for_scoring(options, words, self.model) | {
+            "optimizer": self.optimizer.state_dict(),
+            "loss": self.criterion.state_dict(),
+            "average": self.average.state_dict() if self.average else {},
+            "progress": vars(self.progress) | {"window": self.progress.losses()},
+            "rows": rows,
+            "inputs": inputs,
+        }
+
+    def load(self, state: dict[str, Any], folder: Path, device: torch.device) -> None:
+        """Go back to where a checkpoint was written, the weights apart. Raise InputError if it does not fit."""
+        try:
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.criterion.load_state_dict(state.get("loss", {}))  # the first runs kept neither this nor an average
+            if self.average:
+                self.average.load_state_dict(state.get("average", {}))
+        except (ValueError, KeyError, TypeError, RuntimeError) as error:
+            raise InputError(f"the optimizer in {folder / LAST} does not fit this model ({error})") from None
+        self.progress = Progress(**state["progress"])
+        self.progress.window = list(torch.tensor(self.progress.window, device=device))
 
 
 def refuse_existing(folder: Path) -> None:
@@ -157,7 +184,7 @@ def check_inputs(state: dict[str, Any], inputs: str, folder: Path, force: bool) 
 
 
 def resumable(state: dict[str, Any]) -> bool:
-    """Whether a checkpoint holds what `content_for_resume` gives, and so what an exact resume needs."""
+    """Whether a checkpoint holds what `TrainState.for_resume` gives, and so what an exact resume needs."""
     kinds = {"epoch": int, "options": dict, "optimizer": dict, "progress": dict, "rows": list}
     if not all(isinstance(state.get(key), kind) for key, kind in kinds.items()):
         return False
