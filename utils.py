@@ -200,7 +200,7 @@ class Messages(logging.Handler):
         stream = sys.stderr if record.levelno >= logging.WARNING else sys.stdout
         kind = f"{record.levelname.lower()}: " if record.levelno >= logging.WARNING else ""
         with tqdm.external_write_mode(stream):
-            print(kind + record.getMessage(), file=stream, flush=True)
+            print(kind + "\n".join(map(printable, record.getMessage().split("\n"))), file=stream, flush=True)
 
 
 def start_logging() -> None:
@@ -464,6 +464,15 @@ def checked(form: Any, value: Any, where: str) -> Any:
         raise InputError(f"{where}{entry}: {fault['msg']}") from None
 
 
+def printable(text: str) -> str:
+    r"""Return a text whose control characters, such as those of terminals, are written as escapes.
+
+    >>> print(printable("new\nline \x1b[31mred"))
+    new\nline \x1b[31mred
+    """
+    return "".join(one if one.isprintable() else ascii(one)[1:-1] for one in text)
+
+
 def some(names: list[str], most: int = 5) -> str:
     """Return the first few of many names, for a message."""
-    return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
+    return ", ".join(printable(name) for name in names[:most]) + (", ..." if len(names) > most else "")

@@ -14,27 +14,22 @@ from pathlib import Path
 from typing import Annotated, NamedTuple
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, TypeAdapter, ValidationError
+from pydantic import Field, FiniteFloat
 
-from option import load_options
 from search.encoder import LONGEST, load_encoder
-from search.local import read_rules
 from search.localise import encode_scene
 from search.metrics import SeloScores, discrete_attention, region_mask, selo_scores
-from search.options import add_scene_options, check_scene_options
-from search.pictures import picture_size
-from search.rasters import open_scene, raster_rules
-from search.regions import check_regions_given, given_regions
+from search.pictures import add_scene_options, check_scene_options, given_regions, picture_size, read_options
+from search.rasters import RasterRules
 from util.device import pick_device
-from utils import InputError, Parser, check_writable_file, read_json, run_command, write_json
+from utils import Entry, InputError, Parser, check_writable_file, read_as, run_command, write_json
 
 logger = logging.getLogger("galr")
 
 
-class Annotation(BaseModel):
+class Annotation(Entry):
     """A query as the file has it."""
 
-    model_config = ConfigDict(extra="ignore")
     caption: Annotated[str, Field(min_length=1, max_length=LONGEST)]
     jpg_name: Annotated[str, Field(min_length=1)]
     points: Annotated[
@@ -52,29 +47,23 @@ class Query(NamedTuple):
 
 def main() -> None:
     arguments = _parse()
-    options = load_options(arguments.path_opt, arguments.set)
+    options, local, rules = read_options(arguments)
     queries = read_annotations(arguments.annotations)
     paths = {name: find_scene(arguments.images, name) for name in queries}
-    rules = read_rules(options.local_path)
-    check_regions_given(rules, arguments)
     encoder = load_encoder(options, arguments.resume, pick_device(arguments.device))
-    how = raster_rules(arguments)
-    check_regions(queries, paths)
+    check_regions(queries, paths, rules)
     names = {path.name: path for path in paths.values()}
-    regions = given_regions(arguments, list(names), lambda name: picture_size(names[name], how)) or {}
-    rows, flat = [], []
+    regions = given_regions(arguments, list(names), lambda name: picture_size(names[name], rules)) or {}
+    rows, scores, flat = [], [], []
     for name, of_scene in queries.items():
         path = paths[name]
-        scene = encode_scene(encoder, rules, path, how, arguments.scales, arguments.workers, regions.get(path.name))
+        scene = encode_scene(encoder, local, path, rules, arguments.scales, arguments.workers, regions.get(path.name))
         level = np.ones((scene.height, scene.width), np.float32)
         for query, sentence in zip(of_scene, encoder.sentences([one.caption for one in of_scene]), strict=True):
-            p = scene.map_of(sentence) / np.float32(255)
-            rows.append({"scene": name, "caption": query.caption} | selo_scores(p, query.regions)._asdict())
+            scores.append(selo_scores(scene.map_of(sentence) / np.float32(255), query.regions))
             flat.append(selo_scores(level, query.regions))
-    mean, of_flat = (
-        mean_scores([SeloScores(*(row[key] for key in SeloScores._fields)) for row in rows]),
-        mean_scores(flat),
-    )
+            rows.append({"scene": name, "caption": query.caption} | scores[-1]._asdict())
+    mean, of_flat = mean_scores(scores), mean_scores(flat)
     print(table({"this model": mean, "a flat map": of_flat}, len(rows), len(queries)))
     if arguments.json:
         write_json(arguments.json, {"mean": mean._asdict(), "flat": of_flat._asdict(), "queries": rows})
@@ -82,26 +71,18 @@ def main() -> None:
 
 
 def read_annotations(path: Path) -> dict[str, list[Query]]:
-    """Scene -> its queries. Raises InputError that names the query at fault, from 1."""
-    tree = read_json(path, "annotations")
-    try:
-        annotations = TypeAdapter(list[Annotation]).validate_python(tree)
-    except ValidationError as error:
-        fault = error.errors()[0]
-        number, *where = fault["loc"] or (0,)
-        place = f", query {number + 1}, {'.'.join(map(str, where))}" if where else ""
-        raise InputError(f"annotations {path}{place}: {fault['msg']}") from None
-    if not annotations:
-        raise InputError(f"annotations {path} hold no query")
+    """Read the queries of each scene. Raises InputError that names the entry at fault, from 1."""
     queries: dict[str, list[Query]] = {}
-    for one in annotations:
+    for one in read_as(list[Annotation], path, "annotations"):
         regions = [np.array(region) for region in one.points]
         queries.setdefault(one.jpg_name, []).append(Query(one.caption.strip(), regions))
+    if not queries:
+        raise InputError(f"annotations {path} hold no query")
     return queries
 
 
 def find_scene(folder: Path, name: str) -> Path:
-    """The file of a scene: of this name, or, where there is none, the only one of its stem. Raises InputError."""
+    """Return the file of a scene: of this name, else the only one of its stem. Raises InputError."""
     if Path(name).name != name:
         raise InputError(f"scene {name!r} of the annotations is no plain file name")
     if (folder / name).is_file():
@@ -113,26 +94,25 @@ def find_scene(folder: Path, name: str) -> Path:
     raise InputError(f"scene {name} is not in {folder}" + (f"; which of {len(found)} files is it?" if found else ""))
 
 
-def check_regions(queries: dict[str, list[Query]], paths: dict[str, Path]) -> None:
+def check_regions(queries: dict[str, list[Query]], paths: dict[str, Path], rules: RasterRules) -> None:
     """Raise InputError, before any work, for a scene that cannot be opened and a region that lies outside of it."""
     for name, of_scene in queries.items():
-        with open_scene(paths[name]) as scene:
-            shape = scene.height, scene.width
+        width, height = picture_size(paths[name], rules)
         for query in of_scene:
             try:
-                region_mask(shape, query.regions)
+                region_mask((height, width), query.regions)
                 discrete_attention(np.zeros((0, 2)), query.regions)
             except ValueError as error:
                 raise InputError(f"scene {name}, query {query.caption!r}: {error}") from None
 
 
 def mean_scores(scores: list[SeloScores]) -> SeloScores:
-    """The mean of each score."""
+    """Return the mean of each score."""
     return SeloScores(*np.mean(scores, axis=0).tolist())
 
 
 def table(rows: dict[str, SeloScores], queries: int, scenes: int) -> str:
-    """Markdown, in the order that papers print; Ras: lower is better."""
+    """Return a Markdown table in the order that papers print; Ras: lower is better."""
     lines = [f"| {queries} queries, {scenes} scenes | Rsu | Rda | Ras | Rmi |", "|---|---|---|---|---|"]
     for name, score in rows.items():
         values = (score.rsu, score.rda, score.ras, score.rmi)

@@ -3,34 +3,44 @@
     python -m search.index --path_opt FILE --resume CKPT --images DIR --out INDEX.db [--add]
     python -m search.index --index INDEX.db --export FILE.parquet
 
-Stopped, it goes on with the same command. `--add` brings an index up to date: new and changed files are encoded, rows
-of files that are gone are taken out. docs/SEARCH.md tells the rest.
+A run that was stopped goes on with the same command. `--add` brings an index up to date: new and changed files are
+encoded, rows of files that are gone are deleted.
 """
 
 from __future__ import annotations
 
 import argparse
 import hashlib
+import itertools
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from option import load_options
-from search.encoder import Encoder, load_encoder
-from search.local import LocalRules, read_rules
-from search.options import add_scene_options, check_scene_options
-from search.pictures import BATCH, SCALES, Pictures, find_files, picture_size, records_of
-from search.rasters import RasterRules, raster_rules
-from search.regions import check_regions_given, given_regions
+from search.encoder import Encoder, LocalRules, load_encoder
+from search.pictures import (
+    BATCH,
+    Pictures,
+    add_scene_options,
+    check_scene_options,
+    find_files,
+    given_regions,
+    picture_size,
+    read_options,
+    records_of,
+)
+from search.rasters import RasterRules
 from search.store import Index, Mark, Record, open_index, read_mark
 from util.device import pick_device
 from util.run_log import StopSignals
-from utils import Bar, InputError, Parser, atomic, check_writable_file, run_command, some
+from utils import Bar, InputError, Parser, atomic, check_writable_file, printable, run_command, some, write_text
 
 logger = logging.getLogger("galr")
+
+SCALES = (512,)  # pixels: the windows that scenes are cut into
+CHUNK = 4096  # rows that are exported at a time
 
 
 def main() -> None:
@@ -38,19 +48,17 @@ def main() -> None:
     if arguments.export:
         export(arguments.index, Path(arguments.export))
         return
-    options = load_options(arguments.path_opt, arguments.set)
-    rules = read_rules(options.local_path)
-    check_regions_given(rules, arguments)
+    options, local, rules = read_options(arguments)
     find_files(Path(arguments.images))  # before the model is loaded
     with open_index(arguments.index, create=True) as index:
         encoder = load_encoder(options, arguments.resume, pick_device(arguments.device))
-        mark = make_mark(arguments, encoder, rules)
-        check_mark(index, mark, arguments.add)
-        build(index, mark, encoder, rules, arguments)
+        mark = make_mark(arguments, encoder, local)
+        check_mark(index, mark, arguments)
+        build(index, mark, encoder, local, rules, arguments)
 
 
-def make_mark(arguments: argparse.Namespace, encoder: Encoder, rules: LocalRules) -> Mark:
-    """The mark of the index that these arguments make."""
+def make_mark(arguments: argparse.Namespace, encoder: Encoder, local: LocalRules) -> Mark:
+    """Build the mark of the index that these arguments make."""
     options, size = encoder.options, encoder.options.dataset.image_size
     zeros = np.zeros((1, 20, 20), np.float32)
     dim = encoder.images(np.zeros((1, size, size, 3), np.uint8), zeros, zeros).shape[1]
@@ -61,7 +69,7 @@ def make_mark(arguments: argparse.Namespace, encoder: Encoder, rules: LocalRules
         sha256=digest,
         options=options.to_dict(),
         words=list(encoder.words),
-        rules=rules.to_dict(),
+        rules=local.to_dict(),
         images=str(Path(arguments.images).absolute()),
         dim=dim,
         scales=list(arguments.scales),
@@ -70,23 +78,25 @@ def make_mark(arguments: argparse.Namespace, encoder: Encoder, rules: LocalRules
     )
 
 
-def check_mark(index: Index, mark: Mark, add: bool) -> None:
-    """Raise InputError where an index is there that these vectors do not belong to, or that is complete already."""
+def check_mark(index: Index, mark: Mark, arguments: argparse.Namespace) -> None:
+    """Write the mark of a new index. Raises InputError where these vectors do not belong to an old or complete one."""
     known = index.mark()
     if known is None:
         index.write_mark(mark)
         return
-    if fault := known.differs(mark):
+    faults = [fault for fault in known.differs(mark) if not (fault == "--images" and arguments.moved)]
+    if faults:
         raise InputError(
-            f"index {index.address} was made with another {fault} (checkpoint {known.checkpoint}, images "
-            f"{known.images}); give it what it was made with, or make another index"
+            f"index {index.address} was made with another {', '.join(faults)} (checkpoint {known.checkpoint}, images "
+            f"{known.images}); give it what it was made with (--moved: this is the same folder, moved), or make "
+            "another index"
         )
-    if known.complete and not add:
+    if known.complete and not arguments.add:
         raise InputError(f"index {index.address} is there and complete; --add brings it up to date")
 
 
 class Change(NamedTuple):
-    """What an index lacks: rows to make, and the faults met in planning them; and the keys of rows to take out.
+    """Rows to make, with the faults met in planning them, and the keys of rows to delete, by file.
 
     files: all that the folder holds.
     """
@@ -98,8 +108,11 @@ class Change(NamedTuple):
 
 
 def plan(index: Index, root: Path, scales: Sequence[int], rules: RasterRules) -> Change:
-    """Compare the folder with the index: a file is seen to when all of its rows bear its size and time stamp."""
-    files, faults_of_names = find_files(root)
+    """Compare the folder with the index: a file is done when all of its rows bear its size and time stamp."""
+    files, faults_of_names, others = find_files(root)
+    if others:
+        kinds = [f"{number} {kind}" for kind, number in others.most_common()]
+        logger.info(f"passed over, for they are no images: {some(kinds, 20)}")
     rows: dict[str, list[Record]] = {}
     for record in index.records():
         rows.setdefault(record.path, []).append(record)
@@ -123,20 +136,20 @@ def plan(index: Index, root: Path, scales: Sequence[int], rules: RasterRules) ->
     return change
 
 
-def build(index: Index, mark: Mark, encoder: Encoder, rules: LocalRules, arguments: argparse.Namespace) -> None:
-    """Make the rows that the index lacks, then take out those of files that are gone, changed or unreadable."""
-    root, how = Path(arguments.images), raster_rules(arguments)
-    change = plan(index, root, arguments.scales, how)
+def build(
+    index: Index, mark: Mark, encoder: Encoder, local: LocalRules, rules: RasterRules, arguments: argparse.Namespace
+) -> None:
+    """Make the rows that the index lacks, then delete those of files that are gone, changed or unreadable."""
+    root = Path(arguments.images)
+    change = plan(index, root, arguments.scales, rules)
     names = [name for name in change.files if name not in change.faults]
-    regions = given_regions(arguments, names, lambda name: picture_size(root / name, how))
-    pictures = Pictures(root, change.records, encoder.options.dataset.image_size, rules, how, regions)
+    regions = given_regions(arguments, names, lambda name: picture_size(root / name, rules))
+    pictures = Pictures(root, change.records, encoder.options.dataset.image_size, local, rules, regions)
     with StopSignals() as stop, Bar(total=len(change.records), desc="encoding", unit="picture") as bar:
         for records, samples in pictures.batches(BATCH, arguments.workers):
             stop.check()
-            for record, fault in zip(records, samples, strict=True):
-                if isinstance(fault, InputError):
-                    change.faults[record.path] = str(fault)
             good = [i for i, one in enumerate(samples) if not isinstance(one, InputError)]
+            change.faults.update({records[i].path: str(samples[i]) for i in set(range(len(samples))).difference(good)})
             if good:
                 parts = (np.stack(part) for part in zip(*(samples[i] for i in good), strict=True))
                 index.put([records[i] for i in good], encoder.images(*parts))
@@ -144,18 +157,22 @@ def build(index: Index, mark: Mark, encoder: Encoder, rules: LocalRules, argumen
     index.drop([key for keys in change.stale.values() for key in keys])
     index.drop([record.key for record in change.records if record.path in change.faults])
     index.complete(mark)
-    _report(index, change, arguments.index)
+    _report(index, change, Path(arguments.index))
 
 
-def _report(index: Index, change: Change, address: str) -> None:
+def _report(index: Index, change: Change, path: Path) -> None:
     made = {record.path for record in change.records} - change.faults.keys()
     gone = change.stale.keys() - made - change.faults.keys()
     logger.info(
-        f"{address}: {index.count()} rows; {len(made)} files new or changed, {len(gone)} gone; ask it with "
-        f"python -m search.query --index {address} --text '...'"
+        f"{index.address}: {index.count()} rows; {len(made)} files new or changed, {len(gone)} gone; ask it with "
+        f"python -m search.query --index {index.address} --text '...'"
     )
     if change.faults:
-        logger.warning(f"{len(change.faults)} files were not read: {some(sorted(change.faults.values()))}")
+        faults, log = sorted(change.faults.values()), ""
+        if path.is_dir():  # of a server nothing is known here
+            log = f" (all of them: {path.with_suffix('.log')})"
+            write_text(path.with_suffix(".log"), "\n".join(map(printable, faults)) + "\n")
+        logger.warning(f"{len(faults)} files were not read{log}: {some(faults)}")
 
 
 def export(address: str, path: Path) -> None:
@@ -170,24 +187,13 @@ def export(address: str, path: Path) -> None:
         vector = pa.list_(pa.float32(), read_mark(index).dim)
         kinds = {"path": pa.string()} | dict.fromkeys(("west", "south", "east", "north"), pa.float64())
         schema = pa.schema([(name, kinds.get(name, pa.int64())) for name in Record._fields] + [("vector", vector)])
-        count = 0
+        count, rows = 0, index.rows(vectors=True)
         with atomic(path) as temporary, pq.ParquetWriter(temporary, schema) as file:
-            for rows in _chunks(index, 4096):
-                table = {name: [getattr(record, name) for record, _ in rows] for name in Record._fields}
-                file.write_table(pa.table(table | {"vector": [one for _, one in rows]}, schema))
-                count += len(rows)
+            while chunk := list(itertools.islice(rows, CHUNK)):
+                table = [record._asdict() | {"vector": one} for record, one in chunk]
+                file.write_table(pa.Table.from_pylist(table, schema))
+                count += len(chunk)
     logger.info(f"written: {path}, {count} rows")
-
-
-def _chunks(index: Index, size: int) -> Iterator[list[tuple[Record, np.ndarray]]]:
-    rows = []
-    for row in index.vectors():
-        rows.append(row)
-        if len(rows) == size:
-            yield rows
-            rows = []
-    if rows:
-        yield rows
 
 
 def _parse() -> argparse.Namespace:
@@ -204,6 +210,7 @@ def _parse() -> argparse.Namespace:
         help="a folder NAME.db, or the address of a Milvus server (http://HOST:PORT)",
     )
     parser.add_argument("--add", action="store_true", help="bring an index up to date: new, changed and gone files")
+    parser.add_argument("--moved", action="store_true", help="with --add: --images is the folder of before, moved")
     add_scene_options(parser, SCALES, "windows of scenes: what is longer than two of the largest (default 512)")
     parser.add_argument("--export", metavar="FILE.parquet", help="write paths, records and vectors of an index")
     arguments = parser.parse_args()

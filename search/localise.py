@@ -1,10 +1,10 @@
-"""Where in a large scene is what a sentence says: semantic localisation (Yuan et al., TGRS 2022, arXiv 2209.06515).
+"""Find the place in a large scene that a sentence means: semantic localisation (Yuan et al., arXiv 2209.06515).
 
     python -m search.localise --path_opt FILE --resume CKPT --scene FILE --text "..." --out FILE.{png,tif,geojson}
 
 Every window of the scene is encoded once; its similarity to the sentence is spread over the pixels that it covers. The
-map comes as a picture over the scene, as a GeoTIFF in the scene's coordinates, or as the outlines of what lies above a
-threshold.
+map is written as a picture over the scene, as a GeoTIFF in the scene's coordinates, or as the outlines of what lies
+above a threshold.
 """
 
 from __future__ import annotations
@@ -26,14 +26,18 @@ from PIL import Image
 from scipy.ndimage import find_objects
 
 from layers.drea import Regions
-from option import load_options
-from search.encoder import Encoder, check_sentence, load_encoder
-from search.local import LocalRules, read_rules
-from search.options import add_scene_options, check_scene_options
-from search.pictures import BATCH, Pictures, picture_size
+from search.encoder import Encoder, LocalRules, check_sentence, load_encoder
+from search.pictures import (
+    BATCH,
+    Pictures,
+    add_scene_options,
+    check_scene_options,
+    given_regions,
+    picture_size,
+    read_options,
+)
 from search.query import note_unknown_words
-from search.rasters import RasterRules, open_scene, raster_rules
-from search.regions import check_regions_given, given_regions
+from search.rasters import RasterRules, open_scene
 from search.store import Record
 from search.windows import SCALES, selo_map, selo_windows
 from util.device import pick_device
@@ -54,31 +58,28 @@ class SceneVectors(NamedTuple):
     vectors: np.ndarray
 
     def map_of(self, sentence: np.ndarray) -> np.ndarray:
-        """The map (height, width) uint8 of a sentence's unit vector (D,)."""
+        """Return the map (height, width) uint8 of a sentence's unit vector (D,)."""
         return selo_map(self.height, self.width, self.windows, self.vectors @ sentence)
 
 
 def main() -> None:
     arguments = _parse()
-    options = load_options(arguments.path_opt, arguments.set)
-    rules = read_rules(options.local_path)
-    check_regions_given(rules, arguments)
+    options, local, rules = read_options(arguments)
     encoder = load_encoder(options, arguments.resume, pick_device(arguments.device))
     note_unknown_words(encoder, arguments.text)
     sentence = encoder.sentences([arguments.text])[0]
-    how = raster_rules(arguments)
-    regions = given_regions(arguments, [arguments.scene.name], lambda _: picture_size(arguments.scene, how))
-    of_scene = regions.get(arguments.scene.name) if regions else None
-    scene = encode_scene(encoder, rules, arguments.scene, how, arguments.scales, arguments.workers, of_scene)
-    write_map(arguments.out, arguments.scene, scene.map_of(sentence), how, arguments.threshold)
+    path = arguments.scene
+    regions = given_regions(arguments, [path.name], lambda _: picture_size(path, rules)) or {}
+    scene = encode_scene(encoder, local, path, rules, arguments.scales, arguments.workers, regions.get(path.name))
+    write_map(arguments.out, path, scene.map_of(sentence), rules, arguments.threshold)
     logger.info(f"written: {arguments.out}, from {len(scene.windows)} windows")
 
 
 def encode_scene(
     encoder: Encoder,
-    rules: LocalRules,
+    local: LocalRules,
     path: Path,
-    how: RasterRules,
+    rules: RasterRules,
     scales: Sequence[int] = SCALES,
     workers: int = 0,
     regions: Regions | None = None,
@@ -87,12 +88,11 @@ def encode_scene(
 
     Raises InputError for a file that cannot be read.
     """
-    with open_scene(path, how) as scene:
-        height, width = scene.height, scene.width
+    width, height = picture_size(path, rules)
     windows = selo_windows(height, width, scales)
     records = [Record(path.name, 0, 0, *window, max(2, len(windows))) for window in windows.tolist()]
     of_scene = {path.name: regions} if regions else None
-    pictures = Pictures(path.parent, records, encoder.options.dataset.image_size, rules, how, of_scene)
+    pictures = Pictures(path.parent, records, encoder.options.dataset.image_size, local, rules, of_scene)
     vectors = []
     with Bar(total=len(records), desc=f"encoding {path.name}", unit="window") as bar:
         for _, samples in pictures.batches(BATCH, workers):
@@ -103,24 +103,15 @@ def encode_scene(
     return SceneVectors(height, width, windows, np.concatenate(vectors))
 
 
-def write_map(out: Path, path: Path, grey: np.ndarray, how: RasterRules, threshold: float) -> None:
+def write_map(out: Path, path: Path, grey: np.ndarray, rules: RasterRules, threshold: float) -> None:
     """Write a map (height, width) uint8 of the scene at `path` in the form that the ending of `out` names."""
-    with open_scene(path, how) as scene:
+    with open_scene(path, rules) as scene:
         if out.suffix == ".png":
             with atomic(out) as temporary:
                 overlay(scene.overview(PICTURE), grey).save(temporary, format="PNG")
         elif out.suffix == ".tif":
-            form = {
-                "driver": "GTiff",
-                "count": 1,
-                "dtype": "uint8",
-                "height": scene.height,
-                "width": scene.width,
-                "tiled": True,
-                "compress": "deflate",
-            }
-            if scene.crs is not None:
-                form |= {"crs": scene.crs, "transform": scene.transform}
+            size = {"count": 1, "dtype": "uint8", "height": scene.height, "width": scene.width}
+            form = {"driver": "GTiff", "tiled": True, "compress": "deflate"} | size | scene.georeference
             with atomic(out) as temporary, rasterio.open(temporary, "w", **form) as file:
                 file.write(grey, 1)
         else:
@@ -129,7 +120,7 @@ def write_map(out: Path, path: Path, grey: np.ndarray, how: RasterRules, thresho
 
 
 def overlay(picture: Image.Image, grey: np.ndarray, strength: float = STRENGTH) -> Image.Image:
-    """A map (H, W) uint8 over a picture of the same scene: the higher, the redder and the less of the picture."""
+    """Lay a map (H, W) uint8 over a picture of the same scene: the higher, the redder and the less of the picture."""
     small = Image.fromarray(grey).resize(picture.size, Image.Resampling.BILINEAR)
     value = np.asarray(small, np.float32)[..., None] / 255
     colour = colormaps["jet"](value[..., 0])[..., :3] * 255
@@ -139,8 +130,10 @@ def overlay(picture: Image.Image, grey: np.ndarray, strength: float = STRENGTH) 
 
 
 def regions_above(grey: np.ndarray, threshold: float, crs: Any = None, transform: Any = None) -> dict[str, Any]:
-    """GeoJSON of the outlines of what lies at or above a threshold in (0, 1]: in degrees (WGS 84) where the scene says
-    where it lies, else in pixels (x, y). Properties: the mean and the largest value, the area in pixels."""
+    """Return GeoJSON of the outlines of what lies at or above a threshold in (0, 1], with mean, largest value and area.
+
+    Coordinates are degrees (WGS 84) where the scene says where it lies and PROJ can follow, else pixels (x, y).
+    """
     mask = grey >= np.ceil(255 * threshold)
     _, labels = cv2.connectedComponents(mask.astype(np.uint8), connectivity=8)
     boxes = find_objects(labels)
@@ -148,22 +141,25 @@ def regions_above(grey: np.ndarray, threshold: float, crs: Any = None, transform
     for geometry, label in rasterio.features.shapes(labels, mask=mask, connectivity=8):
         box = boxes[int(label) - 1]
         values = grey[box][labels[box] == label] / 255
-        if crs is not None:
-            geometry = _in_degrees(geometry, crs, transform)
         properties = {
             "mean": round(float(values.mean()), 4),
             "largest": round(float(values.max()), 4),
             "pixels": len(values),
-            "coordinates": "pixels" if crs is None else "WGS 84",
+            "coordinates": "pixels",
         }
+        if crs is not None and transform is not None and (degrees := _in_degrees(geometry, crs, transform)):
+            geometry, properties["coordinates"] = degrees, "WGS 84"
         features.append({"type": "Feature", "geometry": geometry, "properties": properties})
     features.sort(key=lambda feature: -feature["properties"]["mean"])
     return {"type": "FeatureCollection", "features": features}
 
 
-def _in_degrees(geometry: dict[str, Any], crs: Any, transform: Any) -> dict[str, Any]:
+def _in_degrees(geometry: dict[str, Any], crs: Any, transform: Any) -> dict[str, Any] | None:
     rings = [[transform @ tuple(point) for point in ring] for ring in geometry["coordinates"]]
-    return rasterio.warp.transform_geom(crs, "EPSG:4326", {"type": "Polygon", "coordinates": rings})
+    try:
+        return rasterio.warp.transform_geom(crs, "EPSG:4326", {"type": "Polygon", "coordinates": rings})
+    except Exception:  # a reference system that PROJ cannot follow: an engineering one, say
+        return None
 
 
 def _parse() -> argparse.Namespace:
@@ -187,7 +183,7 @@ def _parse() -> argparse.Namespace:
     if arguments.out.suffix not in (".png", ".tif", ".geojson"):
         raise InputError(f"--out {arguments.out}: the name must end in .png, .tif or .geojson")
     if not 0 < arguments.threshold <= 1:
-        raise InputError(f"--threshold {arguments.threshold:g}: above 0, up to 1")
+        raise InputError(f"--threshold must be above 0, at most 1, got {arguments.threshold:g}")
     check_writable_file(arguments.out)
     return arguments
 

@@ -19,8 +19,11 @@ ATTENTIVE = 0.5  # the least value of the map, unsmoothed, at an attention centr
 
 
 class SeloScores(NamedTuple):
-    """rsu: the share of attention in the regions, by area. ras: how far attention lies off their centres (lower is
-    better). rda: whether it comes as one peak a region. rmi: their mean, weighted 0.4, 0.35 (as 1 - ras) and 0.25."""
+    """Hold the four scores.
+
+    rsu: share of attention in the regions, by area. ras: distance of attention from their centres (lower is better).
+    rda: near 1 for one peak a region. rmi: their mean, weighted 0.4, 0.35 (as 1 - ras) and 0.25.
+    """
 
     rsu: float
     ras: float
@@ -29,7 +32,12 @@ class SeloScores(NamedTuple):
 
 
 def selo_scores(p: np.ndarray, regions: Sequence[np.ndarray]) -> SeloScores:
-    """The scores of a map p (H, W) in [0, 1] for regions, polygons (n, 2) of x, y in pixels.
+    """Return the scores of a map p (H, W) in [0, 1] for regions, polygons (n, 2) of x, y in pixels.
+
+    >>> p = np.zeros((300, 300))
+    >>> p[100:200, 100:200] = 1
+    >>> round(selo_scores(p, [np.array([[100, 100], [200, 100], [200, 200], [100, 200]])]).rmi, 2)
+    1.0
 
     Raises ValueError for no regions, for ones that have no pixel in the map or no extent, and for a map beyond [0, 1].
     """
@@ -42,7 +50,7 @@ def selo_scores(p: np.ndarray, regions: Sequence[np.ndarray]) -> SeloScores:
 
 
 def region_mask(shape: tuple[int, int], regions: Sequence[np.ndarray]) -> np.ndarray:
-    """The union of the regions as OpenCV fills them, (H, W) bool. Raises ValueError where it is empty."""
+    """Return the union of the regions as OpenCV fills them, (H, W) bool. Raises ValueError where it is empty."""
     mask = np.zeros(shape, np.uint8)
     for region in regions:
         cv2.fillPoly(mask, [np.asarray(region).astype(np.int32)], 1)
@@ -52,7 +60,7 @@ def region_mask(shape: tuple[int, int], regions: Sequence[np.ndarray]) -> np.nda
 
 
 def significant_area(p: np.ndarray, mask: np.ndarray) -> float:
-    """Rsu = 1 - exp(-0.707 S_in / (S_all - S_in) (H W - A) / A): S sums of p, A the area of the regions."""
+    """Return Rsu = 1 - exp(-0.707 S_in / (S_all - S_in) (H W - A) / A): S sums of p, A the area of the regions."""
     area = np.count_nonzero(mask)
     inside, everywhere = p[mask].sum(dtype=np.float64), p.sum(dtype=np.float64)
     ratio = inside / (everywhere - inside + 1e-7)
@@ -60,7 +68,7 @@ def significant_area(p: np.ndarray, mask: np.ndarray) -> float:
 
 
 def attention_centres(p: np.ndarray) -> np.ndarray:
-    """Where the smoothed map peaks, (n, 2) int64 of x, y: centroids of plateaus that are the largest around."""
+    """Return the peaks of the smoothed map, (n, 2) int64 of x, y: centroids of plateaus that are the largest around."""
     smooth = (255 * p).astype(np.uint8)
     for _ in range(BOXES):
         smooth = cv2.blur(smooth, (BOX, BOX))
@@ -71,7 +79,7 @@ def attention_centres(p: np.ndarray) -> np.ndarray:
 
 
 def attention_shift(centres: np.ndarray, regions: Sequence[np.ndarray]) -> float:
-    """Ras = (e^3g - 1) / (e^3 - 1), g the mean distance of region and attention in radii; 1 without attention."""
+    """Return Ras = (e^3g - 1) / (e^3 - 1), g the mean distance of region and attention in radii; without it 1."""
     if len(centres) == 0:
         return 1.0
     off = [near.mean() / radius if len(near) else 1.0 for near, _, radius in _around(centres, regions)]
@@ -79,8 +87,10 @@ def attention_shift(centres: np.ndarray, regions: Sequence[np.ndarray]) -> float
 
 
 def discrete_attention(centres: np.ndarray, regions: Sequence[np.ndarray]) -> float:
-    """Rda, the mean over regions: 0 without a centre within the radius, 1 for one, less for n that scatter by d:
-    0.5 (1 - d) + e^(-0.5 (n + 2))."""
+    """Return Rda, the mean over regions: 0 without a centre within the radius, 1 for one, less for several.
+
+    For n centres that scatter by d: 0.5 (1 - d) + e^(-0.5 (n + 2)).
+    """
     scores = []
     for _, points, radius in _around(centres, regions):
         if len(points) < 2:
@@ -92,7 +102,7 @@ def discrete_attention(centres: np.ndarray, regions: Sequence[np.ndarray]) -> fl
 
 
 def _around(centres: np.ndarray, regions: Sequence[np.ndarray]) -> list[tuple[np.ndarray, np.ndarray, int]]:
-    """For each region the distances (n,) and places (n, 2) of the centres within its radius, and that radius."""
+    """Return for each region the distances (n,) and places (n, 2) of centres within its radius, and that radius."""
     found = []
     for region in regions:
         middle = np.mean(region, axis=0).astype(np.int64)

@@ -1,9 +1,10 @@
-"""A page to search an index: sentences and pictures in, thumbnails out; and heat maps over scenes.
+"""Serve a page to search an index: sentences and pictures in, thumbnails out; and heat maps over scenes.
 
     python -m search.page --index INDEX.db [--port 7860]
 
-It works without network and listens on 127.0.0.1 unless told otherwise. What comes from the page is data: sentences and
-uploads are bounded, only pictures of the index are shown, and nothing of it is put into the page as markup.
+It works without network and listens on 127.0.0.1 unless told otherwise. Whatever comes from the page is data: sentences
+and uploads are bounded, only pictures of the index are shown, and no text becomes markup. Gradio serves copies that it
+makes of what is shown, never the user's folder. GRADIO_ROOT_PATH is the path of the page behind a proxy.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ from __future__ import annotations
 import argparse
 import functools
 import hashlib
-import json
 import logging
 import signal
 import tempfile
@@ -24,20 +24,18 @@ import gradio as gr
 import numpy as np
 from PIL import Image
 
-from search.answers import Answer, describe, to_csv, to_geojson
-from search.encoder import LONGEST, Encoder
-from search.local import LocalRules
+from search import query
+from search.encoder import LONGEST, Encoder, LocalRules
 from search.localise import STRENGTH, SceneVectors, encode_scene, overlay
-from search.pictures import PICTURES
-from search.query import ask, encoder_of, image_vector, open_query
-from search.rasters import SUFFIXES, RasterRules, open_scene
+from search.pictures import PICTURES, picture_size
+from search.rasters import SUFFIXES, open_scene
 from search.server import serve
-from search.store import Index, Mark, Record, open_index, read_mark
+from search.store import Index, Record, open_index, read_mark
 from search.windows import SCALES, selo_windows
 from util.device import pick_device
-from util.images import open_image, safe_paths
+from util.images import safe_paths
 from util.lists import read_captions
-from utils import InputError, Interrupted, Parser, RunError, run_command
+from utils import InputError, Interrupted, Parser, RunError, printable, run_command, write_json, write_text
 
 logger = logging.getLogger("galr")
 
@@ -48,10 +46,11 @@ THUMBNAIL = 256  # pixels
 PICTURE = 1024  # pixels: the longer side of a heat map
 WINDOWS = 20_000  # of an uploaded scene, at most
 EXAMPLES = 4
+PRIVATE = {"api_visibility": "private"}
 
 
-class Query(NamedTuple):
-    """What was asked: its vector (D,), in words, and how many answers are wanted."""
+class Question(NamedTuple):
+    """What was asked: its vector (D,), in words, and the number of answers wanted."""
 
     vector: np.ndarray
     words: str
@@ -60,112 +59,99 @@ class Query(NamedTuple):
     top: int = PAGE
 
 
-class Heat(NamedTuple):
-    """A scene, reduced, and the map over it (h, w) uint8, of the same size."""
-
-    picture: Image.Image
-    grey: np.ndarray
-
-
 class Site:
-    """What the page shows: an index, the model that made it, the scenes in it."""
+    """Answer what the page asks, from an index and the model that made it.
 
-    def __init__(self, index: Index, encoder: Encoder, folder: Path) -> None:
-        self.index, self.encoder, self.folder = index, encoder, folder
-        self.mark: Mark = read_mark(index)
+    folder: for files to download. images: the folder of the images now, if it has moved.
+    """
+
+    def __init__(self, index: Index, encoder: Encoder, folder: Path, images: str | None = None) -> None:
+        self.index, self.encoder, self.folder, self.mark = index, encoder, folder, read_mark(index)
+        self.images = images or self.mark.images
         self.scenes = sorted({record.path for record in index.records() if record.windows > 1})
-        self.how = RasterRules(tuple(self.mark.bands) if self.mark.bands else None, self.mark.stretch)
-        self.encoded = functools.lru_cache(maxsize=4)(self._encode)
+        self.rules = query.raster_rules_of(self.mark)
+        local = LocalRules.from_dict(self.mark.rules)
+        self.encoded = functools.lru_cache(maxsize=4)(lambda path, _: encode_scene(encoder, local, path, self.rules))
 
-    # ---------------------------------------------------------------- search
-
-    def picture_query(self, upload: str | None, folder: str, fold: bool) -> Query:
-        """What a picture asks. Raises InputError."""
+    def by_picture(self, upload: str | None, folder: str, fold: bool) -> Question:
+        """Ask with a picture. Raises InputError."""
         if not upload:
             raise InputError("there is no picture")
-        vector = image_vector(self.encoder, self.mark, open_query(upload))
-        return Query(vector, "what looks like the picture", folder, fold)
+        vector = query.image_vector(self.encoder, self.mark, query.open_query(upload, self.rules))
+        return Question(vector, "what looks like the picture", folder, fold)
 
-    def sentence_query(self, sentence: str, folder: str, fold: bool) -> Query:
-        """What a sentence asks. Raises InputError."""
+    def by_sentence(self, sentence: str, folder: str, fold: bool) -> Question:
+        """Ask with a sentence. Raises InputError."""
         vector = self.encoder.sentences([sentence])[0]
         unknown = self.encoder.unknown_words(sentence)
         words = sentence.strip() + (f" (the model does not know: {', '.join(unknown)})" if unknown else "")
-        return Query(vector, words, folder, fold)
+        return Question(vector, words, folder, fold)
 
-    def like(self, record: Record, query: Query) -> Query:
-        """What asks for pictures like one of the index."""
+    def further(self, question: Question | None) -> Question:
+        """Ask the same for more answers. Raises InputError."""
+        if question is None:
+            raise InputError("ask something first")
+        return question._replace(top=min(question.top + PAGE, MOST))
+
+    def like(self, record: Record, question: Question) -> Question:
+        """Ask for pictures like one of the index. Raises InputError."""
         found = [vector for other, vector in self.index.find(record.path) if other.key == record.key]
         if not found:
-            raise InputError(f"{describe(record)} is no longer in the index")
-        return query._replace(vector=found[0], words=f"what looks like {describe(record)}", top=PAGE)
-
-    def answers(self, query: Query) -> list[Answer]:
-        """The best answers to a query."""
-        return ask(self.index, query.vector, query.top, query.folder, None, FOLD if query.fold else None)
+            raise InputError(f"{query.describe(record)} is no longer in the index")
+        return question._replace(vector=found[0], words=f"what looks like {query.describe(record)}", top=PAGE)
 
     def thumbnail(self, record: Record) -> Image.Image:
-        """A picture or window of the index, small; grey where its file is gone or damaged."""
+        """Return a picture or window of the index, small; grey where its file is gone or damaged."""
         try:
-            path = Path(safe_paths(self.mark.images, [record.path])[0])
-            if record.windows > 1 or path.suffix.lower() in SUFFIXES:
-                with open_scene(path, self.how) as scene:
-                    image = scene.read((record.top, record.bottom, record.left, record.right))
-            else:
-                image = open_image(path)
+            with open_scene(safe_paths(self.images, [record.path])[0], self.rules) as scene:
+                image = scene.read(record.window)
         except (InputError, OSError):
             return Image.new("RGB", (THUMBNAIL, THUMBNAIL), "grey")
         image.thumbnail((THUMBNAIL, THUMBNAIL))
         return image
 
-    def files(self, answers: list[Answer], session: str) -> tuple[str, str]:
-        """The answers as CSV and as GeoJSON, in files of this session."""
+    def files(self, answers: list[query.Answer], session: str) -> tuple[str, str]:
+        """Write the answers as CSV and as GeoJSON, in files of this session."""
         folder = self.folder / hashlib.sha256(session.encode()).hexdigest()[:16]
-        folder.mkdir(exist_ok=True)
-        (folder / "answers.csv").write_text(to_csv(answers), encoding="utf-8")
-        (folder / "answers.geojson").write_text(json.dumps(to_geojson(answers)), encoding="utf-8")
+        write_text(folder / "answers.csv", query.to_csv(answers))
+        write_json(folder / "answers.geojson", query.to_geojson(answers))
         return str(folder / "answers.csv"), str(folder / "answers.geojson")
 
     def examples(self) -> list[str]:
-        """Some captions of the data set that the model was trained for; none where its lists are not at hand."""
+        """Return some captions of the data set that the model was trained for; none where it is not at hand."""
         try:
             captions = read_captions(self.mark.options["dataset"]["data_path"], "test")
         except (InputError, OSError):
             return []
         distinct = [one for one in dict.fromkeys(captions) if 0 < len(one) <= LONGEST]
-        return [distinct[i] for i in np.linspace(0, len(distinct) - 1, min(EXAMPLES, len(distinct))).astype(int)]
+        return distinct[:: max(1, len(distinct) // EXAMPLES)][:EXAMPLES]
 
-    # ---------------------------------------------------------------- scenes
-
-    def heat(self, name: str | None, upload: str | None, sentence: str) -> Heat:
-        """The heat map of a sentence over an uploaded scene or, without one, a scene of the index."""
+    def heat(self, name: str | None, upload: str | None, sentence: str) -> tuple[Image.Image, np.ndarray]:
+        """Return a scene, uploaded or else of the index, reduced, and the map (h, w) uint8 of a sentence over it."""
         if not upload and name not in self.scenes:
             raise InputError("choose a scene of the index, or upload one")
-        path = Path(upload or safe_paths(self.mark.images, [name])[0])
+        path = Path(upload or safe_paths(self.images, [name])[0])
         vector = self.encoder.sentences([sentence])[0]
-        self.encoder.unknown_words(sentence)
-        with open_scene(path, self.how) as scene:
-            picture, height, width = scene.overview(PICTURE), scene.height, scene.width
+        self.encoder.unknown_words(sentence)  # one of which nothing is known is refused
+        width, height = picture_size(path, self.rules)
         if upload:
             if len(selo_windows(height, width, SCALES)) > WINDOWS:
                 raise InputError("this scene is too large for the page; use python -m search.localise")
             found = self.encoded(path, path.stat().st_mtime_ns)
         else:
             records, vectors = zip(*self.index.find(name), strict=True)
-            windows = np.array([(one.top, one.bottom, one.left, one.right) for one in records])
-            found = SceneVectors(height, width, windows, np.stack(vectors))
+            found = SceneVectors(height, width, np.array([one.window for one in records]), np.stack(vectors))
+        with open_scene(path, self.rules) as scene:
+            picture = scene.overview(PICTURE)
         grey = Image.fromarray(found.map_of(vector)).resize(picture.size, Image.Resampling.BILINEAR)
-        return Heat(picture, np.asarray(grey))
-
-    def _encode(self, path: Path, _: int) -> SceneVectors:
-        return encode_scene(self.encoder, LocalRules.from_dict(self.mark.rules), path, self.how)
+        return picture, np.asarray(grey)
 
 
 # ---------------------------------------------------------------- the page
 
 
 def build_page(site: Site) -> gr.Blocks:
-    """The page of a site. Messages go into text fields, which show markup as it is written."""
+    """Build the page of a site. Messages go into text fields, which show markup as it is written."""
     with gr.Blocks(title="GaLR search", analytics_enabled=False, delete_cache=(600, 3600)) as page:
         with gr.Tab("Search"):
             _search_tab(site)
@@ -175,74 +161,61 @@ def build_page(site: Site) -> gr.Blocks:
 
 
 def _search_tab(site: Site) -> None:
-    query, answers = gr.State(None), gr.State([])
+    question, answers = gr.State(None), gr.State([])
     with gr.Row():
         with gr.Column(scale=2):
             sentence = gr.Textbox(label="Sentence", max_length=LONGEST, elem_id="sentence", autofocus=True)
             search = gr.Button("Search", variant="primary", elem_id="search")
             with gr.Row():
                 folder = gr.Textbox(label="Only in the folder", max_length=LONGEST, elem_id="folder")
-                fold = gr.Checkbox(label="Fold near-duplicates", elem_id="fold")
+                fold = gr.Checkbox(label="Hide near-duplicates", elem_id="fold")
         upload = gr.Image(label="or a picture", type="filepath", sources=["upload"], height=260, elem_id="upload")
     if examples := site.examples():
-        gr.Examples([[one] for one in examples], sentence, label="Examples", api_visibility="private")
+        gr.Examples([[one] for one in examples], sentence, label="Examples", **PRIVATE)
     status = gr.Textbox(label="Answers (click one for what is like it)", interactive=False, elem_id="status")
-    gallery = gr.Gallery(
-        show_label=False,
-        columns=5,
-        object_fit="contain",
-        allow_preview=False,
-        buttons=[],
-        interactive=False,
-        elem_id="gallery",
-    )
+    grid = {"columns": 5, "object_fit": "contain", "allow_preview": False, "buttons": [], "interactive": False}
+    gallery = gr.Gallery(show_label=False, elem_id="gallery", **grid)
     with gr.Row():
         more = gr.Button("More", elem_id="more")
         as_csv = gr.DownloadButton("CSV", elem_id="csv")
         as_geojson = gr.DownloadButton("GeoJSON", elem_id="geojson")
-    shown = [gallery, status, as_csv, as_geojson, query, answers]
+    shown = [gallery, status, as_csv, as_geojson, question, answers]
 
-    @_told(status, shown)
-    def show(asked: Query, request: gr.Request) -> tuple:
-        found = site.answers(asked)
+    @_errors_in(status, shown)
+    def show(asked: Question, request: gr.Request) -> tuple:
+        found = query.ask(site.index, asked.vector, asked.top, asked.folder, fold=FOLD if asked.fold else None)
         tiles = [(site.thumbnail(one.record), _caption(one)) for one in found]
         files = site.files(found, request.session_hash or "")
-        return tiles, f"{len(found)} for: {asked.words}", *files, asked, found
+        return tiles, f"{len(found)} for: {printable(asked.words)}", *files, asked, found
 
-    def by_sentence(text: str, where: str, folded: bool, request: gr.Request) -> tuple:
-        return show(lambda: site.sentence_query(text, where, folded), request)
+    def by_sentence(text: str, where: str, hide: bool, request: gr.Request) -> tuple:
+        return show(lambda: site.by_sentence(text, where, hide), request)
 
-    def by_picture(picture: str | None, where: str, folded: bool, request: gr.Request) -> tuple:
-        return show(lambda: site.picture_query(picture, where, folded), request)
+    def by_picture(picture: str | None, where: str, hide: bool, request: gr.Request) -> tuple:
+        return show(lambda: site.by_picture(picture, where, hide), request)
 
-    def extend(asked: Query | None, request: gr.Request) -> tuple:
-        return show(lambda: _asked(asked)._replace(top=min(asked.top + PAGE, MOST)), request)
+    def extend(asked: Question | None, request: gr.Request) -> tuple:
+        return show(lambda: site.further(asked), request)
 
-    def alike(event: gr.SelectData, asked: Query | None, found: list[Answer], request: gr.Request) -> tuple:
-        return show(lambda: site.like(found[int(event.index)].record, _asked(asked)), request)
+    def alike(event: gr.SelectData, asked: Question, found: list[query.Answer], request: gr.Request) -> tuple:
+        return show(lambda: site.like(found[int(event.index)].record, asked), request)
 
-    private = {"api_visibility": "private"}
-    gr.on([search.click, sentence.submit], by_sentence, [sentence, folder, fold], shown, **private)
-    upload.upload(by_picture, [upload, folder, fold], shown, **private)
-    more.click(extend, [query], shown, **private)
-    gallery.select(alike, [query, answers], shown, **private)
-
-
-def _caption(answer: Answer) -> str:
-    more = f" · and {len(answer.folded)} alike" if answer.folded else ""
-    return f"{answer.rank} · {answer.score:.4f} · {describe(answer.record)}{more}"
+    gr.on([search.click, sentence.submit], by_sentence, [sentence, folder, fold], shown, **PRIVATE)
+    upload.upload(by_picture, [upload, folder, fold], shown, **PRIVATE)
+    more.click(extend, [question], shown, **PRIVATE)
+    gallery.select(alike, [question, answers], shown, **PRIVATE)
 
 
-def _asked(query: Query | None) -> Query:
-    if query is None:
-        raise InputError("ask something first")
-    return query
+def _caption(answer: query.Answer) -> str:
+    more = f" · and {len(answer.duplicates)} alike" if answer.duplicates else ""
+    return f"{answer.rank} · {answer.score:.4f} · {query.describe(answer.record)}{more}"
 
 
 def _scene_tab(site: Site) -> None:
     heat = gr.State(None)
     with gr.Row():
-        name = gr.Dropdown(site.scenes, label="Scene of the index", value=None, elem_id="scene")
+        scenes = [(printable(name), name) for name in site.scenes]
+        name = gr.Dropdown(scenes, label="Scene of the index", value=None, elem_id="scene")
         types = [*SUFFIXES, *PICTURES]
         upload = gr.File(label="or a file", file_types=types, type="filepath", height=120, elem_id="scene_upload")
     sentence = gr.Textbox(label="Sentence", max_length=LONGEST, elem_id="scene_sentence")
@@ -251,33 +224,31 @@ def _scene_tab(site: Site) -> None:
         strength = gr.Slider(0, 1, STRENGTH, label="Strength of the map", elem_id="strength")
     status = gr.Textbox(label="Scene", interactive=False, elem_id="scene_status")
     picture = gr.Image(label="Map", interactive=False, buttons=["download"], elem_id="map")
+    shown = [picture, status, heat]
 
-    @_told(status, [picture, status, heat])
-    def show(found: Heat, share: float) -> tuple:
-        return overlay(found.picture, found.grey, share), "the redder, the more like the sentence", found
+    @_errors_in(status, shown)
+    def show(found: tuple, share: float) -> tuple:
+        return overlay(*found, share), "the redder, the more like the sentence", found
 
     def by_map(scene: str | None, file: str | None, text: str, share: float) -> tuple:
         return show(lambda: site.heat(scene, file, text), share)
 
-    def change(found: Heat | None, share: float) -> Any:
-        return overlay(found.picture, found.grey, share) if found else None
+    def change(found: tuple | None, share: float) -> Any:
+        return overlay(*found, share) if found else None
 
-    private = {"api_visibility": "private"}
-    gr.on(
-        [locate.click, sentence.submit], by_map, [name, upload, sentence, strength], [picture, status, heat], **private
-    )
-    strength.change(change, [heat, strength], picture, show_progress="hidden", **private)
+    gr.on([locate.click, sentence.submit], by_map, [name, upload, sentence, strength], shown, **PRIVATE)
+    strength.change(change, [heat, strength], picture, show_progress="hidden", **PRIVATE)
 
 
-def _told(status: gr.Textbox, outputs: list[Any]) -> Callable:
-    """Lets a function take its first argument from a call, whose error, if it fails, is told in `status`."""
+def _errors_in(status: gr.Textbox, outputs: list[Any]) -> Callable:
+    """Decorate a function so that it takes its first argument from a call, and shows an error of either in `status`."""
 
     def decorate(function: Callable) -> Callable:
         def told(get: Callable, *arguments: Any) -> tuple:
             try:
                 return function(get(), *arguments)
             except (InputError, RunError) as error:
-                return tuple(f"error: {error}" if one is status else gr.skip() for one in outputs)
+                return tuple(f"error: {printable(str(error))}" if one is status else gr.skip() for one in outputs)
 
         return told
 
@@ -287,8 +258,8 @@ def _told(status: gr.Textbox, outputs: list[Any]) -> Callable:
 def main() -> None:
     arguments = _parse()
     with open_index(arguments.index) as index, tempfile.TemporaryDirectory(prefix="galr_") as folder:
-        encoder = encoder_of(read_mark(index), arguments.resume, pick_device(arguments.device))
-        page = build_page(Site(index, encoder, Path(folder)))
+        encoder = query.encoder_of(read_mark(index), arguments.resume, pick_device(arguments.device))
+        page = build_page(Site(index, encoder, Path(folder), arguments.images))
         logger.info(f"open {serve(page, arguments.host, arguments.port, arguments.upload_mb)}; Ctrl-C ends it")
         signal.signal(signal.SIGTERM, _stop)
         try:
@@ -302,18 +273,19 @@ def _stop(signum: int, _: Any) -> None:
 
 
 def _parse() -> argparse.Namespace:
-    parser = Parser(prog="python -m search.page", description="A page to search an index, for this machine.")
+    parser = Parser(prog="python -m search.page", description="Serve a page to search an index, for this machine.")
     parser.add_argument("--index", required=True, help="a folder NAME.db, or the address of a Milvus server")
     parser.add_argument("--port", type=int, default=7860, help="default 7860")
     parser.add_argument("--host", default="127.0.0.1", help="default 127.0.0.1: this machine alone; 0.0.0.0: everyone")
     parser.add_argument("--upload_mb", type=int, default=20, help="largest upload in megabytes (default 20)")
     parser.add_argument("--resume", metavar="CKPT", help="where the index's checkpoint is now, if it has moved")
+    parser.add_argument("--images", metavar="DIR", help="where the folder of its images is now, if it has moved")
     parser.add_device()
     arguments = parser.parse_args()
     if not 1 <= arguments.port <= 65535:
-        raise InputError(f"--port {arguments.port}: from 1 to 65535")
+        raise InputError(f"--port must be from 1 to 65535, got {arguments.port}")
     if arguments.upload_mb < 1:
-        raise InputError(f"--upload_mb {arguments.upload_mb}: at least 1")
+        raise InputError(f"--upload_mb must be at least 1, got {arguments.upload_mb}")
     return arguments
 
 

@@ -1,61 +1,67 @@
-"""Files of pictures and scenes -> what the model takes: the windows of a file, their pixels and local features."""
+"""Turn folders of pictures and scenes into what the model takes: windows, pixels, local features; and their options."""
 
 from __future__ import annotations
 
+import argparse
+import collections
 import contextlib
+import logging
 import os
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from layers.drea import Regions
-from search.local import LocalRules
+from option.options import Options, load_options
+from search.encoder import DETECTOR, LocalRules, Sample, read_rules, sample
 from search.rasters import SUFFIXES, RasterRules, Scene, open_scene
-from search.regions import crop_regions
 from search.store import NOWHERE, PATH_BYTES, Record
-from search.windows import selo_windows
-from util.images import image_size, open_image
-from utils import InputError, RunError
+from search.windows import SCALES, selo_windows
+from util.regions.classes import parse_class_map
+from util.regions.detections import to_regions
+from util.regions.readers import add_detector_options, add_truncated, read_detections
+from utils import InputError, Parser, RunError, worker_died
 
-PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif")
+logger = logging.getLogger("galr")
+
+PICTURES = (".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".webp", ".gif", ".avif")
 BATCH = 32  # pictures at a time
-SCALES = (512,)  # pixels: the windows that scenes are cut into
 WORTH_WORKERS = 200  # pictures; for fewer, loader processes take longer to start than they save
 SCENE = 2  # times the largest window: a file whose longer side exceeds that is a scene
+AS_PUBLISHED = "sides of the windows (default 256 512 768, as published)"
 
 
-class Sample(NamedTuple):
-    """A picture as the model takes it: pixels (S, S, 3) uint8, local_rep and local_adj (20, 20) float32."""
+class Found(NamedTuple):
+    """Image files: name within the folder -> size and times; faults of those left out; number of others by suffix."""
 
-    pixels: np.ndarray
-    local_rep: np.ndarray
-    local_adj: np.ndarray
-
-
-def sample(image: Image.Image, size: int, rules: LocalRules, regions: Regions | None = None) -> Sample:
-    """A picture of any size -> a square of `size`, resized as in training, and its local features."""
-    pixels = np.asarray(image.resize((size, size), Image.Resampling.BILINEAR))
-    return Sample(pixels, *rules.features(image, regions))
+    files: dict[str, os.stat_result]
+    faults: list[str]
+    others: collections.Counter[str]
 
 
-def find_files(root: Path) -> tuple[dict[str, os.stat_result], list[str]]:
-    """The image files of a folder, at any depth: name within it -> size and times; and the faults of those left out.
+def find_files(root: Path) -> Found:
+    """Find the image files of a folder, at any depth. Hidden files are passed over, linked folders not followed.
 
-    Hidden files, and links that lead out of the folder, are passed over. Raises InputError where there is no image.
+    Raises InputError where there is no image.
     """
     if not root.is_dir():
-        raise InputError(f"image folder {root} is not there")
-    files, faults, inside = {}, [], root.resolve()
+        raise InputError(f"image folder {root} " + ("is a file; give its folder" if root.exists() else "is not there"))
+    files, faults, others = found = Found({}, [], collections.Counter())
+    inside = root.resolve()
     for folder, subfolders, names in os.walk(root):
+        linked = sorted(name for name in subfolders if Path(folder, name).is_symlink())
+        faults.extend(f"folder {Path(folder, name)}: a link, which is not followed" for name in linked)
         subfolders[:] = sorted(name for name in subfolders if name[0] != "." and not name.endswith(".db"))
         for name in sorted(names):
             path = Path(folder, name)
-            if name[0] == "." or path.suffix.lower() not in (*SUFFIXES, *PICTURES):
+            if name[0] == ".":
+                continue
+            if path.suffix.lower() not in (*SUFFIXES, *PICTURES):
+                others[path.suffix.lower() or "without a suffix"] += 1
                 continue
             relative = path.relative_to(root).as_posix()
             if fault := _fault_of_name(path, relative, inside):
@@ -67,7 +73,7 @@ def find_files(root: Path) -> tuple[dict[str, os.stat_result], list[str]]:
                 faults.append(f"image {path}: {error.strerror}")
     if not files and not faults:
         raise InputError(f"image folder {root} holds no images")
-    return files, faults
+    return found
 
 
 def _fault_of_name(path: Path, relative: str, inside: Path) -> str:
@@ -86,31 +92,22 @@ def _fault_of_name(path: Path, relative: str, inside: Path) -> str:
 
 
 def picture_size(path: Path, rules: RasterRules) -> tuple[int, int]:
-    """Width and height in pixels. Raises InputError."""
-    if path.suffix.lower() in SUFFIXES:
-        with open_scene(path, rules) as scene:
-            return scene.width, scene.height
-    return image_size(path)
+    """Return width and height in pixels. Raises InputError."""
+    with open_scene(path, rules) as scene:
+        return scene.width, scene.height
 
 
 def records_of(
     root: Path, name: str, status: os.stat_result, scales: Sequence[int], rules: RasterRules
 ) -> list[Record]:
-    """The rows that a file becomes: one for a picture, one for each window of a scene. Raises InputError."""
-    path = root / name
-    if path.suffix.lower() in SUFFIXES:
-        with open_scene(path, rules) as scene:
-            return _records(name, status, scene.height, scene.width, scales, scene)
-    width, height = image_size(path)
-    return _records(name, status, height, width, scales, None)
-
-
-def _records(
-    name: str, status: os.stat_result, height: int, width: int, scales: Sequence[int], scene: Scene | None
-) -> list[Record]:
-    is_scene = max(height, width) > SCENE * max(scales)
-    windows = selo_windows(height, width, scales).tolist() if is_scene else [(0, height, 0, width)]
-    places = [scene.place(window) if scene else None for window in windows]
+    """Return the rows that a file becomes: one for a picture, one for each window of a scene. Raises InputError."""
+    with open_scene(root / name, rules) as scene:
+        is_scene = max(scene.height, scene.width) > SCENE * max(scales)
+        whole = [(0, scene.height, 0, scene.width)]
+        windows = selo_windows(scene.height, scene.width, scales).tolist() if is_scene else whole
+        places = [scene.place(window) for window in windows]
+        if scene.crs is not None and None in places:
+            logger.warning(f"note: {root / name}: PROJ cannot follow its reference system; its place is not kept")
     return [
         Record(name, status.st_size, status.st_mtime_ns, *window, len(windows), *(place or [NOWHERE] * 4))
         for window, place in zip(windows, places, strict=True)
@@ -118,12 +115,12 @@ def _records(
 
 
 def _leave_signals(_: int) -> None:
-    """Ctrl-C is for the main process."""
+    """Leave Ctrl-C to the main process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 class Pictures(Dataset):
-    """The samples of records, read in loader workers. A fault comes as a value: raised there, it would end the work."""
+    """Read the samples of records in loader workers. A fault comes as a value: raised there, it would end the work."""
 
     def __init__(
         self,
@@ -143,26 +140,22 @@ class Pictures(Dataset):
         return len(self.records)
 
     def __getitem__(self, row: int) -> Sample | InputError:
-        record = self.records[row]
         try:
-            return self._sample(record)
+            return self._sample(self.records[row])
         except (InputError, OSError) as error:
             return InputError(str(error))
 
     def _sample(self, record: Record) -> Sample:
-        path, window = self.root / record.path, (record.top, record.bottom, record.left, record.right)
-        in_scene = record.windows > 1 or path.suffix.lower() in SUFFIXES
-        image = self._scene_of(path).read(window) if in_scene else open_image(path)
+        scene = self._scene_of(self.root / record.path)
         regions = None
         if self.regions is not None:
             regions = self.regions.get(record.path, Regions.empty())
             if record.windows > 1:
-                scene = self._scene_of(path)
-                regions = crop_regions(regions, (scene.width, scene.height), window)
-        return sample(image, self.size, self.rules, regions)
+                regions = crop_regions(regions, (scene.width, scene.height), record.window)
+        return sample(scene.read(record.window), self.size, self.rules, regions)
 
     def _scene_of(self, path: Path) -> Scene:
-        """The scene of a file, which stays open for its other windows."""
+        """Return the scene of a file, which stays open for its other windows."""
         if self._scene is None or self._scene.path != path:
             self._open.close()
             self._scene = None
@@ -170,24 +163,100 @@ class Pictures(Dataset):
         return self._scene
 
     def batches(self, size: int, workers: int) -> Iterator[tuple[Sequence[Record], list[Sample | InputError]]]:
-        """The records in order, `size` at a time, with their samples. Raises RunError where a worker dies."""
-        if len(self) < WORTH_WORKERS or workers == 0:
-            loader = DataLoader(self, batch_size=size, collate_fn=list)
-        else:  # not forked: Milvus Lite has threads in this process
-            loader = DataLoader(
-                self,
-                batch_size=size,
-                collate_fn=list,
-                num_workers=workers,
-                multiprocessing_context="forkserver",
-                worker_init_fn=_leave_signals,
-            )
+        """Yield the records in order, `size` at a time, with their samples. Raises RunError where a worker dies."""
+        how = {}
+        if len(self) >= WORTH_WORKERS and workers:  # not forked: Milvus Lite has threads in this process
+            how = {"num_workers": workers, "multiprocessing_context": "forkserver", "worker_init_fn": _leave_signals}
         start = 0
         try:
-            for batch in loader:
+            for batch in DataLoader(self, batch_size=size, collate_fn=list, **how):
                 yield self.records[start : start + len(batch)], batch
                 start += len(batch)
         except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
+            if not worker_died(error):
                 raise
             raise RunError(f"a loader worker died ({error}); run the same command again") from None
+
+
+# ---------------------------------------------------------------- a detector's regions
+
+
+def given_regions(
+    arguments: argparse.Namespace, names: Sequence[str], size_of: Callable[[str], tuple[int, int]]
+) -> dict[str, Regions] | None:
+    """Read the regions that a detector's files give of the named images: {} for `none`, None where none are given.
+
+    size_of(name) returns (width, height) in pixels. Raises InputError for files that do not fit.
+    """
+    if not arguments.regions:
+        return None
+    if arguments.regions == "none":
+        return {}
+    detections, _ = read_detections(Path(arguments.regions), arguments.format, arguments.classes, arguments.coco_images)
+    class_map = parse_class_map(arguments.class_map)
+    regions = to_regions(detections, list(names), size_of, allow_missing=True, class_map=class_map)
+    return dict(zip(names, regions, strict=True))
+
+
+def crop_regions(regions: Regions, size: tuple[int, int], window: Sequence[int]) -> Regions:
+    """Return the regions of a scene of `size` (width, height) whose centre lies in a window, in units of its sides.
+
+    window: first row, end row, first column, end column. Boxes are cut at its border.
+    """
+    top, bottom, left, right = window
+    sides, corner = np.array([right - left, bottom - top]), np.array([left, top])
+    centre, extent = regions.box[:, :2] * size, regions.box[:, 2:] * size
+    inside = ((centre >= corner) & (centre < corner + sides)).all(axis=1)
+    low = ((centre - extent / 2 - corner) / sides).clip(0, 1)[inside]
+    high = ((centre + extent / 2 - corner) / sides).clip(0, 1)[inside]
+    return Regions(regions.class_id[inside], regions.score[inside], np.hstack([(low + high) / 2, high - low]))
+
+
+# ---------------------------------------------------------------- command lines
+
+
+def add_scene_options(parser: Parser, scales: Sequence[int] = SCALES, meaning: str = AS_PUBLISHED) -> None:
+    """Add what cuts, reads and encodes scenes; scales: the default of --scales, in pixels; meaning: its help."""
+    parser.add_argument("--scales", nargs="+", type=int, default=list(scales), metavar="PIXELS", help=meaning)
+    parser.add_argument("--bands", nargs=3, type=int, metavar="N", help="bands for red, green and blue, from 1")
+    parser.add_argument(
+        "--stretch",
+        type=float,
+        default=2.0,
+        metavar="PERCENT",
+        help="of more than 8 bits: this percentile is black, 100 - it white (default 2)",
+    )
+    add_truncated(parser)
+    parser.add_argument("--regions", help="a detector's files for the images, or the word none: no regions")
+    add_detector_options(parser)
+    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="loader processes (default: one per core)")
+    parser.add_device()
+
+
+def check_scene_options(arguments: argparse.Namespace) -> None:
+    """Raise InputError for values that cannot be."""
+    if min(arguments.scales) < 16:
+        raise InputError(f"--scales must be at least 16 pixels, got {min(arguments.scales)}")
+    if arguments.bands and min(arguments.bands) < 1:
+        raise InputError(f"--bands count from 1, got {min(arguments.bands)}")
+    if not 0 <= arguments.stretch < 50:
+        raise InputError(f"--stretch must be a percentile from 0, below 50, got {arguments.stretch:g}")
+    if arguments.workers < 0:
+        raise InputError(f"--workers must be at least 0, got {arguments.workers}")
+
+
+def read_options(arguments: argparse.Namespace) -> tuple[Options, LocalRules, RasterRules]:
+    """Read the options, the rules of local features and those of rasters that a command line names.
+
+    Raises InputError where the model needs a detector's regions and none are given.
+    """
+    cut = ["dataset.truncated=allow"] if arguments.truncated == "allow" else []
+    options = load_options(arguments.path_opt, [*arguments.set, *cut])
+    local = read_rules(options.local_path)
+    if local.source == DETECTOR and not arguments.regions:
+        raise InputError(
+            "the model was trained with a detector's regions; give those of the new images with --regions DIR|FILE, "
+            "or --regions none for the global part alone"
+        )
+    bands = tuple(arguments.bands) if arguments.bands else None
+    return options, local, RasterRules(bands, arguments.stretch, options.dataset.truncated)

@@ -1,4 +1,4 @@
-"""Ask an index: which pictures show what a sentence says, or look like an image.
+"""Ask an index for the pictures that show what a sentence says, or that look like an image.
 
 python -m search.query --index INDEX.db (--text "..." | --image FILE) [--top 20] [--json]
 """
@@ -6,11 +6,13 @@ python -m search.query --index INDEX.db (--text "..." | --image FILE) [--top 20]
 from __future__ import annotations
 
 import argparse
+import csv
 import hashlib
+import io
 import json
 import logging
 from collections.abc import Sequence
-from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,28 +20,37 @@ from PIL import Image
 from pydantic import ValidationError
 
 from option.options import Options
-from search.answers import Answer, fold_duplicates, to_table
-from search.encoder import Encoder, check_sentence, load_encoder
-from search.local import DETECTOR, LocalRules
-from search.pictures import sample
-from search.rasters import SUFFIXES, RasterRules, open_scene
-from search.store import Index, Mark, open_index, read_mark
+from search.encoder import DETECTOR, Encoder, LocalRules, check_sentence, load_encoder, sample
+from search.rasters import RasterRules, open_scene
+from search.store import NOWHERE, Hit, Index, Mark, Record, open_index, read_mark
 from util.device import pick_device
-from util.images import open_image
-from utils import InputError, Parser, existing_file, run_command
+from utils import InputError, Parser, existing_file, printable, run_command
 
 logger = logging.getLogger("galr")
 
-OVERVIEW = 1024  # pixels: to what a scene is reduced when it is itself the query
+OVERVIEW = 1024  # pixels: the longer side of a scene that is itself the query
+
+
+class Answer(NamedTuple):
+    """An answer: rank from 1, cosine, record, and the near-duplicates hidden under it, best first."""
+
+    rank: int
+    score: float
+    record: Record
+    duplicates: tuple[Record, ...] = ()
+
+    def __str__(self) -> str:
+        more = f" (and {len(self.duplicates)} alike)" if self.duplicates else ""
+        return f"{self.rank:4d}  {self.score:.4f}  {describe(self.record)}{more}"
 
 
 def main() -> None:
     arguments = _parse()
     if arguments.json:
         logger.setLevel(logging.WARNING)  # nothing but JSON on standard output
-    image = open_query(arguments.image) if arguments.image else None
     with open_index(arguments.index) as index:
         mark = read_mark(index)
+        image = open_query(arguments.image, raster_rules_of(mark)) if arguments.image else None
         encoder = encoder_of(mark, arguments.resume, pick_device(arguments.device))
         if image is None:
             note_unknown_words(encoder, arguments.text)
@@ -48,7 +59,7 @@ def main() -> None:
             vector = image_vector(encoder, mark, image)
         answers = ask(index, vector, arguments.top, arguments.folder, arguments.bbox, arguments.fold)
     if arguments.json:
-        print(json.dumps(to_table(answers), indent=2, ensure_ascii=False))
+        print(json.dumps(to_table(answers), indent=2))
     else:
         print("\n".join(str(answer) for answer in answers) or "nothing found")
 
@@ -61,21 +72,36 @@ def ask(
     bbox: Sequence[float] | None = None,
     fold: float | None = None,
 ) -> list[Answer]:
-    """The best `top` answers to a vector (D,); `folder` and `bbox` as in `Index.search`.
+    """Return the best `top` answers to a vector (D,); `folder` and `bbox` as in `Index.search`.
 
-    fold: what has at least this cosine with a better answer goes under that one.
+    fold: hide what has at least this cosine with a better answer under that one.
     """
     wanted = top
     while True:
         hits = index.search(vector, wanted, folder, bbox)
-        answers = fold_duplicates(hits, fold)
+        answers = hide_duplicates(hits, fold)
         if len(answers) >= top or len(hits) < wanted:
             return answers[:top]
         wanted *= 2
 
 
+def hide_duplicates(hits: Sequence[Hit], least: float | None) -> list[Answer]:
+    """Return answers in order; a hit that has at least the cosine `least` with better ones goes under the best such."""
+    kept: list[tuple[Hit, list[Record]]] = []
+    for hit in hits:
+        same = None
+        if least is not None and kept:
+            cosines = np.stack([other.vector for other, _ in kept]) @ hit.vector
+            same = next((i for i, cosine in enumerate(cosines) if cosine >= least), None)
+        if same is None:
+            kept.append((hit, []))
+        else:
+            kept[same][1].append(hit.record)
+    return [Answer(rank, hit.score, hit.record, tuple(under)) for rank, (hit, under) in enumerate(kept, start=1)]
+
+
 def encoder_of(mark: Mark, resume: str | None, device: torch.device) -> Encoder:
-    """The encoder that made an index; resume: where its checkpoint is now, if it has moved.
+    """Return the encoder that made an index; resume: the path of its checkpoint now, if it has moved.
 
     Raises InputError where that file is not there, or is another.
     """
@@ -91,7 +117,7 @@ def encoder_of(mark: Mark, resume: str | None, device: torch.device) -> Encoder:
 
 
 def image_vector(encoder: Encoder, mark: Mark, image: Image.Image) -> np.ndarray:
-    """The unit vector (D,) of a picture, with local features as far as the index's rules can make them."""
+    """Return the unit vector (D,) of a picture, with local features as far as the index's rules can make them."""
     rules = LocalRules.from_dict(mark.rules)
     if rules.source == DETECTOR:
         logger.info("note: a detector's regions are not known for this picture: its global part alone is compared")
@@ -99,18 +125,82 @@ def image_vector(encoder: Encoder, mark: Mark, image: Image.Image) -> np.ndarray
     return encoder.images(*(np.stack([part]) for part in one))[0]
 
 
-def open_query(path: str) -> Image.Image:
-    """A picture to ask with; a raster as a whole, reduced. Raises InputError."""
-    if Path(path).suffix.lower() in SUFFIXES:
-        with open_scene(path, RasterRules()) as scene:
-            return scene.overview(OVERVIEW)
-    return open_image(path)
+def raster_rules_of(mark: Mark) -> RasterRules:
+    """Return the rules by which an index read its files."""
+    bands = tuple(mark.bands) if mark.bands else None
+    return RasterRules(bands, mark.stretch, mark.options["dataset"].get("truncated", "error"))
+
+
+def open_query(path: str, rules: RasterRules) -> Image.Image:
+    """Open a picture to ask with; a raster by the rules of the index, reduced. Raises InputError."""
+    with open_scene(path, rules) as scene:
+        return scene.overview(OVERVIEW)
 
 
 def note_unknown_words(encoder: Encoder, text: str) -> None:
-    """Say which words of a sentence the model does not know. Raises InputError where it knows none."""
+    """Name the words of a sentence that the model does not know. Raises InputError where it knows none."""
     if unknown := encoder.unknown_words(text):
         logger.info(f"note: the model does not know: {', '.join(unknown)}")
+
+
+# ---------------------------------------------------------------- answers as text, JSON, CSV and GeoJSON
+
+
+def describe(record: Record) -> str:
+    """Return a path, and the window in it if it is one of several, fit to be shown."""
+    path = printable(record.path)
+    if record.windows == 1:
+        return path
+    return f"{path} [rows {record.top}-{record.bottom}, columns {record.left}-{record.right}]"
+
+
+def to_table(answers: Sequence[Answer]) -> list[dict[str, Any]]:
+    """Return rows for JSON. window: top, bottom, left, right in pixels. place: bounds in degrees, or null."""
+    return [
+        {
+            "rank": answer.rank,
+            "score": round(answer.score, 6),
+            "path": answer.record.path,
+            "window": list(answer.record.window),
+            "place": _place(answer.record),
+            "folded": [describe(record) for record in answer.duplicates],
+        }
+        for answer in answers
+    ]
+
+
+def to_csv(answers: Sequence[Answer]) -> str:
+    """Return rank, score, path, window and place, with a head line.
+
+    A blank before a path keeps spreadsheets from taking it for a formula by its first character.
+    """
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow(["rank", "score", "path", "top", "bottom", "left", "right", "west", "south", "east", "north"])
+    for rank, score, record, _ in answers:
+        path = f" {record.path}" if record.path[0] in "=+-@\t\r" else record.path
+        writer.writerow([rank, f"{score:.6f}", path, *record.window, *(_place(record) or [""] * 4)])
+    return text.getvalue()
+
+
+def to_geojson(answers: Sequence[Answer]) -> dict[str, Any]:
+    """Return a feature for each answer: its bounds (WGS 84), or no geometry if its file does not say where it lies."""
+    features = []
+    for row, answer in zip(to_table(answers), answers, strict=True):
+        geometry = None
+        if row["place"]:
+            west, south, east, north = answer.record[-4:]
+            ring = [[west, south], [east, south], [east, north], [west, north], [west, south]]
+            geometry = {"type": "Polygon", "coordinates": [ring]}
+        features.append({"type": "Feature", "geometry": geometry, "properties": row})
+    return {"type": "FeatureCollection", "features": features}
+
+
+def _place(record: Record) -> list[float] | None:
+    """Return west, south, east, north; west > east for bounds that cross the meridian of 180 degrees."""
+    if record.west == NOWHERE:
+        return None
+    return [record.west, record.south, record.east - 360 * (record.east > 180), record.north]
 
 
 def _parse() -> argparse.Namespace:
@@ -119,7 +209,7 @@ def _parse() -> argparse.Namespace:
     query = parser.add_mutually_exclusive_group(required=True)
     query.add_argument("--text", help="a sentence: what the picture shows")
     query.add_argument("--image", metavar="FILE", help="a picture: what it looks like")
-    parser.add_argument("--top", type=int, default=20, help="how many answers (default 20)")
+    parser.add_argument("--top", type=int, default=20, help="number of answers (default 20)")
     parser.add_argument("--json", action="store_true", help="print JSON: rank, score, path, window, place")
     parser.add_argument("--folder", default="", help="only pictures in this folder of the index")
     parser.add_argument(
@@ -127,33 +217,25 @@ def _parse() -> argparse.Namespace:
         nargs=4,
         type=float,
         metavar=("WEST", "SOUTH", "EAST", "NORTH"),
-        help="only pictures whose file says that they meet these bounds, in degrees",
+        help="only pictures whose file says that they meet these bounds, in degrees (WEST > EAST crosses 180)",
     )
     parser.add_argument(
-        "--fold",
-        type=float,
-        metavar="COSINE",
-        help="put what is this similar to a better answer under it, such as 0.98",
+        "--fold", type=float, metavar="COSINE", help="hide what is this similar to a better answer, such as 0.98"
     )
     parser.add_argument("--resume", metavar="CKPT", help="where the index's checkpoint is now, if it has moved")
     parser.add_device()
     arguments = parser.parse_args()
     if not 1 <= arguments.top <= 10_000:
-        raise InputError(f"--top {arguments.top}: from 1 to 10000")
+        raise InputError(f"--top must be from 1 to 10000, got {arguments.top}")
     if arguments.fold is not None and not 0 < arguments.fold <= 1:
-        raise InputError(f"--fold {arguments.fold:g}: a cosine above 0, up to 1")
+        raise InputError(f"--fold must be a cosine above 0, at most 1, got {arguments.fold:g}")
     if arguments.bbox:
-        check_bbox(arguments.bbox)
+        west, south, east, north = arguments.bbox
+        if not (-180 <= west <= 180 and -180 <= east <= 180 and -90 <= south <= north <= 90):
+            raise InputError(f"--bbox: bounds must be west, south, east, north in degrees, got {arguments.bbox}")
     if arguments.text is not None:
         check_sentence(arguments.text)
     return arguments
-
-
-def check_bbox(bbox: Sequence[float]) -> None:
-    """Raise InputError for bounds that are none."""
-    west, south, east, north = bbox
-    if not (-180 <= west <= east <= 180 and -90 <= south <= north <= 90):
-        raise InputError(f"bounds {west:g} {south:g} {east:g} {north:g}: west, south, east, north in degrees")
 
 
 if __name__ == "__main__":

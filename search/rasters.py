@@ -1,106 +1,181 @@
-"""Large scenes: GeoTIFF and other rasters, read window by window through rasterio, as 8-bit RGB and with their place.
+"""Open pictures and large scenes, and read them window by window as 8-bit RGB with their place on the earth.
 
-Which bands become red, green and blue, and how more than 8 bits become 8, are rules by name (`RasterRules`); both hold
-for the whole scene, so that its windows stay comparable.
+TIFF and JPEG 2000 are read through rasterio, other pictures through util/images.py. Nothing but the file itself is
+opened: a TIFF can name others (overviews), the Erdas Imagine format consists of several, and GDAL would open whatever
+they name, addresses on the network too. Bands and brightness follow rules (`RasterRules`) that hold for a whole scene,
+so that its windows stay comparable.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
+import math
 import os
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import rasterio
 from PIL import Image
 from rasterio.enums import ColorInterp, Resampling
+from rasterio.transform import from_gcps
 from rasterio.warp import transform_bounds
-from rasterio.windows import Window
+from rasterio.windows import Window as Pane
 
+from util.images import Truncated, image_size, open_image
 from utils import InputError
 
-if TYPE_CHECKING:
-    import argparse
-
-    from utils import Parser
-
-SUFFIXES = (".tif", ".tiff", ".jp2", ".img")  # always read through rasterio; a PNG or JPEG only where it is large
-DRIVERS = ["GTiff", "JP2OpenJPEG", "HFA", "PNG", "JPEG"]  # none of those that fetch other files or addresses
+SUFFIXES = (".tif", ".tiff", ".jp2", ".img")
+DRIVERS = {
+    b"II*\0": "GTiff",
+    b"MM\0*": "GTiff",
+    b"II+\0": "GTiff",
+    b"MM\0+": "GTiff",
+    b"\0\0\0\x0cjP  ": "JP2OpenJPEG",
+    b"\xff\x4f\xff\x51": "JP2OpenJPEG",
+}  # by the first bytes of a file; no other driver of GDAL is asked
+GDAL = {
+    "GDAL_PAM_ENABLED": "NO",  # no .aux.xml
+    "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",  # no .ovr, .msk, .tfw beside the file
+    "GDAL_GEOREF_SOURCES": "INTERNAL",
+    "CPL_VSIL_CURL_ALLOWED_FILENAME": "none",  # no address
+    "PROJ_NETWORK": "OFF",
+}
+# Drivers that read other files or addresses, left out when GDAL registers its drivers: a second line of defence.
+os.environ["GDAL_SKIP"] = (
+    "VRT,DERIVED,GTI,STACTA,STACIT,WMS,WMTS,WCS,HTTP,PLMOSAIC,EEDA,EEDAI,DAAS,MRF,Zarr,netCDF,HDF5,HDF5Image,BAG,S102,"
+    "S104,S111,GPKG,SQLite,Rasterlite,MBTiles,PDF,HFA,PDS,PDS4,ISIS3,VICAR,NITF,RPFTOC,ECRGTOC,SENTINEL2,SAFE,DIMAP,"
+    "TIL,TSX,RS2,ESRIC,KMLSUPEROVERLAY,ENVI,EHdr,ERS,PCIDSK,MFF,MFF2,DOQ2,GenBin,ROI_PAC,ISCE,RRASTER,PCRaster,MAP,OZI"
+)
 LARGEST_SIDE = 1_000_000  # pixels
 LARGEST_BLOCK = 256 * 2**20  # bytes that a file may make us unpack at once
-PACKING = 2000  # a file that promises more bytes than this for each of its own is not read
-SAMPLE = 1024  # sides of the reduced scene that the percentiles are taken from
-GDAL = {"GDAL_PAM_ENABLED": "NO", "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR"}  # no files beside the file
+PACKING = 20_000  # a file that promises more bytes than this for each of its own is not read
+SAMPLE = 1024  # pixels: sides of the reduced scene that the percentiles are taken from
+
+Window = Sequence[int]  # first row, end row, first column, end column
+Bounds = tuple[float, float, float, float]  # west, south, east, north in degrees (WGS 84)
 
 
 class RasterRules(NamedTuple):
-    """How a raster becomes 8-bit RGB.
+    """Say how a file becomes 8-bit RGB.
 
     bands: three numbers from 1, or None: the bands that the file calls red, green and blue, else the first three, else
     the first one thrice. stretch: of more than 8 bits, this percentile of each band over the scene becomes 0 and 100
-    minus it 255; 8 bits are taken as they are.
+    minus it 255; 8 bits are taken as they are. truncated: as in `open_image`, for pictures.
     """
 
     bands: tuple[int, int, int] | None = None
     stretch: float = 2.0
-
-
-class Place(NamedTuple):
-    """Where something lies on the earth: its bounds in degrees of longitude and latitude (WGS 84)."""
-
-    west: float
-    south: float
-    east: float
-    north: float
+    truncated: Truncated = "error"
 
 
 class Scene:
-    """An open raster of `height` x `width` pixels. Use it through `open_scene`, which closes it."""
+    """Read an open picture of `height` x `width` pixels. Use it through `open_scene`, which closes it.
+
+    crs, transform: as rasterio gives them, None where the file does not say. georeference: for rasterio.open, to write
+    a file in the same place.
+    """
+
+    crs, transform = None, None
+
+    def __init__(self, path: Path, rules: RasterRules) -> None:
+        self.path, self.rules = path, rules
+        self.width, self.height = image_size(path)
+        self.georeference: dict[str, Any] = {}
+
+    def read(self, window: Window) -> Image.Image:
+        """Read a window as RGB. Raises InputError for damaged pixels."""
+        top, bottom, left, right = window
+        return self._picture().crop((left, top, right, bottom))
+
+    def overview(self, side: int) -> Image.Image:
+        """Read the whole scene, reduced so that its longer side has at most `side` pixels."""
+        image = self._picture().copy()
+        image.thumbnail((side, side))
+        return image
+
+    def place(self, window: Window) -> Bounds | None:
+        """Return the bounds of a window on the earth; None where the file does not say.
+
+        West is from -180, below 180; east is beyond 180 where the window crosses that meridian.
+        """
+        if self.crs is None or self.transform is None:
+            return None
+        top, bottom, left, right = window
+        corners = [self.transform @ (x, y) for x in (left, right) for y in (top, bottom)]
+        xs, ys = zip(*corners, strict=True)
+        try:
+            west, south, east, north = transform_bounds(self.crs, "EPSG:4326", min(xs), min(ys), max(xs), max(ys))
+        except Exception:  # a reference system that PROJ cannot follow there
+            return None
+        if not np.isfinite([west, south, east, north]).all():
+            return None
+        east += 360 * (west > east)
+        turn = 360 * math.floor((west + 180) / 360)
+        return west - turn, south, east - turn, north
+
+    def _picture(self) -> Image.Image:
+        return _decoded(str(self.path), self.path.stat().st_mtime_ns, self.rules.truncated)
+
+
+@functools.lru_cache(maxsize=1)
+def _decoded(path: str, mtime_ns: int, truncated: Truncated) -> Image.Image:
+    """Open a picture, and keep the last one for its other windows."""
+    return open_image(path, truncated)
+
+
+class Raster(Scene):
+    """Read an open TIFF or JPEG 2000."""
 
     def __init__(self, path: Path, file: rasterio.DatasetReader, rules: RasterRules) -> None:
-        self.path, self._file = path, file
+        if file.tags(ns="OVERVIEWS"):  # before anything is read
+            raise InputError(f"scene {path} names another file as its overviews (domain OVERVIEWS); take that name out")
+        self.path, self.rules, self._file = path, rules, file
         self.height, self.width = file.height, file.width
-        self.crs, self.transform = file.crs, file.transform
         _check_promises(path, file)
+        self.crs, self.transform = file.crs, None if file.transform.is_identity else file.transform
+        self.georeference = {} if self.transform is None else {"crs": self.crs, "transform": self.transform}
+        points, crs = file.gcps
+        if points and self.transform is None:
+            self.georeference = {"crs": crs, "gcps": points}
+            self.crs, self.transform = crs, from_gcps(points)
         self.bands = _chosen_bands(path, file, rules)
+        self._palette = _palette(file) if len(set(self.bands)) == 1 else None
+        tags = file.tags(1, ns="IMAGE_STRUCTURE")
+        self._white_is_zero = file.tags(ns="IMAGE_STRUCTURE").get("MINISWHITE") == "YES" and self._palette is None
+        self._bits = int(tags.get("NBITS", 8))
         self._plain = set(file.dtypes) == {"uint8"}
         self._range = None if self._plain else self._percentiles(rules.stretch)
 
-    def read(self, window: tuple[int, int, int, int]) -> Image.Image:
-        """A window (first row, end row, first column, end column) as RGB. Raises InputError for damaged pixels."""
+    def read(self, window: Window) -> Image.Image:
+        """Read a window as RGB. Raises InputError for damaged pixels."""
         top, bottom, left, right = window
-        return self._rgb(window=Window(left, top, right - left, bottom - top))
+        return self._rgb(window=Pane(left, top, right - left, bottom - top))
 
     def overview(self, side: int) -> Image.Image:
-        """The whole scene, reduced so that its longer side has at most `side` pixels."""
+        """Read the whole scene, reduced so that its longer side has at most `side` pixels."""
         scale = min(1.0, side / max(self.height, self.width))
         shape = [max(1, round(length * scale)) for length in (self.height, self.width)]
-        return self._rgb(out_shape=(3, *shape), resampling=Resampling.average)
-
-    def place(self, window: tuple[int, int, int, int]) -> Place | None:
-        """Where a window lies on the earth; None where the file does not say."""
-        if self.crs is None or self.transform.is_identity:
-            return None
-        top, bottom, left, right = window
-        bounds = rasterio.windows.bounds(Window(left, top, right - left, bottom - top), self.transform)
-        try:
-            degrees = transform_bounds(self.crs, "EPSG:4326", *bounds)
-        except Exception:  # a reference system that PROJ cannot follow there
-            return None
-        return Place(*degrees) if np.isfinite(degrees).all() else None
+        how = Resampling.average if self._palette is None else Resampling.nearest
+        return self._rgb(out_shape=(3, *shape), resampling=how)
 
     def _rgb(self, **how: Any) -> Image.Image:
         pixels = self._values(**how)
+        if self._palette is not None:
+            return Image.fromarray(self._palette[pixels[0]])
         if self._range is not None:
             low, high = self._range
             pixels = np.nan_to_num((pixels - low) / (high - low) * 255, nan=0, posinf=255, neginf=0).clip(0, 255)
-        return Image.fromarray(np.moveaxis(pixels.astype(np.uint8), 0, -1))
+        elif self._bits < 8:
+            pixels = pixels * (255 // (2**self._bits - 1))
+        pixels = pixels.astype(np.uint8)
+        return Image.fromarray(np.moveaxis(255 - pixels if self._white_is_zero else pixels, 0, -1))
 
     def _values(self, **how: Any) -> np.ndarray:
-        """The three bands (3, h, w): uint8 as they are, others as float32 with NaN where there is no datum."""
+        """Read the three bands (3, h, w): uint8 as they are, others as float32 with NaN where there is no datum."""
         try:
             if self._plain:
                 return self._file.read(self.bands, **how)
@@ -110,30 +185,40 @@ class Scene:
         return masked.astype(np.float32).filled(np.nan)
 
     def _percentiles(self, stretch: float) -> tuple[np.ndarray, np.ndarray]:
-        """Of each band the values that become 0 and 255, (3, 1, 1) each."""
+        """Return the values of each band that become 0 and 255, (3, 1, 1) each."""
         shape = [min(SAMPLE, length) for length in (self.height, self.width)]
-        sample = self._values(out_shape=(3, *shape), resampling=Resampling.nearest).reshape(3, -1)
-        sample = np.where(np.isfinite(sample), sample, np.nan)
+        values = self._values(out_shape=(3, *shape), resampling=Resampling.nearest).reshape(3, -1)
+        values = np.where(np.isfinite(values), values, np.nan)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # a band without any datum
-            low, high = np.nan_to_num(np.nanpercentile(sample, [stretch, 100 - stretch], axis=1))
+            warnings.simplefilter("ignore")  # of a band without any datum
+            low, high = np.nan_to_num(np.nanpercentile(values, [stretch, 100 - stretch], axis=1))
         return low[:, None, None], np.where(high > low, high, low + 1)[:, None, None]
 
 
 @contextlib.contextmanager
 def open_scene(path: str | os.PathLike, rules: RasterRules = RasterRules()) -> Iterator[Scene]:  # noqa: B008 - immutable
-    """Open a raster file. Raises InputError for one that is missing, damaged, hostile, or does not fit the rules."""
+    """Open a picture or raster. Raises InputError for one that is missing, damaged, hostile, or not of these rules."""
     path = Path(path)
     if not path.is_file():
         raise InputError(f"scene {path} is not " + ("a file" if os.path.lexists(path) else "there"))
+    with path.open("rb") as file:
+        head = file.read(16)
+    driver = next((name for magic, name in DRIVERS.items() if head.startswith(magic)), None)
+    if head.startswith(b"EHFA"):
+        raise InputError(
+            f"scene {path}: an Erdas Imagine file may refer to others; make a GeoTIFF of it: gdal_translate OLD NEW.tif"
+        )
+    if driver is None:
+        yield Scene(path, rules)
+        return
     with rasterio.Env(**GDAL), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of files without georeference
         try:
-            file = rasterio.DatasetReader(str(path.absolute()), driver=DRIVERS)  # open() admits one driver only
-        except Exception as error:  # as above
+            file = rasterio.DatasetReader(str(path.absolute()), driver=[driver])
+        except Exception as error:  # as in Raster
             raise InputError(f"scene {path} cannot be opened ({_short(error)})") from None
         with file:
-            yield Scene(path, file, rules)
+            yield Raster(path, file, rules)
 
 
 def _check_promises(path: Path, file: rasterio.DatasetReader) -> None:
@@ -141,7 +226,7 @@ def _check_promises(path: Path, file: rasterio.DatasetReader) -> None:
     if any(dtype.startswith("complex") for dtype in file.dtypes):
         raise InputError(f"scene {path} holds complex numbers; convert it to amplitudes")
     if max(file.height, file.width) > LARGEST_SIDE:
-        raise InputError(f"scene {path} is {file.width} x {file.height} pixels; more than is allowed")
+        raise InputError(f"scene {path} must have sides of at most {LARGEST_SIDE}, got {file.width} x {file.height}")
     of_pixel = sum(np.dtype(dtype).itemsize for dtype in file.dtypes)
     if file.height * file.width * of_pixel > PACKING * path.stat().st_size:
         raise InputError(f"scene {path} promises {file.width} x {file.height} pixels, more than the file can hold")
@@ -149,16 +234,15 @@ def _check_promises(path: Path, file: rasterio.DatasetReader) -> None:
     if largest > LARGEST_BLOCK:
         raise InputError(
             f"scene {path} is stored in pieces of {largest / 2**20:.0f} MiB; store it in tiles: "
-            "gdal_translate -co TILED=YES"
+            "gdal_translate -co TILED=YES OLD NEW.tif"
         )
 
 
 def _chosen_bands(path: Path, file: rasterio.DatasetReader, rules: RasterRules) -> list[int]:
     if rules.bands:
         if max(rules.bands) > file.count:
-            raise InputError(
-                f"scene {path} has {file.count} bands; --bands {' '.join(map(str, rules.bands))} asks for more"
-            )
+            asked = " ".join(map(str, rules.bands))
+            raise InputError(f"scene {path} has {file.count} bands; --bands {asked} asks for more")
         return list(rules.bands)
     named = {colour: band for band, colour in enumerate(file.colorinterp, start=1)}
     colours = ColorInterp.red, ColorInterp.green, ColorInterp.blue
@@ -167,35 +251,15 @@ def _chosen_bands(path: Path, file: rasterio.DatasetReader, rules: RasterRules) 
     return [1, 2, 3] if file.count >= 3 else [1, 1, 1]
 
 
+def _palette(file: rasterio.DatasetReader) -> np.ndarray | None:
+    """Return the colour table of a file's first band, (256, 3) uint8; None where it has none."""
+    if file.colorinterp[0] != ColorInterp.palette or file.dtypes[0] != "uint8":
+        return None
+    table = np.zeros((256, 3), np.uint8)
+    for value, colour in file.colormap(1).items():
+        table[value] = colour[:3]
+    return table
+
+
 def _short(error: Exception) -> str:
     return " ".join(str(error).split())[:200]
-
-
-# ---------------------------------------------------------------- command lines
-
-
-def add_raster_rules(parser: Parser) -> None:
-    """What tells how rasters become 8-bit RGB."""
-    parser.add_argument("--bands", nargs=3, type=int, metavar="N", help="bands for red, green and blue, from 1")
-    parser.add_argument(
-        "--stretch",
-        type=float,
-        default=2.0,
-        metavar="PERCENT",
-        help="of more than 8 bits: this percentile is black, 100 - it white (default 2)",
-    )
-
-
-def raster_rules(arguments: argparse.Namespace) -> RasterRules:
-    """The rules that the arguments name. Raises InputError."""
-    if arguments.bands and min(arguments.bands) < 1:
-        raise InputError("--bands counts from 1")
-    if not 0 <= arguments.stretch < 50:
-        raise InputError(f"--stretch {arguments.stretch:g}: a percentile from 0, below 50")
-    return RasterRules(tuple(arguments.bands) if arguments.bands else None, arguments.stretch)
-
-
-def check_scales(scales: Sequence[int]) -> None:
-    """Raise InputError for windows that are no windows."""
-    if min(scales) < 16:
-        raise InputError(f"--scales {min(scales)}: windows of 16 pixels or more")

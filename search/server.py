@@ -1,4 +1,4 @@
-"""What serves the page: its policy, its looks, and bounds on what may be sent to it."""
+"""Serve the page: its policy, its style, and bounds on what may be sent to it."""
 
 from __future__ import annotations
 
@@ -10,45 +10,31 @@ from starlette.responses import PlainTextResponse
 
 from utils import InputError
 
+BESIDES = 2**20  # bytes of a request beside the picture that it may hold
 STYLE = """
 #gallery .grid-wrap { max-height: none }
 #gallery .caption-label { white-space: normal; overflow-wrap: anywhere; max-width: 100%; text-align: left }
 """
 POLICY = (
-    "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
-    "img-src 'self' data: blob:; font-src 'self' data:; frame-ancestors 'self'"
+    b"default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
+    b"img-src 'self' data: blob:; font-src 'self' data:; frame-ancestors 'self'"
 )  # the browser asks no other machine for anything
-BESIDES = 2**20  # bytes of a request beside the picture that it may hold
+HEADERS = [(b"content-security-policy", POLICY), (b"x-content-type-options", b"nosniff")]
 
 
-class OwnContentOnly:
-    """Tells the browser, with every answer, to fetch nothing from elsewhere."""
-
-    def __init__(self, app: Callable) -> None:
-        self.app = app
-
-    async def __call__(self, scope: dict, receive: Callable, send: Callable) -> None:
-        async def with_policy(message: dict) -> None:
-            if message["type"] == "http.response.start":
-                headers = [(b"content-security-policy", POLICY.encode()), (b"x-content-type-options", b"nosniff")]
-                message = {**message, "headers": [*message.get("headers", []), *headers]}
-            await send(message)
-
-        await self.app(scope, receive, with_policy)
-
-
-class BoundedRequests:
-    """Answers 413 to a request whose body says that it is longer than `limit` bytes, and cuts off one that does not."""
+class Guard:
+    """Answer 413 to a request longer than `limit` bytes, cut one off that hides its length; add our headers to all."""
 
     def __init__(self, app: Callable, limit: int) -> None:
         self.app, self.limit = app, limit
 
     async def __call__(self, scope: dict, receive: Callable, send: Callable) -> None:
-        told = dict(scope.get("headers", ())).get(b"content-length", b"0")
-        if int(told) > self.limit:
-            await PlainTextResponse("the request is too long", status_code=413)(scope, receive, send)
-            return
         received = 0
+
+        async def with_headers(message: dict) -> None:
+            if message["type"] == "http.response.start":
+                message = {**message, "headers": [*message.get("headers", []), *HEADERS]}
+            await send(message)
 
         async def bounded() -> dict:
             nonlocal received
@@ -56,29 +42,28 @@ class BoundedRequests:
             received += len(message.get("body", b""))
             return message if received <= self.limit else {"type": "http.disconnect"}
 
-        await self.app(scope, bounded, send)
+        length = dict(scope.get("headers", ())).get(b"content-length", b"0")
+        too_long = int(length) > self.limit
+        app = PlainTextResponse("the request is too long", status_code=413) if too_long else self.app
+        await app(scope, bounded, with_headers)
 
 
 def serve(page: gr.Blocks, host: str, port: int, upload_mb: int) -> str:
-    """Start serving in the background -> the address. Raises InputError for a port that is taken."""
-    font = ["system-ui", "sans-serif"]
-    bounds = Middleware(BoundedRequests, limit=upload_mb * 2**20 + BESIDES)
+    """Start serving in the background and return the address. Raises InputError for a port that is taken."""
     try:
         _, address, _ = page.launch(
             server_name=host,
             server_port=port,
             share=False,
             quiet=True,
-            inbrowser=False,
             prevent_thread_lock=True,
             enable_monitoring=False,
             ssr_mode=False,
             footer_links=[],
-            allowed_paths=[],
             max_file_size=f"{upload_mb}mb",
             css=STYLE,
-            theme=gr.themes.Default(font=font, font_mono=["monospace"]),
-            app_kwargs={"middleware": [Middleware(OwnContentOnly), bounds]},
+            theme=gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"]),
+            app_kwargs={"middleware": [Middleware(Guard, limit=upload_mb * 2**20 + BESIDES)]},
         )
     except OSError as error:
         raise InputError(f"--host {host} --port {port}: {error}") from None

@@ -1,8 +1,8 @@
-"""The index: vectors and records in Milvus, embedded in a folder NAME.db (Milvus Lite) or on a server (http://...).
+"""Keep vectors and records in Milvus: in a folder NAME.db (Milvus Lite) or on a server (http://HOST:PORT).
 
 Two collections: `galr`, a row for each picture or window of a scene, ranked exactly (index type FLAT) by the cosine;
-and `galr_mark`, the index's mark: which model made its vectors, and how. Rows are named by a digest of path and window,
-so that writing one again replaces it.
+and `galr_mark`, the index's mark: the model that made its vectors, and the options. A row's key is a digest of path and
+window, so a row that is written again replaces the old one. `MILVUS_TOKEN` is the token of a server that asks for one.
 """
 
 from __future__ import annotations
@@ -21,9 +21,8 @@ from typing import Any, NamedTuple
 import filelock
 import numpy as np
 from pymilvus import DataType, MilvusClient
-from pymilvus.exceptions import MilvusException
 
-from utils import InputError, RunError
+from utils import InputError, RunError, check_writable
 
 for chatty in ("pymilvus", "milvus_lite", "grpc"):  # they log errors that reach us as exceptions
     logging.getLogger(chatty).setLevel(logging.CRITICAL + 1)
@@ -32,14 +31,14 @@ ROWS, MARK = "galr", "galr_mark"
 NOWHERE = 1000.0  # degrees: the place of what has none; Milvus Lite knows no missing numbers
 PATH_BYTES = 4096
 CHUNK = 40_000  # bytes of the mark in a row: a text field holds 65,535
-MOST = 16_384  # answers that Milvus gives at once
+MOST = 16_384  # rows that Milvus gives at once
 
 
 class Record(NamedTuple):
-    """What an index knows of a row. path: within the folder of images, with /. size, mtime_ns: of the file.
+    """Describe a row. path: within the folder of images, with /. size, mtime_ns: of the file.
 
     top, bottom, left, right: its window in pixels. windows: how many the file has; 1 for a picture. west to north: its
-    bounds in degrees, NOWHERE where the file does not say.
+    bounds in degrees, NOWHERE where the file does not say; east is beyond 180 where they cross that meridian.
     """
 
     path: str
@@ -57,13 +56,17 @@ class Record(NamedTuple):
 
     @property
     def key(self) -> str:
-        """The row's name."""
-        window = (self.top, self.bottom, self.left, self.right) if self.windows > 1 else ()
-        return hashlib.sha256(repr((self.path, window)).encode()).hexdigest()[:32]
+        """The row's primary key."""
+        return hashlib.sha256(repr((self.path, self.window if self.windows > 1 else ())).encode()).hexdigest()[:32]
+
+    @property
+    def window(self) -> tuple[int, int, int, int]:
+        """First row, end row, first column, end column."""
+        return self.top, self.bottom, self.left, self.right
 
 
 class Hit(NamedTuple):
-    """An answer: the cosine of the query and a row, its record and its vector (D,)."""
+    """A row that was found: its cosine with the query, its record and its vector (D,)."""
 
     score: float
     record: Record
@@ -72,11 +75,11 @@ class Hit(NamedTuple):
 
 @dataclass(frozen=True)
 class Mark:
-    """What made an index. Two indexes of one `maker` hold vectors of one space.
+    """Describe the model and the options that made an index.
 
     checkpoint, sha256: its path and the digest of its content. options, words, rules: as the model takes them
     (`Options.to_dict`, its vocabulary, `LocalRules.to_dict`). images: the folder that paths are relative to. scales,
-    bands, stretch: how scenes are cut and read. complete: whether every file was seen to.
+    bands, stretch: how scenes are cut and read. complete: every file was seen to.
     """
 
     checkpoint: str
@@ -91,8 +94,8 @@ class Mark:
     stretch: float
     complete: bool = False
 
-    def differs(self, other: Mark) -> str:
-        """In what two marks differ so that their vectors do not belong together; empty where they do."""
+    def differs(self, other: Mark) -> list[str]:
+        """Return the names of what differs so that the vectors of two marks do not belong together."""
         names = {
             "sha256": "checkpoint",
             "words": "vocabulary",
@@ -107,24 +110,17 @@ class Mark:
             found.append("model options")
         if self.options["dataset"]["image_size"] != other.options["dataset"]["image_size"]:
             found.append("dataset.image_size")
-        return ", ".join(found)
-
-
-def is_server(address: str) -> bool:
-    """Whether it is a server's address, not a folder's."""
-    return bool(re.match(r"(https?|tcp)://", address))
+        return found
 
 
 class Index:
-    """An open index. Every method raises RunError where Milvus cannot go on."""
+    """Read and write an open index. Every method raises RunError where Milvus cannot go on."""
 
     def __init__(self, address: str, client: MilvusClient) -> None:
         self.address, self._client = address, client
 
-    # ---------------------------------------------------------------- the mark
-
     def mark(self) -> Mark | None:
-        """What made the index; None for a new one. Raises InputError for a damaged one."""
+        """Return the mark; None for a new index. Raises InputError for a damaged one."""
         with self._milvus("read"):
             if not self._client.has_collection(MARK):
                 return None
@@ -142,126 +138,119 @@ class Index:
         """Make the collections where they are missing, and write the mark."""
         text = json.dumps(asdict(mark))
         chunks = [text[i : i + CHUNK] for i in range(0, len(text), CHUNK)]
+        none = [0.0, 1.0]  # Milvus wants a vector in every row
+        rows = [{"key": f"{i:04d}", "vector": none, "text": chunk} for i, chunk in enumerate(chunks)]
         with self._milvus("write"):
-            self._make(ROWS, mark.dim, [("path", PATH_BYTES)], list(Record._fields[1:]))
-            self._make(MARK, 2, [("text", 65_535)], [])
-            none = [0.0, 1.0]  # Milvus wants a vector in every row
-            self._client.upsert(
-                MARK, [{"key": f"{i:04d}", "vector": none, "text": chunk} for i, chunk in enumerate(chunks)]
-            )
+            self._make(ROWS, mark.dim, {"path": PATH_BYTES}, Record._fields[1:])
+            self._make(MARK, len(none), {"text": 65_535}, ())
+            self._client.upsert(MARK, rows)
             self._client.flush(MARK)
 
     def complete(self, mark: Mark) -> None:
-        """Note that every file was seen to, and put everything on disk."""
+        """Note that every file was seen to, and flush everything to disk."""
         with self._milvus("write"):
             self._client.flush(ROWS)
         self.write_mark(replace(mark, complete=True))
 
-    def _make(self, name: str, dim: int, texts: list[tuple[str, int]], numbers: list[str]) -> None:
+    def _make(self, name: str, dim: int, texts: dict[str, int], numbers: Sequence[str]) -> None:
         if self._client.has_collection(name):
             return
         schema = MilvusClient.create_schema(auto_id=False, enable_dynamic_field=False)
         schema.add_field("key", DataType.VARCHAR, is_primary=True, max_length=32)
         schema.add_field("vector", DataType.FLOAT_VECTOR, dim=dim)
-        for field, length in texts:
+        for field, length in texts.items():
             schema.add_field(field, DataType.VARCHAR, max_length=length)
         for field in numbers:
-            of_place = field in ("west", "south", "east", "north")
-            schema.add_field(field, DataType.DOUBLE if of_place else DataType.INT64)
+            in_degrees = field in ("west", "south", "east", "north")
+            schema.add_field(field, DataType.DOUBLE if in_degrees else DataType.INT64)
         index = MilvusClient.prepare_index_params()
         index.add_index("vector", index_type="FLAT", metric_type="COSINE")
         self._client.create_collection(name, schema=schema, index_params=index, consistency_level="Strong")
 
-    # ---------------------------------------------------------------- rows
-
-    def records(self) -> Iterator[Record]:
-        """The records of all rows."""
-        for row in self._rows(list(Record._fields)):
-            yield _record(row)
-
-    def vectors(self) -> Iterator[tuple[Record, np.ndarray]]:
-        """The record and the vector (D,) float32 of every row."""
-        for row in self._rows([*Record._fields, "vector"]):
-            yield _record(row), np.asarray(row["vector"], np.float32)
-
-    def _rows(self, fields: list[str]) -> Iterator[dict]:
+    def rows(self, vectors: bool = False, where: str = "") -> Iterator[tuple[Record, np.ndarray | None]]:
+        """Yield the record and, with `vectors`, the vector (D,) float32 of every row that meets a filter of Milvus."""
+        fields = [*Record._fields, "vector"] if vectors else list(Record._fields)
         with self._milvus("read"):
             self._client.load_collection(ROWS)
-            rows = self._client.query_iterator(ROWS, batch_size=8192, output_fields=fields)
+            rows = self._client.query_iterator(ROWS, batch_size=8192, filter=where, output_fields=fields)
         while True:
             with self._milvus("read"):
                 batch = rows.next()
             if not batch:
                 return
-            yield from batch
+            for row in batch:
+                yield _record(row), np.asarray(row["vector"], np.float32) if vectors else None
+
+    def records(self) -> Iterator[Record]:
+        """Yield the record of every row."""
+        return (record for record, _ in self.rows())
+
+    def find(self, path: str) -> list[tuple[Record, np.ndarray]]:
+        """Return the rows of a path, in the order of their windows; none for a path that is not in the index."""
+        return sorted(self.rows(vectors=True, where=f"path == {_quoted(path)}"), key=lambda row: row[0])
 
     def put(self, records: Sequence[Record], vectors: np.ndarray) -> None:
-        """Write rows (n, D), in place of those of the same name."""
-        rows = [
-            {"key": record.key, "vector": vector, **record._asdict()}
-            for record, vector in zip(records, vectors, strict=True)
-        ]
+        """Write rows (n, D), in place of those of the same key."""
+        pairs = zip(records, vectors, strict=True)
+        rows = [{"key": record.key, "vector": vector, **record._asdict()} for record, vector in pairs]
         with self._milvus("write"):
             self._client.upsert(ROWS, rows)
 
     def drop(self, keys: Sequence[str]) -> None:
-        """Take rows out."""
+        """Delete rows by key."""
         with self._milvus("write"):
             for i in range(0, len(keys), MOST):
                 self._client.delete(ROWS, ids=list(keys[i : i + MOST]))
 
     def search(self, vector: np.ndarray, top: int, folder: str = "", bbox: Sequence[float] | None = None) -> list[Hit]:
-        """The `top` rows of the largest cosine with a vector (D,), best first; equal ones by path and window.
+        """Return the `top` rows of the largest cosine with a vector (D,), best first; equal ones by path and window.
 
-        folder: only paths in it. bbox: only what meets these bounds (west, south, east, north; degrees).
+        folder: only paths in it. bbox: only what meets these bounds (west, south, east, north in degrees; west > east
+        where they cross the meridian of 180 degrees).
         """
         conditions = []
         if name := folder.strip("/"):
             conditions += [f"path >= {_quoted(name + '/')}", f"path < {_quoted(name + '0')}"]  # 0 comes after /
         if bbox:
             west, south, east, north = map(float, bbox)
-            conditions += [f"west <= {east}", f"east >= {west}", f"south <= {north}", f"north >= {south}"]
-            conditions += [f"west < {NOWHERE}"]
+            east += 360 * (west > east)
+            turns = (f"(west <= {east + turn} and east >= {west + turn})" for turn in (-360, 0, 360))
+            conditions += [f"({' or '.join(turns)})", f"south <= {north}", f"north >= {south}", f"west < {NOWHERE}"]
+        fields = [*Record._fields, "vector"]
         with self._milvus("read"):
             self._client.load_collection(ROWS)
             found = self._client.search(
-                ROWS,
-                [vector],
-                limit=min(top, MOST),
-                filter=" and ".join(conditions),
-                output_fields=[*Record._fields, "vector"],
+                ROWS, [vector], limit=min(top, MOST), filter=" and ".join(conditions), output_fields=fields
             )[0]
         hits = [Hit(hit["distance"], _record(hit["entity"]), np.asarray(hit["entity"]["vector"])) for hit in found]
         return sorted(hits, key=lambda hit: (-hit.score, hit.record))
 
-    def find(self, path: str) -> list[tuple[Record, np.ndarray]]:
-        """The rows of a path of the index: their records and vectors; none for any other path."""
-        with self._milvus("read"):
-            self._client.load_collection(ROWS)
-            rows = self._client.query(
-                ROWS, filter=f"path == {_quoted(path)}", output_fields=[*Record._fields, "vector"], limit=MOST
-            )
-        return sorted((_record(row), np.asarray(row["vector"], np.float32)) for row in rows)
-
     def count(self) -> int:
-        """How many rows there are."""
+        """Return the number of rows."""
         with self._milvus("read"):
             self._client.load_collection(ROWS)
             return self._client.query(ROWS, output_fields=["count(*)"])[0]["count(*)"]
 
     @contextlib.contextmanager
     def _milvus(self, what: str) -> Iterator[None]:
-        """Turns an error of Milvus into one line."""
+        """Raise RunError of one line for an error of Milvus; `what`: read or write."""
         try:
             yield
+        except (InputError, RunError, MemoryError):
+            raise
         except Exception as error:  # Milvus Lite lets errors of many kinds through
-            if isinstance(error, (InputError, RunError, MemoryError)):
-                raise
-            raise RunError(_explain(self.address, what, error)) from None
+            reason = _reason(error)
+            if any(sign in reason for sign in ("No space left", "File too large", "Disk quota")):
+                message = f"no room on the disk ({reason}); make room and run the same command again"
+            elif what == "read":
+                message = f"cannot be read ({reason}); it may be damaged: remove it and make it anew"
+            else:
+                message = f"cannot be written ({reason}); run the same command again"
+            raise RunError(f"index {self.address}: {message}") from None
 
 
 def _quoted(text: str) -> str:
-    """A text as Milvus reads it in a filter."""
+    """Return a text as Milvus reads it in a filter."""
     for character, escape in (("\\", "\\\\"), ('"', '\\"'), ("\n", "\\n"), ("\r", "\\r"), ("\t", "\\t")):
         text = text.replace(character, escape)
     return f'"{text}"'
@@ -271,12 +260,8 @@ def _record(row: Any) -> Record:
     return Record(*(row[field] for field in Record._fields))
 
 
-def _explain(address: str, what: str, error: Exception) -> str:
-    reason = " ".join(str(getattr(error, "message", error)).split())[:200]
-    if any(sign in reason for sign in ("No space left", "File too large", "Disk quota")):
-        return f"index {address}: no room on the disk ({reason}); make room and run the same command again"
-    advice = "it may be damaged: remove it and make it anew" if what == "read" else "run the same command again"
-    return f"index {address} cannot be {'read' if what == 'read' else 'written'} ({reason}); {advice}"
+def _reason(error: Exception) -> str:
+    return " ".join(str(getattr(error, "message", error)).split())[:200]
 
 
 # ---------------------------------------------------------------- opening
@@ -288,23 +273,33 @@ def open_index(address: str, create: bool = False) -> Iterator[Index]:
 
     Raises InputError for one that is missing (unless `create`), damaged, in use, or in a folder that is not writable.
     """
-    if not is_server(address):
+    is_server = bool(re.match(r"(https?|tcp)://", address))
+    if not is_server:
         _check_folder(Path(address), create)
     try:
-        client = MilvusClient(address)
-    except Exception as error:  # as above
-        raise InputError(_cannot_open(address, error)) from None
+        client = MilvusClient(address, token=os.environ.get("MILVUS_TOKEN", ""))
+    except Exception as error:  # as in Index
+        if is_server:
+            raise InputError(
+                f"no Milvus server answers at {address} ({_reason(error)}); if it asks for a token, set MILVUS_TOKEN"
+            ) from None
+        raise InputError(f"index {address} cannot be opened; it is damaged: remove it and make it anew") from None
     try:
         index = Index(address, client)
-        if not create and index.mark() is None:
-            raise InputError(f"index {address} holds nothing; make it with python -m search.index")
+        if not create:
+            read_mark(index)
         yield index
     finally:
-        _close(address, client)
+        with contextlib.suppress(Exception):
+            client.close()
+        if not is_server:
+            from milvus_lite.server_manager import server_manager_instance
+
+            server_manager_instance.release_server(address)  # and with it the lock
 
 
 def read_mark(index: Index) -> Mark:
-    """The mark of an index that is not new."""
+    """Return the mark of an index. Raises InputError for a new one."""
     mark = index.mark()
     if mark is None:
         raise InputError(f"index {index.address} holds nothing; make it with python -m search.index")
@@ -320,9 +315,7 @@ def _check_folder(path: Path, create: bool) -> None:
         raise InputError(f"index {path} is a file, not the folder of an index")
     if path.exists() and any(path.iterdir()) and not (path / "LOCK").exists():
         raise InputError(f"index {path} is a folder that holds other things; choose another name")
-    there = next(parent for parent in (path.absolute(), *path.absolute().parents) if parent.exists())
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise InputError(f"index {path}: you may not write to {there}, and Milvus Lite locks an index that it reads")
+    check_writable(path, "index (Milvus Lite locks one that it only reads, too)")
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.exists():
         try:
@@ -333,19 +326,3 @@ def _check_folder(path: Path, create: bool) -> None:
                 f"index {path} is in use by another program; wait for it, or serve it to many: milvus-lite server "
                 f"--data-dir {path} --port 19530, and give http://127.0.0.1:19530 as the index"
             ) from None
-
-
-def _cannot_open(address: str, error: Exception) -> str:
-    if is_server(address):
-        reason = " ".join(str(getattr(error, "message", error)).split())[:200]
-        return f"no Milvus server answers at {address} ({reason})"
-    return f"index {address} cannot be opened; it is damaged: remove it and make it anew"
-
-
-def _close(address: str, client: MilvusClient) -> None:
-    with contextlib.suppress(MilvusException):
-        client.close()
-    if not is_server(address):
-        from milvus_lite.server_manager import server_manager_instance
-
-        server_manager_instance.release_server(address)  # and with it the lock

@@ -17,10 +17,14 @@ MEDIAN = 251  # side of the median filter that smooths the map, in pixels
 
 
 def selo_windows(height: int, width: int, scales: Sequence[int] = SCALES) -> np.ndarray:
-    """The windows of an image in pixels: first row, end row, first column, end column; (n, 4) int64, sorted.
+    """Return the windows of an image: first row, end row, first column, end column in pixels; (n, 4) int64, sorted.
 
     For each scale s two grids of stride s, from 0 and from s / 2 in both axes. A window that would end at or beyond
     the border is moved inward to end at it, and is cut where the image is smaller than it. Equal ones count once.
+
+    >>> selo_windows(4, 6, [4]).tolist()
+    [[0, 4, 0, 4], [0, 4, 2, 6]]
+
     Raises ValueError for sizes below 1.
     """
     if min(height, width, *scales) < 1:
@@ -34,13 +38,13 @@ def selo_windows(height: int, width: int, scales: Sequence[int] = SCALES) -> np.
 
 
 def _intervals(side: int, scale: int, first: int) -> list[tuple[int, int]]:
-    """Start and end of the windows along one axis, from `first` on."""
+    """Return start and end of the windows along one axis, from `first` on."""
     starts = [min(start, max(0, side - scale)) for start in range(first, side, scale)]
     return [(start, min(start + scale, side)) for start in starts or [0]]
 
 
 def selo_map(height: int, width: int, windows: np.ndarray, similarities: np.ndarray) -> np.ndarray:
-    """The map (height, width) uint8 of windows (n, 4) with the similarities (n,) of each to a sentence.
+    """Return the map (height, width) uint8 of windows (n, 4) with the similarities (n,) of each to a sentence.
 
     A pixel's value is the mean similarity of the windows that cover it; minus the minimum, by the maximum, times 255,
     truncated; then the median filter. Where all are equal the map is 0.
@@ -50,7 +54,7 @@ def selo_map(height: int, width: int, windows: np.ndarray, similarities: np.ndar
 
 
 def unsmoothed_map(height: int, width: int, windows: np.ndarray, similarities: np.ndarray) -> np.ndarray:
-    """The map before the median filter (height, width) uint8."""
+    """Return the map before the median filter (height, width) uint8."""
     rows, columns = np.unique([0, height, *windows[:, :2].flat]), np.unique([0, width, *windows[:, 2:].flat])
     covered = _cell_sums(rows, columns, windows, np.ones(len(windows)))
     if covered.min() < 0.5:
@@ -64,7 +68,7 @@ def unsmoothed_map(height: int, width: int, windows: np.ndarray, similarities: n
 
 
 def _cell_sums(rows: np.ndarray, columns: np.ndarray, windows: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """The sum of the weights (n,) of the windows over each cell between neighbouring edges: (rows - 1, columns - 1)."""
+    """Sum the weights (n,) of the windows over each cell between neighbouring edges: (rows - 1, columns - 1)."""
     corners = np.zeros((len(rows), len(columns)))
     top, bottom = (np.searchsorted(rows, windows[:, i]) for i in (0, 1))
     left, right = (np.searchsorted(columns, windows[:, i]) for i in (2, 3))

@@ -62,7 +62,7 @@ def rows(index: str) -> dict[str, np.ndarray]:
     found: dict[str, np.ndarray] = {}
     with open_index(index) as opened:
         assert opened.count() == sum(1 for _ in opened.records())
-        for record, vector in opened.vectors():
+        for record, vector in opened.rows(vectors=True):
             assert record.path not in found
             found[record.path] = vector
     return found

@@ -18,6 +18,7 @@ pytest.importorskip("rasterio", reason="pip install -r requirements-search.txt")
 
 import pyarrow.parquet
 import rasterio
+from PIL import Image
 from rasterio.transform import from_origin
 
 import vocab
@@ -25,15 +26,15 @@ from data import load_data, read_split
 from engine import embed_images, load_model
 from layers import build_model
 from option import load_options
-from search.answers import Answer, fold_duplicates, to_csv, to_geojson
-from search.encoder import load_encoder
-from search.local import LocalRules, read_rules
-from search.regions import crop_regions
+from search.encoder import LocalRules, load_encoder, read_rules, sample
+from search.pictures import crop_regions
+from search.query import Answer, hide_duplicates, to_csv, to_geojson
+from search.rasters import open_scene
 from search.store import Hit, Index, Record, open_index, read_mark
 from search.windows import selo_windows
 from tests.conftest import ROOT, Outcome
 from util.checkpoints import read_checkpoint
-from util.images import open_image
+from util.images import decode, open_image
 from util.regions.local_features import load_local
 from utils import InputError
 from vocab import encode_captions
@@ -237,7 +238,7 @@ def test_local_features_of_a_new_image_are_made_by_the_training_files_rules(
     assert run(build + "--out proposed.h5 --similarity box --distance-scale 0.3").status == 0
     rules = read_rules("proposed.h5")
     again = json.loads(json.dumps(rules.to_dict()))
-    assert again == rules.to_dict() and LocalRules.from_dict(again).digest() == rules.digest()
+    assert again == rules.to_dict() and LocalRules.from_dict(again).to_dict() == again
     rep, adj = load_local("proposed.h5", ["demo_0003.png", "demo_0004.png"])
     for i, name in enumerate(("demo_0003", "demo_0004")):
         made = rules.features(open_image(f"data/images/{name}.png"))
@@ -265,14 +266,14 @@ def test_a_detectors_model_asks_for_regions(run: Callable[[str], Outcome], work:
         ("--image /no/file.png", "is not there"),
         ("--image vocab.json", "cannot be decoded"),
         ("--text plane --top 0", "--top 0"),
-        ("--text plane --bbox 5 0 4 1", "bounds"),
+        ("--text plane --bbox 5 2 6 1", "bounds"),
         ("--text plane --fold 2", "--fold 2"),
     ],
 )
 def test_a_query_that_cannot_be_answered_is_one_line(
     index: Callable[..., Outcome], run: Callable[[str], Outcome], arguments: str, says: str
 ) -> None:
-    if "xyzzy" in arguments:
+    if "xyzzy" in arguments or "--image" in arguments:
         assert index().status == 0
     refused = run(f"-m search.query --index i.db {arguments} --device cpu")
     assert refused.status == 2 and says in refused.message and len(refused.message) < 400
@@ -342,18 +343,81 @@ def test_hostile_files_are_counted_and_stop_nothing(index: Callable[..., Outcome
     assert rows().keys() == {"good.png"}
 
 
-def test_folding_puts_near_duplicates_under_the_best_of_them() -> None:
+def test_of_a_scene_that_is_damaged_in_part_no_window_is_kept(index: Callable[..., Outcome], work: Path) -> None:
+    path = work / "mine/scene.tif"
+    write_scene(path, bands=3, dtype="uint8")
+    shutil.copy(work / "data/images/demo_0000.png", work / "mine/good.png")
+    path.write_bytes(path.read_bytes()[: path.stat().st_size * 2 // 3])
+    ended = index("--scales 64", "mine", "none")
+    assert ended.status == 0 and "1 files were not read" in ended.err and "scene.tif" in ended.err
+    assert rows().keys() == {"good.png"}
+    assert "scene.tif" in Path("i.log").read_text()
+
+
+def test_a_picture_becomes_the_pixels_that_training_makes_of_it(work: Path) -> None:
+    rng = np.random.default_rng(0)
+    Image.fromarray(rng.integers(0, 255, (90, 130, 3)).astype(np.uint8)).save("a.png")
+    with open_scene("a.png") as scene:
+        made = sample(scene.read((0, 90, 0, 130)), 64, read_rules("zeros"))
+    np.testing.assert_array_equal(made.pixels, decode("a.png", 64))
+
+
+def test_a_folder_that_was_moved_is_named_and_nothing_is_encoded_again(
+    index: Callable[..., Outcome], run: Callable[[str], Outcome], work: Path
+) -> None:
+    assert index().status == 0
+    (work / "data/images").rename(work / "elsewhere")
+    assert "--moved" in index("--add", "elsewhere").message
+    ended = index("--add --moved", "elsewhere")
+    assert ended.status == 0 and "0 files new or changed, 0 gone" in ended.out
+    with open_index("i.db") as opened:
+        assert read_mark(opened).images == str(work / "elsewhere")
+
+
+def test_what_is_left_out_is_counted_and_named(index: Callable[..., Outcome], work: Path) -> None:
+    folder = work / "mine"
+    folder.mkdir()
+    shutil.copy(work / "data/images/demo_0000.png", folder / "good.png")
+    for name in ("a.heic", "b.heic", "notes.txt"):
+        (folder / name).write_bytes(b"x")
+    (folder / "linked").symlink_to(work / "data/images")
+    ended = index("", "mine", "none")
+    assert "2 .heic, 1 .txt" in ended.out
+    assert "1 files were not read" in ended.err and "linked" in ended.err
+    assert rows().keys() == {"good.png"}
+    assert "give its folder" in index("--add", "mine/good.png", "none").message
+
+
+def test_control_characters_of_a_name_are_escaped(
+    index: Callable[..., Outcome], run: Callable[[str], Outcome], work: Path
+) -> None:
+    folder = work / "mine"
+    folder.mkdir()
+    names = ["new\nline.png", "\x1b[31mRED.png", "\x9b31m.png", "right\u202eleft.png"]
+    for name in names:
+        shutil.copy(work / "data/images/demo_0000.png", folder / name)
+    (folder / "\x1b[2Jbad.png").write_bytes(b"x")
+    made = index("", "mine", "none")
+    query = f"-m search.query --index i.db --text '{SENTENCE}' --device cpu"
+    shown, as_json = run(query), run(f"{query} --json")
+    for text in (made.out, made.err, shown.out, as_json.out):
+        assert not set(text) & {"\x1b", "\x9b", "\u202e"}
+    assert len(shown.out.splitlines()) == 4 and "new\\nline.png" in shown.out and "\\x1b[2Jbad.png" in made.err
+    assert {one["path"] for one in json.loads(as_json.out)} == set(names)
+
+
+def test_hiding_puts_near_duplicates_under_the_best_of_them() -> None:
     def hit(score: float, angle: float, name: str) -> Hit:
         return Hit(score, Record(name, 1, 1, 0, 1, 0, 1, 1), np.array([np.cos(angle), np.sin(angle)]))
 
     hits = [hit(0.9, 0, "a"), hit(0.8, 1, "b"), hit(0.7, 0.01, "a2"), hit(0.6, 1.01, "b2"), hit(0.5, 2, "c")]
-    answers = fold_duplicates(hits, 0.99)
-    assert [(one.rank, one.record.path, [r.path for r in one.folded]) for one in answers] == [
+    answers = hide_duplicates(hits, 0.99)
+    assert [(one.rank, one.record.path, [r.path for r in one.duplicates]) for one in answers] == [
         (1, "a", ["a2"]),
         (2, "b", ["b2"]),
         (3, "c", []),
     ]
-    assert [one.record.path for one in fold_duplicates(hits, None)] == ["a", "b", "a2", "b2", "c"]
+    assert [one.record.path for one in hide_duplicates(hits, None)] == ["a", "b", "a2", "b2", "c"]
 
 
 def test_answers_as_csv_and_geojson() -> None:
@@ -399,5 +463,5 @@ def test_clip_indexes_and_answers_with_its_own_tokenizer(run: Callable[[str], Ou
         ids, lengths = encode_captions([SENTENCE], options, ())
         sentence = torch.nn.functional.normalize(model.encode_text(ids, lengths))[0].numpy()
     with open_index("clip.db") as opened:
-        scores = sorted((float(vector @ sentence) for _, vector in opened.vectors()), reverse=True)
+        scores = sorted((float(vector @ sentence) for _, vector in opened.rows(vectors=True)), reverse=True)
     assert [one["score"] for one in answers] == pytest.approx(scores[:3], abs=1e-5)

@@ -21,11 +21,9 @@ from rasterio.transform import from_origin
 
 from layers.drea import Regions
 from option import load_options
-from search.encoder import load_encoder
+from search.encoder import LocalRules, load_encoder, read_rules, sample
 from search.evaluate import find_scene, read_annotations
-from search.local import LocalRules, read_rules
 from search.localise import encode_scene, overlay, regions_above
-from search.pictures import sample
 from search.rasters import RasterRules
 from search.windows import selo_map
 from tests.conftest import Outcome
@@ -138,10 +136,10 @@ def test_evaluation_scores_each_query_beside_a_flat_map(
     [
         ([], "no query"),
         ({}, "list"),
-        ([{"caption": "a", "jpg_name": "a.jpg", "points": [[[1, 2], [3, 4]]]}], "query 1, points.0"),
-        ([{"caption": "", "jpg_name": "a.jpg", "points": [[[1, 2], [3, 4], [5, 6]]]}], "query 1, caption"),
-        ([{"caption": "a", "points": [[[1, 2], [3, 4], [5, 6]]]}], "query 1, jpg_name"),
-        ([{"caption": "a", "jpg_name": "a.jpg", "points": [[[1, 2], [3, 4], [5, "x"]]]}], "query 1, points.0.2.1"),
+        ([{"caption": "a", "jpg_name": "a.jpg", "points": [[[1, 2], [3, 4]]]}], "entry 1 points 1"),
+        ([{"caption": "", "jpg_name": "a.jpg", "points": [[[1, 2], [3, 4], [5, 6]]]}], "entry 1 caption"),
+        ([{"caption": "a", "points": [[[1, 2], [3, 4], [5, 6]]]}], "entry 1 jpg_name"),
+        ([{"caption": "a", "jpg_name": "a.jpg", "points": [[[1, 2], [3, 4], [5, "x"]]]}], "entry 1 points 1 3 2"),
     ],
 )
 def test_annotations_that_do_not_fit_are_named(tmp_path: Path, tree: object, says: str) -> None:

@@ -73,6 +73,22 @@ def test_only_what_meets_the_bounds_is_found_on_each_side(index: Index) -> None:
     assert [hit.record[8:] for hit in index.search(QUERY, 1, bbox=(11.5, 51.5, 11.6, 51.6))] == [(11, 51, 12, 52)]
 
 
+def test_bounds_that_meet_the_meridian_of_180_degrees(index: Index) -> None:
+    places = {
+        "across": (179.5, -17, 180.5, -16),
+        "west of it": (178, -17, 179, -16),
+        "east of it": (-179, -17, -178, -16),
+    }
+    index.put([picture(name, place) for name, place in places.items()], unit(0, 1, 2))
+
+    def found(west: float, east: float) -> set[str]:
+        return {hit.record.path for hit in index.search(QUERY, 9, bbox=(west, -18, east, -15))}
+
+    assert found(179.2, 180) == {"across"} and found(-180, -179.2) == {"across"}
+    assert found(178.5, -178.5) == set(places) and found(179.2, -179.2) == {"across"}
+    assert found(-178.5, 178.5) == {"west of it", "east of it"} and found(0, 10) == set()
+
+
 def test_a_folder_holds_what_lies_in_it_and_not_what_begins_alike(index: Index) -> None:
     names = ["far/a.png", "far/deep/b.png", "far.png", "farther/c.png", "near/far/d.png", "FAR/e.png", 'q"\\/f.png']
     index.put([picture(name) for name in names], unit(*range(len(names))))
@@ -106,7 +122,7 @@ def test_hiding_duplicates_still_gives_as_many_answers_as_were_asked_for(index: 
     answers = ask(index, QUERY, 4, fold=0.99)
     assert [answer.record.path for answer in answers] == ["alike 0.png", "other 0.png", "other 1.png", "other 2.png"]
     assert [answer.rank for answer in answers] == [1, 2, 3, 4]
-    assert len(answers[0].folded) == 19
+    assert len(answers[0].duplicates) == 19
 
 
 @pytest.mark.parametrize(

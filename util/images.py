@@ -27,7 +27,7 @@ logger = logging.getLogger("galr")
 Truncated = Literal["error", "allow"]  # what becomes of files that are cut short
 ADVICE = "dataset.truncated=allow, or --truncated allow, takes what is there"
 
-LARGEST = 100_000_000  # pixels; a decompression bomb promises more
+LARGEST = 150_000_000  # pixels; a decompression bomb promises more
 warnings.filterwarnings("ignore", module=r"PIL\.")  # once for all threads: what matters is an error here
 MODES = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr"}
 
