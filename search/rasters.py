@@ -52,7 +52,7 @@ os.environ["GDAL_SKIP"] = (
 )
 LARGEST_SIDE = 1_000_000  # pixels
 LARGEST_BLOCK = 256 * 2**20  # bytes that a file may make us unpack at once
-PACKING = 20_000  # a file that promises more bytes than this for each of its own is not read
+PACKING = 200_000  # a file that promises more bytes than this for each of its own is not read; sparse ones do
 SAMPLE = 1024  # pixels: sides of the reduced scene that the percentiles are taken from
 
 Window = Sequence[int]  # first row, end row, first column, end column

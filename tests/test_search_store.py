@@ -141,5 +141,6 @@ def test_vectors_made_in_another_way_do_not_belong_to_an_index(field: str, value
     from dataclasses import replace
 
     mark = replace(MARK, options={"model": {}, "dataset": {"image_size": 64}})
-    assert says in mark.differs(replace(mark, **{field: value}))
+    [fault] = mark.differs(replace(mark, **{field: value}))
+    assert says in fault
     assert not mark.differs(replace(mark, checkpoint="elsewhere/model.pth.tar", complete=True))
