@@ -17,7 +17,7 @@ import vocab
 from engine import autocast, load_model
 from layers.drea import DreaOptions, Regions, denoise, enhanced_adjacency
 from layers.model import Model, cosine, l2norm
-from option.options import Options
+from option import Options
 from util.checkpoints import read_checkpoint
 from util.images import square
 from util.regions.local_features import ADVICE, SHAPE

@@ -16,7 +16,7 @@ import numpy as np
 from torch.utils.data import DataLoader, Dataset
 
 from layers.drea import Regions
-from option.options import Options, load_options
+from option import Options, load_options
 from search.encoder import DETECTOR, LocalRules, Sample, read_rules, sample
 from search.rasters import SUFFIXES, RasterRules, Scene, open_scene
 from search.store import NOWHERE, PATH_BYTES, Record

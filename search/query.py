@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 from pydantic import ValidationError
 
-from option.options import Options
+from option import Options
 from search.encoder import DETECTOR, Encoder, LocalRules, check_sentence, load_encoder, sample
 from search.rasters import RasterRules, open_scene
 from search.store import NOWHERE, Hit, Index, Mark, Record, open_index, read_mark
