@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import collections
 import contextlib
+import functools
 import logging
 import os
 import signal
@@ -107,11 +108,16 @@ def records_of(
         windows = selo_windows(scene.height, scene.width, scales).tolist() if is_scene else whole
         places = [scene.place(window) for window in windows]
         if scene.crs is not None and None in places:
-            logger.warning(f"note: {root / name}: PROJ cannot follow its reference system; its place is not kept")
+            _warn_of_system(str(scene.crs)[:80])
     return [
         Record(name, status.st_size, status.st_mtime_ns, *window, len(windows), *(place or [NOWHERE] * 4))
         for window, place in zip(windows, places, strict=True)
     ]
+
+
+@functools.cache
+def _warn_of_system(name: str) -> None:
+    logger.warning(f"PROJ cannot follow the reference system {name}: no place is kept (see PROJ_DATA)")
 
 
 def _leave_signals(_: int) -> None:

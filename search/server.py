@@ -66,5 +66,6 @@ def serve(page: gr.Blocks, host: str, port: int, upload_mb: int) -> str:
             app_kwargs={"middleware": [Middleware(Guard, limit=upload_mb * 2**20 + BESIDES)]},
         )
     except OSError as error:
-        raise InputError(f"--host {host} --port {port}: {error}") from None
+        reason = str(error).partition(".")[0]
+        raise InputError(f"cannot listen on {host}:{port} ({reason}); choose another --port or --host") from None
     return address

@@ -19,6 +19,7 @@ from rasterio.transform import from_origin
 from search.localise import overlay, regions_above, write_map
 from search.pictures import records_of
 from search.rasters import RasterRules, open_scene
+from search.store import NOWHERE
 from search.windows import selo_windows
 from utils import InputError
 
@@ -181,11 +182,15 @@ def test_control_points_give_a_place_and_stay_with_the_map(tmp_path: Path) -> No
         ]
 
 
-def test_outlines_in_a_system_of_a_site_are_in_pixels(tmp_path: Path) -> None:
+def test_a_system_of_a_site_gives_no_place_but_a_note_and_outlines_in_pixels(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
     site = 'LOCAL_CS["site",UNIT["metre",1],AXIS["Easting",EAST],AXIS["Northing",NORTH]]'
     path = write(tmp_path / "a.tif", levels(1), crs=site, transform=from_origin(0, 128, 0.5, 0.5))
     with open_scene(path) as scene:
         assert scene.place((0, 8, 0, 8)) is None
+    [record] = records_of(tmp_path, "a.tif", path.stat(), [256], RasterRules())
+    assert record.west == NOWHERE and "cannot follow" in capsys.readouterr().err
     write_map(tmp_path / "a.geojson", path, np.full((8, 8), 255, np.uint8), RasterRules(), 0.5)
     [feature] = json.loads((tmp_path / "a.geojson").read_text())["features"]
     assert feature["properties"]["coordinates"] == "pixels" and [8, 8] in feature["geometry"]["coordinates"][0]
