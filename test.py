@@ -22,8 +22,8 @@ from engine import Captions, embed_split, load_model, similarities
 from layers.distributed import check_alike, joined
 from layers.model import Model
 from option import Options, load_options
-from postprocessing import matrices
 from postprocessing.figures import draw_run
+from postprocessing.matrices import Gallery, Matrix
 from postprocessing.normalise import GRID, Bank, dynamic_bank, dynamic_ranks, static_bank, temperature_grid
 from postprocessing.recall import QueryRanks, chance, query_ranks
 from postprocessing.rerank import PUBLISHED, Reranker
@@ -104,10 +104,8 @@ def main() -> None:
         bank=Banked.of(parts["bank"], kind=arguments.bank) if arguments.bank else None,
     )
     for fold, one in scored.items():  # nothing is written before every fold has been scored
-        for suffix, (sims, split, paths) in one.matrices.items():
-            file = folder / f"{options.k_fold.experiment_name}_{fold}{suffix}.npy"
-            matrices.save(file, sims, split.image_of_caption)
-            matrices.save_gallery(file, matrices.Gallery(paths, split.captions))
+        for suffix, matrix in one.matrices.items():
+            matrix.save(folder / f"{options.k_fold.experiment_name}_{fold}{suffix}.npy")
     write_json(run / "results.json", results.model_dump())
     write_tables(results, run)
     write_ranks(run / "ranks.csv", {fold: one.matrices[""].sims for fold, one in scored.items()}, *test.split)
@@ -127,14 +125,6 @@ def describe(name: str, data: Data) -> str:
     return text
 
 
-class Matrix(NamedTuple):
-    """The similarities of a split, images x captions, and its names; not its pixels, which would fill the memory."""
-
-    sims: np.ndarray
-    split: Split
-    paths: list[str]
-
-
 class Scored(NamedTuple):
     """A fold's matrices by the ends of their file names, and the ranks: plain, after the rerank, with the bank."""
 
@@ -149,8 +139,8 @@ def score_fold(
     of_test, of_val, of_bank = (data and embed_split(model, data, options) for data in (test, val, bank))
     if not is_main():
         return None
-    found, owner = Matrix(similarities(model, *of_test), test.split, test.paths), test.split.image_of_caption
-    saved = {"": found, "_val": Matrix(similarities(model, *of_val), val.split, val.paths)}
+    found, of_val = (matrix_of(model, data, vectors) for data, vectors in ((test, of_test), (val, of_val)))
+    saved, owner = {"": found, "_val": of_val}, found.image_of_caption
     ranks = {"plain": query_ranks(found.sims, owner)}
     if arguments.rerank:
         ranks["rerank"] = Reranker(found.sims, owner, PUBLISHED.k).ranks(PUBLISHED)
@@ -162,6 +152,12 @@ def score_fold(
         saved |= {"_bank_dynamic": found._replace(sims=t2i), "_bank_dynamic_i2t": found._replace(sims=i2t)}
         ranks["bank"] = dynamic_ranks((i2t, t2i), owner)
     return Scored(saved, ranks)
+
+
+def matrix_of(model: Model, data: Data, vectors: Vectors) -> Matrix:
+    """Return the similarities of a split and its names."""
+    names = Gallery(data.paths, data.split.captions)
+    return Matrix(similarities(model, *vectors), data.split.image_of_caption, names)
 
 
 def bank_of(model: Model, split: Vectors, bank: Vectors) -> Bank:
@@ -182,7 +178,7 @@ def grid_of(model: Model, val: Data, bank: Data, options: Options) -> np.ndarray
     of_val, of_bank = (embed_split(model, data, options) for data in (val, bank))
     if not is_main():
         return np.empty(0)
-    sims, owner = similarities(model, *of_val), val.split.image_of_caption
+    sims, owner, _ = matrix_of(model, val, of_val)
     plain = np.full(len(GRID), query_ranks(sims, owner).metrics("random")["mr"])
     return np.vstack([plain, temperature_grid(sims, owner, bank_of(model, of_val, of_bank))])
 

@@ -11,8 +11,8 @@ from pathlib import Path
 from data import load_data, read_split, validation_split
 from engine import encode_split, load_model, untrained_model
 from option import load_options
-from postprocessing import matrices
 from postprocessing.drawing import retrieval_grid, save_figure
+from postprocessing.matrices import Matrix
 from postprocessing.recall import query_ranks
 from postprocessing.results import Results
 from postprocessing.tables import markdown
@@ -28,22 +28,17 @@ logger = logging.getLogger("galr")
 def main() -> None:
     parser = Parser(prog="test_single.py", description="Score one checkpoint on one split.")
     parser.add_options()
-    parser.add_argument(
-        "--resume",
-        required=True,
-        metavar="CKPT",
-        help="checkpoint, ours or a published one; none: the model as it starts, such as CLIP without training",
-    )
+    resume_help = "checkpoint, ours or a published one; none: the model as it starts, such as CLIP without training"
+    parser.add_argument("--resume", required=True, metavar="CKPT", help=resume_help)
     parser.add_argument("--split", choices=["test", "val"], default="test", help="val: of the checkpoint's split.json")
     parser.add_argument("--sims", metavar="OUT.npy", help="write the similarity matrix, images x captions")
     parser.add_argument("--figure", metavar="OUT.png", help="write a retrieval grid")
     parser.add_device()
     arguments = parser.parse_args()
-    for option, suffix in (("sims", ".npy"), ("figure", ".png")):
-        value = getattr(arguments, option)
-        if value and Path(value).suffix != suffix:
-            raise InputError(f"--{option} {value}: the name must end in {suffix}")
-        if value:
+    for name, suffix in (("sims", ".npy"), ("figure", ".png")):
+        if value := getattr(arguments, name):
+            if Path(value).suffix != suffix:
+                raise InputError(f"--{name} {value}: the name must end in {suffix}")
             check_writable_file(Path(value))
     options = load_options(arguments.path_opt, arguments.set)
     device = pick_device(arguments.device)
@@ -59,14 +54,14 @@ def main() -> None:
     data = load_data(split, options, words, device, training=False)
     sims = encode_split(model, data, options)
     folder = Path(arguments.resume).absolute().parent.name  # of our runs: the fold
-    fold, ranks = int(folder) if folder.isdigit() else 0, query_ranks(sims, split.image_of_caption)
-    score = fold_score(fold, ranks, split, arguments.split)
+    fold = int(folder) if folder.isdigit() else 0
+    score = fold_score(fold, query_ranks(sims, split.image_of_caption), split, arguments.split)
     logger.info(describe(arguments.split, data))
     about = {"experiment": options.k_fold.experiment_name, "dataset": options.dataset.datatype}
     logger.info(markdown(Results.of([score], **about, lists=Path(options.dataset.data_path).name)))
     if arguments.sims:
-        for path in matrices.save(Path(arguments.sims), sims, split.image_of_caption):
-            logger.info(f"written: {path}")
+        written = Matrix(sims, split.image_of_caption).save(Path(arguments.sims))
+        logger.info(f"written: {', '.join(map(str, written))}")
     if arguments.figure:
         save_figure(retrieval_grid(sims, data.paths, split.captions, split.image_of_caption), arguments.figure)
         logger.info(f"written: {arguments.figure}")

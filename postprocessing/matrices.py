@@ -24,13 +24,22 @@ class Gallery(NamedTuple):
     captions: list[str]
 
 
-def save(path: Path, sims: np.ndarray, image_of_caption: np.ndarray) -> list[Path]:
-    """Save the similarities as `path`, and each caption's image beside it as `*_images.npy` and return both files."""
-    files = [path, images_file(path)]
-    for name, array in zip(files, (sims, image_of_caption), strict=True):
-        with atomic(name) as temporary, temporary.open("wb") as file:
-            np.save(file, array)
-    return files
+class Matrix(NamedTuple):
+    """Similarities, images x captions; the row of each caption's image; and the names of both, if they are known."""
+
+    sims: np.ndarray
+    image_of_caption: np.ndarray
+    gallery: Gallery | None = None
+
+    def save(self, path: Path) -> list[Path]:
+        """Save the similarities as `path`, and the rest beside it. Return the files."""
+        arrays = {path: self.sims, images_file(path): self.image_of_caption}
+        for name, array in arrays.items():
+            with atomic(name) as temporary, temporary.open("wb") as file:
+                np.save(file, array)
+        if self.gallery:
+            write_json(gallery_file(path), self.gallery._asdict())
+        return [*arrays, *([gallery_file(path)] if self.gallery else [])]
 
 
 def load(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
@@ -78,13 +87,8 @@ def gallery_file(matrix: Path) -> Path:
     return matrix.with_name(f"{matrix.stem}_gallery.json")
 
 
-def save_gallery(matrix: Path, gallery: Gallery) -> None:
-    """Write the gallery of a matrix beside it."""
-    write_json(gallery_file(matrix), gallery._asdict())
-
-
 def load_gallery(path: Path) -> Gallery:
-    """Read a file of `save_gallery`. Raise InputError, naming the file, for anything else."""
+    """Read the gallery of a matrix. Raise InputError, naming the file, for anything else."""
     tree = read_json(path, "gallery")
     lists = [tree.get(key) for key in Gallery._fields] if isinstance(tree, dict) else [None]
     if not all(isinstance(names, list) and all(isinstance(name, str) for name in names) for names in lists):

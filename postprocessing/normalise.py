@@ -30,7 +30,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from postprocessing.matrices import gallery_file, load, load_gallery, matrix_files, save, save_gallery
+from postprocessing.matrices import Matrix, gallery_file, load, load_gallery, matrix_files
 from postprocessing.recall import QueryRanks, blocks, check_matrix, query_ranks
 from postprocessing.results import Results, score_of, summarise
 from postprocessing.results import load as load_file
@@ -195,11 +195,10 @@ def ensemble() -> None:
 
 def save_mean(files: Sequence[Path], out: Path) -> tuple[np.ndarray, np.ndarray]:
     """Save the mean of matrices with its gallery, and return it as `mean_similarities` does."""
-    sims, owner = mean_similarities(files)
-    save(out, sims, owner)
-    if gallery_file(files[0]).is_file():
-        save_gallery(out, load_gallery(gallery_file(files[0])))
-    return sims, owner
+    gallery = load_gallery(gallery_file(files[0])) if gallery_file(files[0]).is_file() else None
+    mean = mean_similarities(files)
+    Matrix(*mean, gallery).save(out)
+    return mean
 
 
 def run_table(results: Results, folder: Path) -> str:

@@ -215,6 +215,15 @@ def checkpoint(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "GaLR_best.pth.tar"
 
 
+@pytest.fixture
+def scored_run(work: Path, checkpoint: Path) -> Path:
+    """Link the checkpoint as fold 0 of the run `tiny`; the work folder is the current one."""
+    folder = work / "checkpoint/tiny/0"
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    folder.symlink_to(checkpoint.parent)
+    return work
+
+
 def listing(folder: Path) -> dict[str, bytes | None]:
     """Everything in a folder, hidden files too: path -> content, None for folders and other things."""
     return {

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from postprocessing.balance import main
-from postprocessing.matrices import save
+from postprocessing.matrices import Matrix
 from postprocessing.normalise import sinkhorn
 from postprocessing.recall import recall
 from utils import InputError
@@ -59,7 +59,7 @@ def test_the_command_gives_recall_before_and_after(tmp_path, monkeypatch, capsys
     sims[3] += 0.4
     files = [tmp_path / f"run_{fold}.npy" for fold in (0, 1)]
     for file in files:
-        save(file, sims, owner)
+        Matrix(sims, owner).save(file)
     out = tmp_path / "out.json"
     monkeypatch.setattr("sys.argv", ["balance", "--sims", str(tmp_path / "run_*.npy"), "--out", str(out)])
     main()

@@ -165,9 +165,8 @@ def save_run(folder: Path, name: str, seeds: list[int], strength: float, images:
         if twins:
             sims[:, 1] = sims[:, 3]  # captions of different images with the same words
         file = folder / "file" / f"{name}_{fold}.npy"
-        matrices.save(file, sims, owner)
-        captions = [f"caption {c}" for c in range(len(owner))]
-        matrices.save_gallery(file, matrices.Gallery([f"data/images/{i}.png" for i in range(images)], captions))
+        names = [f"data/images/{i}.png" for i in range(images)], [f"caption {c}" for c in range(len(owner))]
+        matrices.Matrix(sims, owner, matrices.Gallery(*names)).save(file)
         sizes = {"fold": fold, "split": "test", "images": images, "captions": len(owner)}
         folds.append(FoldScore(**sizes, **dict(score_of(query_ranks(sims, owner)))))
     results = Results.of(folds, experiment=name, dataset="rsitmd", lists="rsitmd_precomp")

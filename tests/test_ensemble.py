@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from postprocessing.ensemble import main
-from postprocessing.matrices import Gallery, load, load_gallery, save, save_gallery
+from postprocessing.matrices import Gallery, Matrix, load, load_gallery
 from postprocessing.normalise import mean_similarities
 from postprocessing.recall import query_ranks, recall
 from postprocessing.results import Banked, FoldScore, Results, score_of
@@ -21,8 +21,8 @@ def files(tmp_path) -> list:
         sims = np.random.default_rng(seed).normal(0, 1, (20, 100)).astype(np.float32)
         sims[owner, np.arange(100)] += 1
         saved.append(tmp_path / f"run_{seed}.npy")
-        save(saved[-1], sims, owner)
-        save_gallery(saved[-1], Gallery([f"images/{i}.png" for i in range(20)], [f"caption {j}" for j in range(100)]))
+        gallery = Gallery([f"images/{i}.png" for i in range(20)], [f"caption {j}" for j in range(100)])
+        Matrix(sims, owner, gallery).save(saved[-1])
     return saved
 
 
@@ -46,15 +46,15 @@ def test_the_command_leaves_a_matrix_that_rerank_and_balance_take(files, tmp_pat
 
 def test_matrices_of_other_images_or_captions_are_refused(files, tmp_path) -> None:
     sims, owner = load(files[1])
-    save(files[1], sims, owner[::-1].copy())
+    Matrix(sims, owner[::-1].copy()).save(files[1])
     with pytest.raises(InputError, match=r"run_1\.npy is not of the images and captions"):
         mean_similarities(files)
-    save(files[1], sims[:, :90], owner[:90])
+    Matrix(sims[:, :90], owner[:90]).save(files[1])
     with pytest.raises(InputError, match=r"run_1\.npy is not of"):
         mean_similarities(files)
-    save(files[1], sims, owner)
+    Matrix(sims, owner).save(files[1])
     gallery = load_gallery(tmp_path / "run_2_gallery.json")
-    save_gallery(files[2], gallery._replace(captions=[*gallery.captions[1:], "another"]))
+    Matrix(*load(files[2]), gallery._replace(captions=[*gallery.captions[1:], "another"])).save(files[2])
     with pytest.raises(InputError, match=r"run_2\.npy is not of"):
         mean_similarities(files)
 
@@ -68,7 +68,7 @@ def test_one_matrix_is_no_ensemble(files, tmp_path, monkeypatch) -> None:
 def test_one_table_has_the_run_its_query_bank_and_its_folds_as_one_model(files, tmp_path, monkeypatch, capsys) -> None:
     for file in files:
         sims, owner = load(file)
-        save(file.with_name(f"{file.stem}_bank.npy"), sims + 0.5 * sims.max(axis=0), owner)
+        Matrix(sims + 0.5 * sims.max(axis=0), owner).save(file.with_name(f"{file.stem}_bank.npy"))
     folds = {}
     for suffix in ("", "_bank"):
         found = [score_of(query_ranks(*load(file.with_name(f"{file.stem}{suffix}.npy")))) for file in files]

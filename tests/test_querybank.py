@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import shutil
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +12,6 @@ import pytest
 from postprocessing.matrices import load, matrix_files
 from postprocessing.normalise import Bank, dynamic_bank, static_bank
 from postprocessing.recall import recall
-from postprocessing.rerank import rerank_recall
-from postprocessing.results import Setting
 
 LISTS = ("train_filename.txt", "train_caps.txt", "test_filename.txt", "test_caps.txt")
 OWNER = np.repeat(np.arange(12), 5)
@@ -97,15 +93,6 @@ def test_a_caption_is_scored_without_any_other_query() -> None:
     assert np.allclose(dynamic_bank(sims[:, 9:10], alone)[1], dynamic_bank(sims, bank)[1][:, 9:10])
 
 
-@pytest.fixture
-def scored_run(work: Path, checkpoint: Path) -> Path:
-    """Link the checkpoint as fold 0 of the run `tiny`; the work folder is the current one."""
-    folder = work / "checkpoint/tiny/0"
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    folder.symlink_to(checkpoint.parent)
-    return work
-
-
 def longer_test_list(work: Path, name: str, images: int | None) -> tuple[int, int]:
     """Write data folder `name`: its test list goes on with the first `images` of the train list.
 
@@ -174,23 +161,6 @@ def test_test_py_scores_with_the_bank_and_saves_its_matrix(scored_run, run) -> N
     assert "+ dynamic bank" in (scored_run / "checkpoint/tiny/results.md").read_text()
     files = [file.name for file in matrix_files(["postprocessing/file/tiny_0*.npy"], "--sims")]
     assert files == ["tiny_0.npy"]  # of a glob that finds all of them
-
-
-@pytest.mark.usefixtures("short_trunk")
-def test_test_py_scores_the_published_rerank_of_its_matrix_and_writes_every_query_s_rank(scored_run, run) -> None:
-    assert run("test.py --path_opt tiny.yaml --rerank").status == 0
-    scored = json.loads((scored_run / "checkpoint/tiny/results.json").read_text())
-    sims, owner = load("postprocessing/file/tiny_0.npy")
-    for found, expected in ((scored, recall(sims, owner)), (scored["rerank"], rerank_recall(sims, owner, Setting()))):
-        (fold,) = found["folds"]
-        assert (fold["i2t"], fold["t2i"]) == (expected.i2t._asdict(), expected.t2i._asdict())
-    assert scored["rerank"]["setting"] == asdict(Setting()) and scored["bank"] is None
-    with (scored_run / "checkpoint/tiny/ranks.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    assert len(rows) == sum(sims.shape)
-    for way in ("i2t", "t2i"):
-        ranks = [int(row["rank"]) for row in rows if row["direction"] == way]
-        assert np.mean(ranks) == pytest.approx(scored["folds"][0][way]["meanr"])
 
 
 @pytest.mark.usefixtures("short_trunk")

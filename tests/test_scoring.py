@@ -1,0 +1,42 @@
+"""test.py: the folds that it scores, the rerank of its matrices, and every query's rank."""
+
+from __future__ import annotations
+
+import csv
+import json
+from dataclasses import asdict
+
+import numpy as np
+import pytest
+
+from postprocessing.matrices import load
+from postprocessing.recall import recall
+from postprocessing.rerank import rerank_recall
+from postprocessing.results import Setting
+
+
+@pytest.mark.usefixtures("short_trunk")
+def test_test_py_scores_the_published_rerank_of_its_matrix_and_writes_every_query_s_rank(scored_run, run) -> None:
+    assert run("test.py --path_opt tiny.yaml --rerank").status == 0
+    scored = json.loads((scored_run / "checkpoint/tiny/results.json").read_text())
+    sims, owner = load("postprocessing/file/tiny_0.npy")
+    for found, expected in ((scored, recall(sims, owner)), (scored["rerank"], rerank_recall(sims, owner, Setting()))):
+        (fold,) = found["folds"]
+        assert (fold["i2t"], fold["t2i"]) == (expected.i2t._asdict(), expected.t2i._asdict())
+    assert scored["rerank"]["setting"] == asdict(Setting()) and scored["bank"] is None
+    with (scored_run / "checkpoint/tiny/ranks.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == sum(sims.shape)
+    for way in ("i2t", "t2i"):
+        ranks = [int(row["rank"]) for row in rows if row["direction"] == way]
+        assert np.mean(ranks) == pytest.approx(scored["folds"][0][way]["meanr"])
+
+
+@pytest.mark.usefixtures("short_trunk")
+def test_the_folds_from_current_num_on_are_scored(scored_run, run) -> None:
+    (scored_run / "checkpoint/tiny/0").rename(scored_run / "checkpoint/tiny/2")
+    assert run("test.py --path_opt tiny.yaml --set k_fold.nums=3 k_fold.current_num=2").status == 0
+    scored = json.loads((scored_run / "checkpoint/tiny/results.json").read_text())
+    assert [fold["fold"] for fold in scored["folds"]] == [2]
+    missing = run("test.py --path_opt tiny.yaml --set k_fold.nums=3 k_fold.current_num=1")
+    assert missing.status == 2 and "folds [1] have no GaLR_best.pth.tar" in missing.message
