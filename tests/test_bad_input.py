@@ -304,7 +304,7 @@ COMMANDS = [
     Bad("detection in no such folder", DETECT.replace("data/images", "nowhere"), "nowhere"),
     Bad("cache without an option file", "-m util.cache_images", "--path_opt"),
     Bad("rerank without a matrix", "-m postprocessing.rerank", "--sims"),
-    Bad("rerank of no candidates", f"{RERANK} --k 0", "k,", sims(SIMS)),
+    Bad("rerank of no candidates", f"{RERANK} --k 0", "k must be", sims(SIMS)),
     Bad("rerank with a weight that is no number", f"{RERANK} --w_reverse nan", "w_reverse", sims(SIMS)),
     Bad("rerank with a cut-off that it has not", f"{RERANK} --l 5", "--l", sims(SIMS)),
     Bad("rerank with validation but no search", f"{RERANK} --val sims.npy", "--val", sims(SIMS)),
