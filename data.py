@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 import util.images
-from layers.distributed import Part, in_turn, parts_of, send
+from layers.distributed import Shard, own_share, shards_of, to_device
 from layers.loss import Pairs
 from option.options import Dataset, KFold, Options
 from util.lists import read_names, read_pairs, validation_names, warn_of_shared_images
@@ -180,7 +180,7 @@ class Data(NamedTuple):
 
     def local_features(self, rows: np.ndarray) -> Iterator[Tensor]:
         """Return local_rep and local_adj (B, 20, 20) of some images, on the device."""
-        return (send(torch.from_numpy(part[rows]), self.token_ids.device) for part in (self.local_rep, self.local_adj))
+        return (to_device(torch.from_numpy(part[rows]), self.token_ids.device) for part in (self.local_rep, self.local_adj))
 
 
 class SameCaptions:
@@ -235,8 +235,8 @@ class Batch(NamedTuple):
     token_ids: Tensor
     lengths: Tensor
     pairs: Pairs
-    of_images: Part
-    of_captions: Part
+    of_images: Shard
+    of_captions: Shard
 
     @property
     def inputs(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -294,7 +294,7 @@ def train_batches(data: Data, options: Options, fold: int, epoch: int, first: in
     """Yield the batches of an epoch from batch `first` on; of several processes, this one's part of each."""
     dataset, device = options.dataset, data.token_ids.device
     rows = epoch_rows(data, dataset, random_stream(ORDER, options.seed, fold, epoch))[first:]
-    parts = [parts_of(len(whole.images), len(whole.captions)) for whole in rows]
+    parts = [shards_of(len(whole.images), len(whole.captions)) for whole in rows]
     own_images = [whole.images[part.rows] for whole, (part, _) in zip(rows, parts, strict=True)]
     batches = zip(rows, parts, own_images, data.pixels.batches(own_images, device), strict=True)
     for step, (whole, (of_images, of_captions), images, (pixels, places)) in enumerate(batches, first):
@@ -306,9 +306,9 @@ def train_batches(data: Data, options: Options, fold: int, epoch: int, first: in
         yield Batch(
             augment(pixels, places, drawn, dataset.image_size),
             *data.local_features(images),
-            data.token_ids[send(captions[of_captions.rows], device), : int(lengths.max())],
+            data.token_ids[to_device(captions[of_captions.rows], device), : int(lengths.max())],
             lengths[of_captions.rows],
-            Pairs(*(send(torch.from_numpy(array), device) for array in (whole.image, whole.caption, positive))),
+            Pairs(*(to_device(torch.from_numpy(array), device) for array in (whole.image, whole.caption, positive))),
             of_images,
             of_captions._replace(lengths=lengths),
         )
@@ -316,7 +316,7 @@ def train_batches(data: Data, options: Options, fold: int, epoch: int, first: in
 
 def image_batches(data: Data, size: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Yield this process's batches, in order: images (B, 3, S, S), local_rep (B, 20, 20), local_adj (B, 20, 20)."""
-    rows = [np.arange(i, min(i + size, len(data.paths))) for i in range(0, len(data.paths), size)][in_turn()]
+    rows = [np.arange(i, min(i + size, len(data.paths))) for i in range(0, len(data.paths), size)][own_share()]
     for batch, (pixels, places) in zip(rows, data.pixels.batches(rows, data.token_ids.device), strict=True):
         yield normalise(pixels.index_select(0, places)), *data.local_features(batch)
 
@@ -324,6 +324,6 @@ def image_batches(data: Data, size: int) -> Iterator[tuple[Tensor, Tensor, Tenso
 def caption_batches(token_ids: Tensor, size: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Yield this process's batches of captions, longest first: rows and lengths (B,), on the CPU, and token_ids."""
     all_lengths = (token_ids != 0).sum(1).cpu()
-    for rows in all_lengths.argsort(descending=True, stable=True).split(size)[in_turn()]:
+    for rows in all_lengths.argsort(descending=True, stable=True).split(size)[own_share()]:
         lengths = all_lengths[rows]
         yield rows, token_ids[rows.to(token_ids.device), : int(lengths[0])], lengths

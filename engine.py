@@ -17,7 +17,7 @@ from torch.optim.swa_utils import AveragedModel
 from data import DROPOUT, Batch, Data, caption_batches, epoch_size, image_batches, random_stream, train_batches
 from layers import build_model
 from layers.cpu import reuse_memory
-from layers.distributed import PartOfBatch, gather, in_turn, process_count, put_together, sum_gradients
+from layers.distributed import GlobalBatch, gather, own_share, world_size, all_gather, sum_gradients
 from layers.loss import InfoNCE, TripletLoss
 from layers.model import Model
 from option.options import Optim, Options
@@ -195,7 +195,7 @@ def train_step(
     with autocast(options, batch.images.device):
         loss = criterion(batch_similarities(model, batch), batch.pairs)
     optimizer.zero_grad(set_to_none=True)
-    (loss / process_count()).backward()
+    (loss / world_size()).backward()
     sum_gradients(learning)
     if options.optim.grad_clip > 0:
         torch.nn.utils.clip_grad_norm_(learning, options.optim.grad_clip)
@@ -208,9 +208,9 @@ def batch_similarities(model: Model, batch: Batch) -> Tensor:
     images, captions = batch.of_images, batch.of_captions
     if not images.divided:
         return model(*batch.inputs)
-    with PartOfBatch(images):
+    with GlobalBatch(images):
         image_vectors = model.encode_image(batch.images, batch.local_rep, batch.local_adj)
-    with PartOfBatch(captions):
+    with GlobalBatch(captions):
         text_vectors = model.encode_text(batch.token_ids, batch.lengths)
     return model.similarity(gather(image_vectors, images), gather(text_vectors, captions))
 
@@ -243,7 +243,7 @@ def embed_images(model: Model, data: Data, options: Options, check: Callable[[],
         within.enter_context(autocast(options, device))
         batches = _checked(image_batches(data, size), len(rows), check)
         vectors = [model.encode_image(*batch) for batch in batches]
-    return put_together(rows[in_turn()], vectors, len(data.paths), device)
+    return all_gather(rows[own_share()], vectors, len(data.paths), device)
 
 
 @torch.no_grad()
@@ -258,12 +258,12 @@ def embed_captions(model: Model, token_ids: Tensor, options: Options, check: Cal
         for rows, ids, lengths in _checked(batches, -(-len(distinct) // CAPTION_BATCH), check):
             places.append(rows)
             vectors.append(model.encode_text(ids, lengths))
-    return Captions(put_together(places, vectors, len(distinct), device), place.cpu().numpy())
+    return Captions(all_gather(places, vectors, len(distinct), device), place.cpu().numpy())
 
 
 def _checked(batches: Iterator, total: int, check: Callable[[], None]) -> Iterator:
     """Yield this process's batches of `total`. Every process calls `check` equally often, so that they can agree."""
-    for _ in range(-(-total // process_count())):
+    for _ in range(-(-total // world_size())):
         check()
         yield from islice(batches, 1)
 

@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from bench.train import emulates_bf16, made_up, new_model, seconds, settings, steps_of
 from engine import encode_split, prepare
-from layers.distributed import parts_of, process_count
+from layers.distributed import shards_of, world_size
 from option import Options
 
 FOLDS, EPOCHS, PAIRS, VALIDATION = 3, 20, 17_160, 857  # of RSITMD; the last in images, of five captions each
@@ -30,9 +30,9 @@ def loop(device: torch.device, overrides: tuple[str, ...] = (), validation: int 
     batch = options.dataset.batch_size
     with FlopCounterMode(display=False) as counter:
         next(steps_of(options, device))
-    (mine,) = parts_of(batch)
+    (mine,) = shards_of(batch)
     flop = counter.get_total_flops() / (mine.stop - mine.start)
-    peak = peak_flops(device, precision) * process_count()
+    peak = peak_flops(device, precision) * world_size()
     rows = []
     for size in (batch, 4 * batch, 16 * batch) if device.type == "cuda" else (batch,):
         speed = samples_per_second(settings((*overrides, f"dataset.batch_size={size}"), precision), device)
@@ -41,7 +41,7 @@ def loop(device: torch.device, overrides: tuple[str, ...] = (), validation: int 
     images = made_up(options, validation, options.dataset.image_size, device)
     epoch = PAIRS / rows[0]["samples_per_second"] + seconds(lambda: encode_split(model, images, options), device)
     return {
-        "processes": process_count(),
+        "processes": world_size(),
         "precision": precision,
         "gflop_per_sample": flop / 1e9,
         "peak_gflops": peak / 1e9,

@@ -1,22 +1,15 @@
-"""Several processes compute what one computes: each encodes its part of every whole batch (`torch.distributed`).
+"""Several processes compute what one computes: each encodes its shard of every global batch (`torch.distributed`).
 
-Three things couple the rows of a batch, and each is made whole:
+Three things couple the rows of a batch, and each is computed for the global batch:
 
-    batch normalisation   goes by mean and variance of the rows of all processes, and so does its gradient
-    dropout               is drawn for the whole batch in its order; a process takes its rows of the mask
-    the loss              is computed by every process, of all pairs: the vectors are gathered
+    batch norm   mean and variance are of the rows of all processes, and so is its gradient
+    dropout      is drawn for the global batch in its order; a process takes its rows of the mask
+    the loss     is computed by every process, of all pairs: the vectors are gathered
 
-Why the gradient is exact. Let V be the gathered vectors, and L the loss of V and of what stands behind them (the
-similarity's weights, a learned temperature). Each of N processes computes the same L, and goes back from L / N:
-
-    what stands behind V   gets dL / N in each process, and the sum of the N is dL
-    vector v_i             is owed the sum of what all N processes find, N times dL / dv_i / N: `gather` multiplies its
-                           own by N, where a reduce-scatter would fetch the same numbers from the others
-    the encoders           so get in each process what their own rows contribute, and the sum of the N is that of V
-
-so the sum of all gradients over the processes is that of one process, each parameter's counted once. (An average, or a
-sum of gradients of L itself, would be off by N.) A batch with fewer rows than processes is not divided: each process
-takes all of it, and the same sum of N times L / N holds.
+Gradients. Each of N processes goes back from L / N, the same loss. Parameters behind the gathered vectors V get dL / N
+in each process, and the sum over processes is dL. A vector is owed the sum of what all N processes find,
+N dL / dv / N: `gather` multiplies its own by N. So the sum of the gradients over processes is that of one process, each
+parameter's counted once. A batch with fewer rows than processes is not divided: each process takes all of it.
 """
 
 from __future__ import annotations
@@ -32,25 +25,68 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from utils import InputError, count, rank, store
+from utils import InputError, _store, count, rank
+
+TIMEOUT = timedelta(minutes=30)  # for an answer of the others: more than the main process ever works alone
 
 
-def process_count() -> int:
-    """How many processes train together: 1 without torchrun."""
+@contextlib.contextmanager
+def joined(device: torch.device) -> Iterator[None]:
+    """Let the processes compute together within this context: by nccl on GPUs, by gloo on CPUs."""
+    if count() == 1:
+        yield
+        return
+    backend = "cuda:nccl,cpu:gloo" if device.type == "cuda" else "gloo"  # what is agreed on never waits for a GPU
+    dist.init_process_group(backend, store=_store(), rank=rank(), world_size=count(), timeout=TIMEOUT)
+    yield
+    dist.destroy_process_group()  # after an error it might wait for those that are gone
+
+
+def world_size() -> int:
+    """Return how many processes compute together: 1 without torchrun."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
-def process_rank() -> int:
-    """The number of this process among them, from 0."""
-    return dist.get_rank() if process_count() > 1 else 0
+def largest(value: int) -> int:
+    """Return the largest of all processes' values; each waits for the others."""
+    if count() == 1:
+        return value
+    values = torch.tensor(value)
+    dist.all_reduce(values, dist.ReduceOp.MAX)
+    return int(values)
 
 
-class Part(NamedTuple):
-    """What a process has of a batch of `whole` rows: [start, stop). lengths: in words, of captions (whole,)."""
+def wait_for_all() -> None:
+    """Wait until every process is here."""
+    largest(0)
+
+
+def check_alike(what: str, value: object) -> None:
+    """Raise InputError if another process has another value than the main one."""
+    if count() == 1:
+        return
+    values = [None] * count()
+    dist.all_gather_object(values, value)
+    if others := [number for number, one in enumerate(values) if one != values[0]]:
+        raise InputError(f"{what}: process {others[0]} has others than process 0; all machines must see the same files")
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """Return `tensor.to(device, non_blocking=True)`, from pinned memory to a GPU, so that nothing waits."""
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
+
+
+# ---------------------------------------------------------------- shards of a batch
+
+
+class Shard(NamedTuple):
+    """Rows [start, stop) that a process has of a batch of `total`. lengths: in words, of all captions (total,)."""
 
     start: int
     stop: int
-    whole: int
+    total: int
     lengths: Tensor | None = None
 
     @property
@@ -59,37 +95,37 @@ class Part(NamedTuple):
 
     @property
     def divided(self) -> bool:
-        """Whether other processes have the rest."""
-        return self.stop - self.start < self.whole
+        """Return whether other processes have the rest."""
+        return self.stop - self.start < self.total
 
 
-def parts_of(*sizes: int) -> list[Part]:
-    """This process's part of each of several sets of rows that make a batch: parts differ by one row at most.
+def shards_of(*sizes: int) -> list[Shard]:
+    """Return this process's shard of each of several sets of rows that make a batch; shards differ by a row at most.
 
-    All of each, where one set has fewer rows than there are processes.
+    All of each, if one set has fewer rows than there are processes.
     """
-    count, rank = (process_count(), process_rank()) if min(sizes) >= process_count() else (1, 0)
-    return [Part(whole * rank // count, whole * (rank + 1) // count, whole) for whole in sizes]
+    n, k = (world_size(), rank()) if min(sizes) >= world_size() else (1, 0)
+    return [Shard(total * k // n, total * (k + 1) // n, total) for total in sizes]
 
 
-class PartOfBatch(TorchFunctionMode):
-    """Within it, modules that are given a part of a batch normalise and drop out as they would with all of it.
+class GlobalBatch(TorchFunctionMode):
+    """Let modules that are given a shard normalise and drop out as they would with the global batch.
 
     That holds for every module that calls PyTorch's own functions, those of other libraries too.
     """
 
-    current: Part | None = None
+    shard: Shard | None = None  # of the context that is open
 
-    def __init__(self, part: Part) -> None:
+    def __init__(self, shard: Shard) -> None:
         super().__init__()
-        self.part = part
+        self.rows_of = shard
 
-    def __enter__(self) -> PartOfBatch:
-        PartOfBatch.current = self.part
+    def __enter__(self) -> GlobalBatch:
+        GlobalBatch.shard = self.rows_of
         return super().__enter__()
 
     def __exit__(self, *error: object) -> None:
-        PartOfBatch.current = None
+        GlobalBatch.shard = None
         super().__exit__(*error)
 
     def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
@@ -101,12 +137,22 @@ class PartOfBatch(TorchFunctionMode):
         return func(*args, **kwargs)
 
     def _dropout(self, x: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
-        if not training or len(x) != self.part.stop - self.part.start:
+        shard = self.rows_of
+        if not training or len(x) != shard.stop - shard.start:
             return functional.dropout(x, p, training)
-        return x * functional.dropout(x.new_ones(self.part.whole, *x.shape[1:]), p)[self.part.rows]
+        return x * functional.dropout(x.new_ones(shard.total, *x.shape[1:]), p)[shard.rows]
 
 
-# ---------------------------------------------------------------- statistics of the whole batch
+def global_places(order: Tensor) -> tuple[int, Tensor | None]:
+    """Return how many captions the global batch has, and the places of this process's among all, longest first.
+
+    order (b,): of this process's captions, longest first. None for the places if the batch is not divided.
+    """
+    shard = GlobalBatch.shard
+    if shard is None:
+        return len(order), None
+    longest_first = shard.lengths.clamp(min=1).sort(descending=True, stable=True).indices
+    return shard.total, longest_first.argsort()[shard.rows][order]
 
 
 def batch_norm(
@@ -119,7 +165,7 @@ def batch_norm(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> Tensor:
-    """`functional.batch_norm` of x (B, C, ...) with the statistics of the rows of all processes, in float32."""
+    """Call `functional.batch_norm` on x (B, C, ...) with the statistics of the rows of all processes, in float32."""
     if not training:
         return functional.batch_norm(x, running_mean, running_var, weight, bias, False, momentum, eps)
     y, mean, var = _BatchNorm.apply(x, weight, bias, eps)
@@ -130,7 +176,7 @@ def batch_norm(
 
 
 class _BatchNorm(torch.autograd.Function):
-    """x -> y = w x' + b with x' = (x - mean) / sqrt(var + eps); the mean, and the unbiased variance (C,).
+    """Map x to w x' + b with x' = (x - mean) / sqrt(var + eps), the mean, and the unbiased variance (C,).
 
     dL/dx = w / sqrt(var + eps) (g - mean of g - x' mean of (g x')), g = dL/dy, the means over the rows of all.
     """
@@ -158,7 +204,7 @@ class _BatchNorm(torch.autograd.Function):
 
 
 def _statistics(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean and biased variance (C,) of the rows of all processes, float32, and how many values they are of (), float64.
+    """Return mean and biased variance (C,) of the rows of all processes, and how many values a channel has (), float64.
 
     From each process's own, which loses nothing to a large mean: var = sum n_i (var_i + (mean_i - mean)^2) / n.
     """
@@ -174,104 +220,52 @@ def _statistics(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return mean.float(), var.float(), count
 
 
-# ---------------------------------------------------------------- vectors and gradients of the whole batch
+# ---------------------------------------------------------------- vectors and gradients
 
 
-def gather(vectors: Tensor, part: Part) -> Tensor:
-    """This process's vectors (b, D) -> those of the whole batch (B, D), with the gradient that is explained above."""
-    return _Gather.apply(vectors, part)
+def gather(vectors: Tensor, shard: Shard) -> Tensor:
+    """Gather the vectors (b, D) of all processes -> (B, D), with the gradient that is explained above."""
+    return _Gather.apply(vectors, shard)
 
 
 class _Gather(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, vectors: Tensor, part: Part) -> Tensor:
-        ctx.part = part
-        whole = vectors.new_zeros(part.whole, *vectors.shape[1:])
-        whole[part.rows] = vectors
-        dist.all_reduce(whole)
-        return whole
+    def forward(ctx: Any, vectors: Tensor, shard: Shard) -> Tensor:
+        ctx.rows = shard.rows
+        total = vectors.new_zeros(shard.total, *vectors.shape[1:])
+        total[shard.rows] = vectors
+        dist.all_reduce(total)
+        return total
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return grad[ctx.part.rows] * dist.get_world_size(), None
+        return grad[ctx.rows] * dist.get_world_size(), None
 
 
 def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
     """Sum the gradients over the processes, in one message."""
-    if process_count() == 1:
+    if world_size() == 1:
         return
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     flat = torch.cat([gradient.flatten() for gradient in gradients])
     dist.all_reduce(flat)
-    for gradient, whole in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
-        gradient.copy_(whole.view_as(gradient))
+    for gradient, total in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+        gradient.copy_(total.view_as(gradient))
 
 
-# ---------------------------------------------------------------- evaluation
+def own_share() -> slice:
+    """Return rank::world_size, the share of a list of batches that this process evaluates."""
+    return slice(rank() if world_size() > 1 else 0, None, world_size())
 
 
-def in_turn() -> slice:
-    """Which of a list of batches this process takes: each is encoded once, as a single process would have it."""
-    return slice(process_rank(), None, process_count())
-
-
-def put_together(rows: Sequence[Tensor], vectors: Sequence[Tensor], total: int, device: torch.device) -> Tensor:
-    """rows (b,) and vectors (b, D) of this process's batches -> those of all processes (total, D), float32."""
+def all_gather(rows: Sequence[Tensor], vectors: Sequence[Tensor], total: int, device: torch.device) -> Tensor:
+    """Gather the evaluated batches of all processes: rows (b,) and vectors (b, D) of each -> (total, D), float32."""
     width = torch.tensor(vectors[0].shape[1] if vectors else 0)  # a process may have had no batch
-    if process_count() > 1:
+    if world_size() > 1:
         dist.all_reduce(width, dist.ReduceOp.MAX)
-    whole = torch.zeros(total, int(width), device=device)
+    found = torch.zeros(total, int(width), device=device)
     for here, encoded in zip(rows, vectors, strict=True):
-        whole[here.to(device)] = encoded.float()
-    if process_count() > 1:
-        dist.all_reduce(whole)
-    return whole
-
-
-def send(tensor: Tensor, device: torch.device) -> Tensor:
-    """The tensor on the device. To a GPU it goes from pinned memory: nothing waits, neither for it nor for the GPU."""
-    if device.type == "cuda" and tensor.device.type == "cpu":
-        tensor = tensor.pin_memory()
-    return tensor.to(device, non_blocking=True)
-
-
-# ---------------------------------------------------------------- what all processes agree on
-
-
-TIMEOUT = timedelta(minutes=30)  # for an answer of the others: more than the main process ever works alone
-
-
-@contextlib.contextmanager
-def joined(device: torch.device) -> Iterator[None]:
-    """Within it the processes compute together: by nccl on GPUs, by gloo on CPUs."""
-    if count() == 1:
-        yield
-        return
-    backend = "cuda:nccl,cpu:gloo" if device.type == "cuda" else "gloo"  # what is agreed on never waits for a GPU
-    dist.init_process_group(backend, store=store(), rank=rank(), world_size=count(), timeout=TIMEOUT)
-    yield
-    dist.destroy_process_group()  # after an error it might wait for those that are gone
-
-
-def largest(value: int) -> int:
-    """The largest of all processes' values. Each waits for the others."""
-    if count() == 1:
-        return value
-    values = torch.tensor(value)
-    dist.all_reduce(values, dist.ReduceOp.MAX)
-    return int(values)
-
-
-def wait_for_all() -> None:
-    """Until every process is here."""
-    largest(0)
-
-
-def check_alike(what: str, value: object) -> None:
-    """Raises InputError where another process has another value than the main one."""
-    if count() == 1:
-        return
-    values = [None] * count()
-    dist.all_gather_object(values, value)
-    if others := [number for number, one in enumerate(values) if one != values[0]]:
-        raise InputError(f"{what}: process {others[0]} has others than process 0; all machines must see the same files")
+        found[here.to(device)] = encoded.float()
+    if world_size() > 1:
+        dist.all_reduce(found)
+    return found

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from layers.cpu import GRURecurrence, on_cpu
-from layers.distributed import PartOfBatch, send
+from layers.distributed import global_places, to_device
 
 
 class Packing(NamedTuple):
@@ -27,15 +27,15 @@ class Packing(NamedTuple):
 
     rows (M,): row of each packed word among the sorted sequences. words (M,): its place in the flattened (B, T).
     order (B,): sorted -> given. sizes: number of sequences that have a word t, for each t.
-    If the B are a part of the global batch: whole, the number of all its sequences, and places (B,), those of the B
-    among all, sorted alike; None if they are all.
+    total: number of sequences of the global batch. places (B,): of these among all, sorted alike; None if there are no
+    others.
     """
 
     rows: Tensor
     words: Tensor
     order: Tensor
     sizes: list[int]
-    whole: int
+    total: int
     places: Tensor | None
 
 
@@ -47,11 +47,9 @@ def pack(lengths: Tensor, width: int, device: torch.device, reverse: bool = Fals
     place = lengths[rows] - 1 - t if reverse else t
     words = order[rows] * width + place
     sizes = torch.bincount(t).tolist()
-    whole, places = len(lengths), None
-    if part := PartOfBatch.current:
-        longest_first = part.lengths.clamp(min=1).sort(descending=True, stable=True).indices
-        whole, places = part.whole, send(longest_first.argsort()[part.rows][order], device)
-    return Packing(send(rows, device), send(words, device), send(order, device), sizes, whole, places)
+    total, places = global_places(order)
+    places = None if places is None else to_device(places, device)
+    return Packing(to_device(rows, device), to_device(words, device), to_device(order, device), sizes, total, places)
 
 
 class GRU(nn.Module):
@@ -93,7 +91,7 @@ class GRU(nn.Module):
             return None, None
         keep = 1 - self.dropout
         widths = self.input_weight.shape[2], self.input_weight.shape[1]
-        drawn = (words.new_empty(3, packing.whole, width).bernoulli_(keep).div_(keep) for width in widths)
+        drawn = (words.new_empty(3, packing.total, width).bernoulli_(keep).div_(keep) for width in widths)
         return tuple(mask if packing.places is None else mask[:, packing.places] for mask in drawn)
 
 

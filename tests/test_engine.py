@@ -14,7 +14,7 @@ import yaml
 import vocab
 from data import Batch, image_batches, load_data, read_split
 from engine import encode_split, learning_rate, load_model, make_optimizer, train_step
-from layers.distributed import Part
+from layers.distributed import Shard
 from layers.loss import TripletLoss
 from layers.published import to_published
 from option import load_options
@@ -55,7 +55,7 @@ def test_a_gradient_longer_than_grad_clip_is_shortened_to_it(limit, length) -> N
     """A step of gradient descent at the rate 1 is as long as the gradient."""
     options = load_options("option/DEMO/DEMO_GaLR.yaml", [f"optim.grad_clip={limit}"])
     model, images = Product(), torch.full((2, 3), 6 / 6**0.5)
-    part = Part(0, 2, 2)
+    part = Shard(0, 2, 2)
     batch = Batch(images, *[images] * 3, torch.tensor([1, 1]), None, part, part)
     optimizer = torch.optim.SGD(model.parameters(), lr=99)
     loss = train_step(model, batch, lambda sims, _: sims.sum(), optimizer, 1.0, options)
@@ -66,7 +66,7 @@ def test_a_gradient_longer_than_grad_clip_is_shortened_to_it(limit, length) -> N
 def test_the_optimiser_is_adamw_with_the_betas_the_rate_and_the_decay_of_the_options() -> None:
     def group(**keys) -> dict:
         model = torch.nn.Linear(2, 2, bias=False)
-        model.trunks = model.transformers = list
+        model.backbones = model.transformers = list
         optimizer = make_optimizer(model, Optim(**keys))
         assert isinstance(optimizer, torch.optim.AdamW)
         return optimizer.param_groups[0]

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from layers.distributed import send
+from layers.distributed import to_device
 from option.options import Dataset
 from util import image_cache
 from util.images import BadImages, Truncated, check_images, decode, decode_all, load_pixels, safe_paths
@@ -43,7 +43,7 @@ class MemoryPixels(Pixels):
         for batch in rows:
             places = self.places[torch.from_numpy(batch)]
             if self.pixels.device.type == device.type:
-                yield self.pixels, send(places, device)
+                yield self.pixels, to_device(places, device)
             else:
                 chosen = self.pixels.new_empty(len(batch), *self.pixels.shape[1:], pin_memory=True)
                 yield _sent(torch.index_select(self.pixels, 0, places, out=chosen), device)
@@ -78,7 +78,7 @@ class FilePixels(Pixels, torch.utils.data.Dataset):
 
 def _sent(pixels: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
     """A batch of pixels on the device, and its places in it: all."""
-    return send(pixels, device), torch.arange(len(pixels), device=device)
+    return to_device(pixels, device), torch.arange(len(pixels), device=device)
 
 
 def _stack(images: list[np.ndarray | InputError]) -> Tensor | InputError:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from layers.distributed import send
+from layers.distributed import to_device
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet
 LARGEST_ANGLE = 90  # degrees
@@ -47,7 +47,7 @@ def normalise(pixels: Tensor) -> Tensor:
 @functools.cache
 def _constants(width: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     """255, which as a plain number CUDA would multiply by the inverse of; mean and deviation of a row, (3 width,)."""
-    largest, mean, std = (send(torch.tensor(x), device) for x in (255.0, MEAN, STD))
+    largest, mean, std = (to_device(torch.tensor(x), device) for x in (255.0, MEAN, STD))
     return largest, mean.repeat(width), std.repeat(width)
 
 
@@ -118,7 +118,7 @@ def crop_and_resize(images: Tensor, augmentation: Augmentation, image_size: int)
     turned = np.stack((across * cos, -sin, across * sin, cos), axis=1).reshape(-1, 2, 2)
     extents, offsets = augmentation.extents[:, ::-1, None], augmentation.offsets[:, ::-1, None]  # x before y
     to_source = np.concatenate((extents * turned, 2 * offsets + extents - 1), axis=2).astype(np.float32)
-    to_source = send(torch.from_numpy(to_source), images.device)
+    to_source = to_device(torch.from_numpy(to_source), images.device)
     grid = functional.affine_grid(to_source, [len(images), 3, image_size, image_size], align_corners=False)
     cropped = functional.grid_sample(images, grid, padding_mode="border", align_corners=False)
     return cropped.contiguous(memory_format=torch.channels_last)
@@ -184,7 +184,7 @@ def _augment(normalised, pixels, places, steps, out):
 def augment_on_gpu(pixels: Tensor, places: Tensor, steps: np.ndarray, image_size: int) -> Tensor:
     """By one gather of whole pixels: what lies outside the source is clamped to a border of black ones."""
     device, side = pixels.device, pixels.shape[1] + 2
-    a, b, c, d, e, f = send(torch.from_numpy(steps), device).T[..., None]  # (B, 1) each
+    a, b, c, d, e, f = to_device(torch.from_numpy(steps), device).T[..., None]  # (B, 1) each
     place = torch.arange(image_size, dtype=torch.int32, device=device)
     x = _source(c + a * place, b * place, side)
     y = _source(f + d * place, e * place, side)
