@@ -36,6 +36,7 @@ def build_model(options: Options, vocab_words: Sequence[str]) -> Model:
 
     Its weights are random; `util.weights.load_starting_weights` gives it those that the options ask for.
 
+    >>> import torch
     >>> from option import load_options
     >>> options = load_options("option/UCM/UCM_VSEPP.yaml", ["model.word_dim=4", "model.embed.embed_dim=8"])
     >>> model = build_model(options, ["a", "harbor", "with", "ships"])

@@ -15,11 +15,13 @@ time, which the backward pass computes anew.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+import functools
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from layers.backbone import make_backbone
 from layers.global_branch import GlobalBranch
@@ -62,7 +64,7 @@ class FusionAttention(nn.Module):
             for layer in (self.joint_gate, self.joint_value)
             for of_v, of_t in [layer.weight.chunk(2, dim=1)]
         )
-        return _Pairwise.apply(self._block, 3, v, gate_v, value_v, gate_t, value_t)
+        return _pairwise(self._block, (v, gate_v, value_v), (gate_t, value_t))
 
     @staticmethod
     def _block(v: Tensor, gate_v: Tensor, value_v: Tensor, gate_t: Tensor, value_t: Tensor) -> Tensor:
@@ -79,7 +81,7 @@ class SimilarityAttention(nn.Module):
 
     def forward(self, v: Tensor, t: Tensor) -> Tensor:
         """v (N, D), t (M, D) -> similarities (N, M)."""
-        return _Pairwise.apply(self._block, 2, v, self.visual(v), self.text(t))
+        return _pairwise(self._block, (v, self.visual(v)), (self.text(t),))
 
     @staticmethod
     def _block(v: Tensor, of_v: Tensor, of_t: Tensor) -> Tensor:
@@ -99,46 +101,21 @@ def _norm(x: Tensor) -> Tensor:
     return torch.linalg.vector_norm(x, dim=-1)
 
 
-class _Pairwise(torch.autograd.Function):
-    """block(rows of images, rows of captions) -> (n, m), for all of them: (N, M).
+def _pairwise(block: Callable[..., Tensor], images: Sequence[Tensor], captions: Sequence[Tensor]) -> Tensor:
+    """Return the similarities (N, M) of all pairs, a block of pairs at a time, which the backward pass computes anew.
 
-    images: tensors (N, D); captions: tensors (M, D). Forward and backward hold the F of one block of pairs at a time.
+    block: rows of images and rows of captions -> (n, m). images: tensors (N, D); captions: tensors (M, D).
     """
-
-    @staticmethod
-    def forward(ctx: Any, block: Callable[..., Tensor], images: int, *tensors: Tensor) -> Tensor:
-        """`images`: how many of the tensors are the images'."""
-        ctx.save_for_backward(*tensors)
-        ctx.block, ctx.images = block, images
-        similarity = tensors[0].new_empty(len(tensors[0]), len(tensors[-1]))
-        for place, rows in _blocks(tensors, images):
-            similarity[place] = block(*(x[i] for x, i in zip(tensors, rows, strict=True)))
-        return similarity
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        tensors = ctx.saved_tensors
-        gradients = [torch.zeros_like(x) for x in tensors]
-        for place, rows in _blocks(tensors, ctx.images):
-            with torch.enable_grad():
-                parts = [x[i].detach().requires_grad_() for x, i in zip(tensors, rows, strict=True)]
-                again = ctx.block(*parts)
-            of_parts = torch.autograd.grad(again, parts, grad[place])
-            for gradient, i, part in zip(gradients, rows, of_parts, strict=True):
-                gradient[i] += part
-        return None, None, *gradients
+    pairs = max(BLOCK[images[0].device.type] // images[0].shape[1], 1)
+    m = max(min(len(captions[0]), pairs), 1)
+    run = functools.partial(checkpoint, block, use_reentrant=False, preserve_rng_state=False)
+    rows = [torch.cat([run(*v, *t) for t in _split(captions, m)], dim=1) for v in _split(images, pairs // m)]
+    return torch.cat(rows)
 
 
-def _blocks(tensors: Sequence[Tensor], images: int) -> Iterator[tuple[tuple[slice, slice], list[slice]]]:
-    """The place of each block in the matrix, and the rows that it takes of each tensor."""
-    (rows, width), columns = tensors[0].shape, len(tensors[-1])
-    pairs = max(BLOCK[tensors[0].device.type] // width, 1)
-    m = max(min(columns, pairs), 1)
-    n = pairs // m
-    for i in range(0, rows, n):
-        for j in range(0, columns, m):
-            place = slice(i, i + n), slice(j, j + m)
-            yield place, [place[0]] * images + [place[1]] * (len(tensors) - images)
+def _split(tensors: Sequence[Tensor], rows: int) -> list[tuple[Tensor, ...]]:
+    """Split tensors alike, into parts of so many rows."""
+    return list(zip(*(x.split(rows) for x in tensors), strict=True))
 
 
 ATTENTION = {"soft_att": SoftAttention, "fusion_att": FusionAttention, "similarity_att": SimilarityAttention}
@@ -146,7 +123,10 @@ ATTENTION = {"soft_att": SoftAttention, "fusion_att": FusionAttention, "similari
 
 @register("AMFMN")
 class AMFMN(Model):
-    """Images and captions -> vectors, compared by the attention of the image to the caption."""
+    """Images and captions -> vectors, compared by the attention of the image to the caption.
+
+    Local features are not read.
+    """
 
     def __init__(self, options: AMFMNOptions, image_size: int, words: int) -> None:
         super().__init__()
@@ -158,11 +138,9 @@ class AMFMN(Model):
         self.unused_gate = nn.Linear(2 * embed_dim, embed_dim)  # nothing reads it, but published files carry it
 
     def encode_image(self, images: Tensor, local_rep: Tensor | None = None, local_adj: Tensor | None = None) -> Tensor:
-        """(B, 3, S, S) -> v (B, D), not normalised. Local features are not read."""
         return self.global_branch(images)
 
     def encode_text(self, token_ids: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """(B, T) int64 with 0 = padding, (B,) number of words -> t (B, D), not normalised."""
         return self.text_encoder(token_ids, lengths)
 
     def similarity(self, image_vectors: Tensor, text_vectors: Tensor) -> Tensor:

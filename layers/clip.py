@@ -33,11 +33,9 @@ class CLIP(Model):
         self.clip = CLIPNetwork(options.clip.arch, options.clip.weights, image_size)
 
     def encode_image(self, images: Tensor, local_rep: Tensor | None = None, local_adj: Tensor | None = None) -> Tensor:
-        """(B, 3, S, S) -> (B, D), not normalised."""
         return self.clip(images)
 
     def encode_text(self, token_ids: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """(B, T) int64 with 0 = padding -> (B, D), not normalised."""
         return self.clip.encode_text(token_ids)
 
 
@@ -64,13 +62,11 @@ class GaLROnCLIP(GaLR):
         self.scale = nn.Parameter(torch.zeros(()))
 
     def encode_image(self, images: Tensor, local_rep: Tensor, local_adj: Tensor) -> Tensor:
-        """(B, 3, S, S), (B, 20, 20), (B, 20, 20) -> (B, D), not normalised."""
         v_g = l2norm(self.clip(images))
         with torch.autocast(images.device.type, enabled=False):
             return v_g + self.scale * self.midf(v_g, self.local_branch(local_rep, local_adj))
 
     def encode_text(self, token_ids: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """(B, T) int64 with 0 = padding -> (B, D), not normalised."""
         return self.clip.encode_text(token_ids)
 
 

@@ -85,6 +85,9 @@ class _StridedConvolution(torch.autograd.Function):
 @contextlib.contextmanager
 def fused(net: nn.Module, images: Tensor) -> Iterator[None]:
     """Fuse the batch norms of a network in evaluation within this context; `images` as in `fuse_norms`."""
+    if not on_cpu(images):
+        yield
+        return
     replaced = fuse_norms(net, images)
     try:
         yield
@@ -162,7 +165,10 @@ class FusedConv2d(nn.Conv2d):
         scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
         weight, shift = self.weight * scale[:, None, None, None], norm.bias - norm.running_mean * scale
         if on_cpu(x) and torch.is_grad_enabled() and self._is_square_depthwise(x):
-            return self._depthwise(x, weight, shift)
+            side, kernel, stride = x.shape[2], self.kernel_size[0], self.stride[0]
+            out = -(-side // stride) if self.same else (side + 2 * padding[0] - kernel) // stride + 1
+            before = max((out - 1) * stride + kernel - side, 0) // 2 if self.same else padding[0]
+            return depthwise(x, weight, shift, stride, before, out)
         if self.same:
             from timm.layers import pad_same
 
@@ -173,14 +179,6 @@ class FusedConv2d(nn.Conv2d):
         pairs = self.kernel_size, self.stride, x.shape[2:], self.padding  # the last may be a word
         square = all(one[0] == one[1] for one in pairs) and self.dilation == (1, 1)
         return square and self.groups == self.in_channels == self.out_channels
-
-    def _depthwise(self, x: Tensor, weight: Tensor, shift: Tensor) -> Tensor:
-        side, kernel, stride = x.shape[2], self.kernel_size[0], self.stride[0]
-        if self.same:
-            out = -(-side // stride)
-            return depthwise(x, weight, shift, stride, max((out - 1) * stride + kernel - side, 0) // 2, out)
-        padding = self.padding[0]
-        return depthwise(x, weight, shift, stride, padding, (side + 2 * padding - kernel) // stride + 1)
 
 
 # ---------------------------------------------------------------- depthwise convolution

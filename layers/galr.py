@@ -38,7 +38,6 @@ class GaLR(Model):
         self.text_encoder = make_text_encoder(options.seq2vec, words, embed_dim)
 
     def encode_image(self, images: Tensor, local_rep: Tensor, local_adj: Tensor) -> Tensor:
-        """(B, 3, S, S), (B, 20, 20), (B, 20, 20) -> (B, D), not normalised."""
         v_g = self.global_branch(images)
         if self.local_branch is None:
             return v_g
@@ -46,5 +45,4 @@ class GaLR(Model):
             return self.midf(v_g, self.local_branch(local_rep, local_adj))
 
     def encode_text(self, token_ids: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """(B, T) int64 with 0 = padding, (B,) number of words -> (B, D), not normalised."""
         return self.text_encoder(token_ids, lengths)

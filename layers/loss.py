@@ -1,4 +1,7 @@
-"""What training minimises: the published triplet loss, or symmetric cross-entropy, of similarities s_ij."""
+"""Criteria of similarities s_ij: the published triplet loss, or symmetric cross-entropy (InfoNCE).
+
+A criterion is called as criterion(similarity, pairs), and says what the log shows of it (`logged`).
+"""
 
 from __future__ import annotations
 
@@ -13,9 +16,9 @@ LARGEST_SCALE = 100  # of similarities in the cross-entropy (CLIP's)
 
 
 class Pairs(NamedTuple):
-    """What belongs together in a batch of B images and M captions.
+    """Pairs that belong together in a batch of B images and M captions.
 
-    image, caption: (P,) row and column of each pair of the data set in the batch; positive: (B, M) whether the image
+    image, caption (P,): row and column of each pair of the data set in the batch. positive (B, M): whether the image
     has a caption of these very words, in the batch or not.
     """
 
@@ -31,6 +34,10 @@ class TripletLoss(nn.Module):
 
     with `max_violation` only the largest term of each row (first part) and of each column (second part). Pairs stand on
     the diagonal; a caption of the same image elsewhere is a negative too.
+
+    >>> similarity = torch.tensor([[0.9, 0.8], [0.1, 0.5]])
+    >>> TripletLoss(margin=0.2, max_violation=False)(similarity)  # 0.1 of the first row, 0.5 of the second column
+    tensor(0.6000)
     """
 
     def __init__(self, margin: float = 0.2, max_violation: bool = False) -> None:
@@ -70,7 +77,7 @@ class InfoNCE(nn.Module):
 
     @property
     def temperature(self) -> float:
-        """As it stands; on a GPU this waits for the work before it."""
+        """Return its current value; on a GPU this waits for the work before it."""
         return math.exp(-self.log_scale.item())
 
     def forward(self, similarity: Tensor, pairs: Pairs) -> Tensor:

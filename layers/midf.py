@@ -1,8 +1,7 @@
 """MIDF: multi-level information dynamic fusion of the global and the local vector (released code).
 
-Each vector is a sequence of length one, so the softmax of its attention is over one key and always 1: an attention
-returns merge(drop(1) * value(y)), whatever query and key are. Their projections are carried for published files only;
-their gradient is zero in the released code.
+Each vector is a sequence of length one, so that the softmax of its attention is over one key, and 1: an attention is
+merge(drop(1) value(y)), whatever query and key are. Their projections are in published files only for completeness.
 """
 
 from __future__ import annotations
@@ -37,10 +36,7 @@ class Attention(nn.Module):
         super().__init__()
         size = options.mca_HIDDEN_SIZE
         self.heads, self.dropout = options.mca_MULTI_HEAD, options.mca_DROPOUT_R
-        self.value = nn.Linear(size, size)
-        self.key = nn.Linear(size, size)
-        self.query = nn.Linear(size, size)
-        self.merge = nn.Linear(size, size)
+        self.value, self.key, self.query, self.merge = (nn.Linear(size, size) for _ in range(4))
 
     def forward(self, y: Tensor) -> Tensor:
         value = self.value(y)
@@ -95,7 +91,7 @@ class SGA(nn.Module):
 
 
 class MIDF(nn.Module):
-    """v_g, v_l -> visual vector v.
+    """v_g (B, D), v_l (B, D) -> visual vector v (B, D), not normalised.
 
     v_g = SA_g(v_g)               v_l = SA_l(v_l)
     v_l = SGA_l(v_l; v_g)         v_g = SGA_g(v_g; v_l)
@@ -120,7 +116,6 @@ class MIDF(nn.Module):
             )
 
     def forward(self, v_g: Tensor, v_l: Tensor) -> Tensor:
-        """v_g (B, D), v_l (B, D) -> v (B, D), not normalised."""
         v_g, v_l = self.global_sa(v_g), self.local_sa(v_l)
         v_l = self.local_sga(v_l, v_g)
         v_g = self.global_sga(v_g, v_l)
@@ -135,7 +130,6 @@ class Sum(nn.Module):
     """In place of MIDF: v = v_g + v_l."""
 
     def forward(self, v_g: Tensor, v_l: Tensor) -> Tensor:
-        """v_g (B, D), v_l (B, D) -> v (B, D), not normalised."""
         return v_g + v_l
 
 
@@ -147,12 +141,11 @@ class Concatenation(nn.Module):
         self.out = nn.Linear(2 * embed_dim, embed_dim)
 
     def forward(self, v_g: Tensor, v_l: Tensor) -> Tensor:
-        """v_g (B, D), v_l (B, D) -> v (B, D), not normalised."""
         return self.out(torch.cat((v_g, v_l), dim=1))
 
 
 def make_fusion(options: Fusion, embed_dim: int) -> nn.Module:
-    """What makes one vector of the global and the local one: `options.kind`."""
+    """Build what `options.kind` names to make one vector of the global and the local one."""
     if options.kind == "midf":
         return MIDF(options)
     return Sum() if options.kind == "sum" else Concatenation(embed_dim)

@@ -1,4 +1,4 @@
-"""What the models have in common: two encoders and a similarity of their vectors."""
+"""The base of all models: two encoders and a similarity of their vectors."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ def register(name: str) -> Callable[[M], M]:
 
 
 class Model(nn.Module):
-    """Images and captions -> vectors -> similarities. A model defines its two encoders, and a similarity of its own
-    where that is not the cosine.
+    """Images and captions -> vectors -> similarities.
 
-    frozen: parts that do not learn.
+    A model defines its two encoders, and a similarity of its own if that is not the cosine. frozen: parts that do not
+    learn.
     """
 
     def __init__(self) -> None:
@@ -56,14 +56,14 @@ class Model(nn.Module):
         return [module for module in self.modules() if isinstance(module, Backbone)]
 
     def transformers(self) -> list[nn.Module]:
-        """The network that reads captions, in a list; none where a model has no transformer for this."""
+        """Return the transformers that read captions; mostly none."""
         return [module.network for module in self.modules() if isinstance(module, TransformerEncoder)]
 
     def freeze(self, names: Sequence[str]) -> None:
-        """Have parts stay as they are: no weight of theirs learns, no statistic moves, nothing is dropped out.
+        """Freeze parts: no weight of theirs learns, no statistic moves, nothing is dropped out.
 
-        names: of modules, with or without what they are parts of (`trunk`, `text_encoder.embedding`). Raises ValueError
-        for one that is not there.
+        names: of modules, or ends of their paths (`trunk`, `text_encoder.embedding`). Raises ValueError for one that is
+        not there.
         """
         for name in names:
             parts = [module for path, module in self.named_modules() if f".{path}".endswith(f".{name}")]
@@ -75,7 +75,7 @@ class Model(nn.Module):
             self.frozen += parts
 
     def train(self, mode: bool = True) -> Self:
-        """Training or evaluation mode; frozen parts are always in the latter."""
+        """Set training or evaluation mode; frozen parts are always in the latter."""
         super().train(mode)
         for part in self.frozen:
             part.eval()
@@ -84,16 +84,16 @@ class Model(nn.Module):
     def forward(
         self, images: Tensor, local_rep: Tensor, local_adj: Tensor, token_ids: Tensor, lengths: Tensor | None = None
     ) -> Tensor:
-        """Similarity of every image with every caption of the batch (B, B), float32."""
+        """Return the similarity of every image with every caption of the batch (B, B), float32."""
         return self.similarity(self.encode_image(images, local_rep, local_adj), self.encode_text(token_ids, lengths))
 
 
 def l2norm(x: Tensor) -> Tensor:
-    """x / (|x| + 1e-8) along the last dimension (released code)."""
+    """Return x / (|x| + 1e-8) along the last dimension (released code)."""
     return x / (torch.linalg.vector_norm(x, dim=-1, keepdim=True) + 1e-8)
 
 
 def cosine(images: Tensor, captions: Tensor) -> Tensor:
-    """(N, D), (M, D) -> cosine similarities (N, M), in float32 whatever autocast says."""
+    """Return the cosine similarities (N, M) of (N, D) and (M, D), in float32 whatever autocast says."""
     with torch.autocast(images.device.type, enabled=False):
         return l2norm(images.float()) @ l2norm(captions.float()).T

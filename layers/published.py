@@ -1,13 +1,11 @@
-"""Weights under the names of the released code, and back.
+"""Load weights: under the names of the released code, and under our own.
 
 The released model keeps each gate of the GRU apart; ours stacks them (reset, update, candidate).
 """
 
 from __future__ import annotations
 
-import copy
 import re
-import warnings
 from collections import OrderedDict
 
 import torch
@@ -19,7 +17,7 @@ FEEDFORWARD = {"ffn.mlp.fc.linear.": "feedforward.inner.", "ffn.mlp.linear.": "f
 
 
 def _block(attentions: dict[str, str], norms: int) -> dict[str, str]:
-    """The names within an SA or an SGA block."""
+    """Return the names within an SA or an SGA block."""
     heads = {a + old: b + new for a, b in attentions.items() for old, new in ATTENTION.items()}
     both = {"a_2": "a", "b_2": "b"}.items()
     return heads | FEEDFORWARD | {f"norm{i}.{old}": f"norm{i}.{new}" for i in range(1, norms + 1) for old, new in both}
@@ -75,7 +73,7 @@ def _renamed(name: str, names: dict[str, str]) -> str:
 
 
 def from_published(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Published names -> ours. Names that are not known stay as they are."""
+    """Rename published names to ours. Unknown names stay as they are."""
     stacked = {name: parts for name, parts in STACKED.items() if all(part in state for part in parts)}
     ours = {name: torch.stack([state[part] for part in parts]) for name, parts in stacked.items()}
     taken = {part for parts in stacked.values() for part in parts}
@@ -83,7 +81,7 @@ def from_published(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def to_published(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Our names -> published, for people who run the released code. Works for gradients as for weights."""
+    """Rename our names to published ones. Works for gradients as for weights."""
     names = {new: old for old, new in NAMES.items()}
     published = {}
     for name, x in state.items():
@@ -95,12 +93,12 @@ def to_published(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def is_published(state: dict[str, Tensor]) -> bool:
-    """Whether a state dict carries the released code's names."""
+    """Return whether a state dict carries the released code's names."""
     return any(name.startswith(("extract_feature.", "img_enc.")) for name in state)
 
 
 def load_published(model: nn.Module, state: dict[str, Tensor]) -> None:
-    """Load weights under published names, strictly; counters of batch normalisation may be missing.
+    """Load weights under published names, strictly; the counters of batch norm may be missing.
 
     Raises ValueError that lists the missing, the unexpected and the misshapen names; the model is then as it was.
     """
@@ -112,51 +110,41 @@ def load_published(model: nn.Module, state: dict[str, Tensor]) -> None:
         for name in wanted
         if name in state and state[name].shape != wanted[name].shape
     ]
-    if fault := listed({"missing": missing, "unexpected": unexpected, "misshapen": shapes}):
+    if fault := _listed({"missing": missing, "unexpected": unexpected, "misshapen": shapes}):
         raise ValueError(f"under the published names, {fault}")
     load_state(model, from_published(state))
 
 
 def load_state(module: nn.Module, state: dict[str, Tensor], optional: tuple[str, ...] = ()) -> None:
-    """Load weights as `load_state_dict` does, strictly, but for two things that a file may lack: the counters of batch
-    normalisation, which are 0 then, and names that start with one of `optional`.
+    """Load weights as `load_state_dict` does, strictly, except for two things that a file may lack: the counters of
+    batch norm, which are 0 then, and names that start with one of `optional`.
 
     Raises ValueError that lists what is missing, unexpected or misshapen; the module is then as it was.
     """
-    counters = {name: torch.zeros_like(own) for name, own in module.state_dict().items() if name.endswith(COUNTER)}
+    before = module.state_dict()
+    counters = {name: torch.zeros_like(own) for name, own in before.items() if name.endswith(COUNTER)}
     complete = OrderedDict(counters | state)
     complete._metadata = getattr(state, "_metadata", None)  # of the versions of modules: PyTorch mends older ones by it
-    if fault := _fault(_without_content(module), complete, optional):
-        raise ValueError(fault)
-    module.load_state_dict(complete, strict=False)
-
-
-def _without_content(module: nn.Module) -> nn.Module:
-    """A copy of a module whose tensors have a shape, and take no memory."""
-    tensors = {id(tensor): tensor.to("meta") for tensor in (*module.parameters(), *module.buffers())}
-    return copy.deepcopy(module, tensors)
-
-
-def _fault(module: nn.Module, state: dict[str, Tensor], optional: tuple[str, ...]) -> str:
-    """What keeps the state from being loaded, in words; empty if nothing does."""
+    before = {name: own.clone() for name, own in before.items()}
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that nothing is copied into the module without content
-            found = module.load_state_dict(state, strict=False)
+        found = module.load_state_dict(complete, strict=False)
+        missing = [name for name in found.missing_keys if not name.startswith(optional or "\0")]
+        fault = _listed({"missing": missing, "unexpected": found.unexpected_keys})
     except RuntimeError as error:  # a first line that names the module's class, then one line for each tensor
-        return listed({"misshapen": [_shapes(line.strip()) for line in str(error).splitlines()[1:]]})
-    missing = [name for name in found.missing_keys if not name.startswith(optional or "\0")]
-    return listed({"missing": missing, "unexpected": found.unexpected_keys})
+        fault = _listed({"misshapen": [_in_short(line.strip()) for line in str(error).splitlines()[1:]]})
+    if fault:
+        module.load_state_dict(before)
+        raise ValueError(fault)
 
 
-def _shapes(line: str) -> str:
-    """PyTorch's line on a tensor of another shape, in fewer words."""
+def _in_short(line: str) -> str:
+    """Shorten PyTorch's line on a tensor of another shape."""
     found = re.fullmatch(r"size mismatch for (\S+): .*Size\(\[(.*)\]\) from .*Size\(\[(.*)\]\)\.", line)
     return f"{found[1]} ({found[2]}) instead of ({found[3]})" if found else line
 
 
-def listed(faults: dict[str, list[str]]) -> str:
-    """Kinds of faults and the names that have them, in words: how many, and the first twenty."""
+def _listed(faults: dict[str, list[str]]) -> str:
+    """Return each kind of fault with how many names have it, and the first twenty of them."""
     return "; ".join(
         f"{len(names)} {what}: {', '.join(names[:20])}" + (f" and {len(names) - 20} more" if len(names) > 20 else "")
         for what, names in faults.items()

@@ -2,7 +2,7 @@
 
     t = relu(Linear(H, D)(state at the last real word))
 
-and two of our own that may stand in its place: a plain GRU, and a transformer of Hugging Face with its own tokenizer.
+Two of our own may replace it: a plain GRU, and a transformer of Hugging Face with its own tokenizer.
 """
 
 from __future__ import annotations
@@ -42,14 +42,12 @@ class TextEncoder(nn.Module):
         if lengths is None:
             lengths = (token_ids != 0).sum(1)
         lengths = lengths.clamp(min=1)  # a caption without words is one padding word
-        states = [self._run(self.gru, token_ids, lengths, reverse=False)]
-        if self.gru_backward is not None:
-            states.append(self._run(self.gru_backward, token_ids, lengths, reverse=True))
+        states = []
+        for gru, reverse in ((self.gru, False), (self.gru_backward, True)):
+            if gru is not None:
+                packing = pack(lengths, token_ids.shape[1], token_ids.device, reverse)
+                states.append(gru(self.embedding(token_ids.flatten()[packing.words]), packing))
         return torch.cat(states, dim=1)
-
-    def _run(self, gru: GRU, token_ids: Tensor, lengths: Tensor, reverse: bool) -> Tensor:
-        packing = pack(lengths, token_ids.shape[1], token_ids.device, reverse)
-        return gru(self.embedding(token_ids.flatten()[packing.words]), packing)
 
     def forward(self, token_ids: Tensor, lengths: Tensor | None = None) -> Tensor:
         """token_ids (B, T), lengths (B,) or None -> text vector (B, D), not normalised."""
@@ -113,7 +111,7 @@ class TransformerEncoder(nn.Module):
 
 
 def pool(states: Tensor, lengths: Tensor, pooling: str) -> Tensor:
-    """states (B, T, H), of which the first lengths (B,) count -> (B, H): the first, the mean or the largest."""
+    """Pool the first lengths (B,) of states (B, T, H) -> (B, H): the first, the mean or the largest (`max`)."""
     if pooling == "first":
         return states[:, 0]
     real = (torch.arange(states.shape[1]) < lengths.cpu()[:, None]).to(states.device)[:, :, None]
@@ -123,7 +121,7 @@ def pool(states: Tensor, lengths: Tensor, pooling: str) -> Tensor:
 
 
 def make_text_encoder(options: TextOptions, words: int, embed_dim: int) -> nn.Module:
-    """The text encoder that `seq2vec.arch` names; words: of the vocabulary, for those that have none of their own.
+    """Build the text encoder that `seq2vec.arch` names; words: number of words of the vocabulary.
 
     Raises ValueError for a transformer that is not there, and ImportError where transformers is not installed.
     """

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 @register("VSE++")
 class VSEPP(Model):
-    """Images and captions -> vectors of one space."""
+    """Images and captions -> vectors of one space. Local features are not read."""
 
     def __init__(self, options: VSEPPOptions, image_size: int, words: int) -> None:
         super().__init__()
@@ -47,12 +47,10 @@ class VSEPP(Model):
         nn.init.uniform_(self.embedding.weight, -0.1, 0.1)
 
     def encode_image(self, images: Tensor, local_rep: Tensor | None = None, local_adj: Tensor | None = None) -> Tensor:
-        """(B, 3, S, S) -> v (B, D), of unit length unless `image_norm` is off. Local features are not read."""
         v = self.image_out(l2norm(self.trunk(images).pooled.float())).float()
         return l2norm(v) if self.image_norm else v
 
     def encode_text(self, token_ids: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """(B, T) int64 with 0 = padding, (B,) number of words -> t (B, D), of unit length."""
         if self.text_pooling == "mean":
             return l2norm(self._mean_state(token_ids))
         if lengths is None:
@@ -62,7 +60,7 @@ class VSEPP(Model):
         return l2norm(self.gru(words)[1][0].float())
 
     def _mean_state(self, token_ids: Tensor) -> Tensor:
-        """Captions are padded to `positions` words, so that t does not depend on what else is in the batch."""
+        """Average the states of captions padded to `positions` words, whatever the rest of the batch."""
         token_ids = functional.pad(token_ids, (0, max(self.positions - token_ids.shape[1], 0)))
         return self.gru(self.embedding(token_ids))[0].float().mean(dim=1)
 
