@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from utils import InputError, _store, count, rank
+from utils import InputError, count, rank, store
 
 TIMEOUT = timedelta(minutes=30)  # for an answer of the others: more than the main process ever works alone
 
@@ -37,7 +37,7 @@ def joined(device: torch.device) -> Iterator[None]:
         yield
         return
     backend = "cuda:nccl,cpu:gloo" if device.type == "cuda" else "gloo"  # what is agreed on never waits for a GPU
-    dist.init_process_group(backend, store=_store(), rank=rank(), world_size=count(), timeout=TIMEOUT)
+    dist.init_process_group(backend, store=store(), rank=rank(), world_size=count(), timeout=TIMEOUT)
     yield
     dist.destroy_process_group()  # after an error it might wait for those that are gone
 
