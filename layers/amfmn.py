@@ -1,7 +1,7 @@
 """AMFMN, the asymmetric multimodal feature matching network (Yuan et al., IEEE TGRS 2022, arXiv 2204.09868).
 
-Its visual vector v is GaLR's global branch, not normalised, its text vector t is GaLR's. What differs is the
-similarity: the image attends to each caption, F_ij is a vector of the pair, and
+Its visual vector v is GaLR's global branch, not normalised; its text vector t is GaLR's. The image attends to each
+caption: F_ij is a vector of the pair, and the similarity
 
     S_ij = v_i . F_ij / max(|v_i| |F_ij|, 1e-8)
 
@@ -9,8 +9,8 @@ similarity: the image attends to each caption, F_ij is a vector of the pair, and
     fusion_att       F = sigmoid(W1 [v; t] + b1) * (W2 [v; t] + b2)
     similarity_att   F = sigmoid((W_v v + b_v) * t') * t'        t' = W_t t + b_t
 
-The F of all pairs (N, M, D) are never laid out: `soft_att` is two matrix products, the others go a block of pairs at a
-time, which the backward pass computes anew.
+The F of all pairs (N, M, D) are never in memory at once: `soft_att` is two matrix products, the others go a block of
+pairs at a time, which the backward pass computes anew.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class SoftAttention(nn.Module):
         self.gate = nn.Linear(embed_dim, embed_dim)
 
     def forward(self, v: Tensor, t: Tensor) -> Tensor:
-        """v (N, D), t (M, D) -> similarities (N, M)."""
+        """Return the similarities (N, M) of v (N, D) and t (M, D)."""
         gate = torch.sigmoid(self.gate(v))
         # a text vector can be zero: there the root is kept from an infinite slope
         length = ((gate * gate) @ (t * t).T).clamp(min=1e-30).sqrt()
@@ -58,7 +58,7 @@ class FusionAttention(nn.Module):
         self.joint_value = nn.Linear(2 * embed_dim, embed_dim)
 
     def forward(self, v: Tensor, t: Tensor) -> Tensor:
-        """v (N, D), t (M, D) -> similarities (N, M)."""
+        """Return the similarities (N, M) of v (N, D) and t (M, D)."""
         (gate_v, gate_t), (value_v, value_t) = (
             (v @ of_v.T + layer.bias, t @ of_t.T)
             for layer in (self.joint_gate, self.joint_value)
@@ -80,7 +80,7 @@ class SimilarityAttention(nn.Module):
         self.text = nn.Linear(embed_dim, embed_dim)
 
     def forward(self, v: Tensor, t: Tensor) -> Tensor:
-        """v (N, D), t (M, D) -> similarities (N, M)."""
+        """Return the similarities (N, M) of v (N, D) and t (M, D)."""
         return _pairwise(self._block, (v, self.visual(v)), (self.text(t),))
 
     @staticmethod
@@ -89,7 +89,7 @@ class SimilarityAttention(nn.Module):
 
 
 def _similarity(v: Tensor, f: Tensor) -> Tensor:
-    """v (n, D), f (n, m, D) -> S (n, m)."""
+    """Return S (n, m) of v (n, D) and F (n, m, D)."""
     return _quotient(torch.bmm(f, v[:, :, None])[:, :, 0], _norm(v)[:, None], _norm(f))
 
 
@@ -123,10 +123,7 @@ ATTENTION = {"soft_att": SoftAttention, "fusion_att": FusionAttention, "similari
 
 @register("AMFMN")
 class AMFMN(Model):
-    """Images and captions -> vectors, compared by the attention of the image to the caption.
-
-    Local features are not read.
-    """
+    """Compare images and captions by the attention of the image to the caption. Local features are not read."""
 
     def __init__(self, options: AMFMNOptions, image_size: int, words: int) -> None:
         super().__init__()
@@ -144,6 +141,6 @@ class AMFMN(Model):
         return self.text_encoder(token_ids, lengths)
 
     def similarity(self, image_vectors: Tensor, text_vectors: Tensor) -> Tensor:
-        """v (N, D), t (M, D) -> S (N, M), in float32 whatever autocast says."""
+        """Return S (N, M) of v (N, D) and t (M, D), in float32 whatever autocast says."""
         with torch.autocast(image_vectors.device.type, enabled=False):
             return self.attention(image_vectors.float(), text_vectors.float())

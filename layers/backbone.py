@@ -34,7 +34,7 @@ class Backbone(nn.Module):
 
 
 class Features(NamedTuple):
-    """Of images (B, 3, S, S): f1..f4 (B, C, S/4, S/4) to (B, C', S/32, S/32), and a vector of the whole (B, W)."""
+    """Feature maps f1..f4, (B, C, S/4, S/4) to (B, C', S/32, S/32), and a vector (B, W) of images (B, 3, S, S)."""
 
     f1: Tensor
     f2: Tensor

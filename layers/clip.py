@@ -73,8 +73,8 @@ class GaLROnCLIP(GaLR):
 class CLIPNetwork(Backbone):
     """One of open_clip's architectures by its name (or `local-dir:FOLDER`), with random weights.
 
-    net: the network, under open_clip's names; width: of its vectors. weights: what will be loaded, a name of open_clip
-    or anything else: by it images are normalised. Raises ValueError for an architecture that open_clip lacks, that does
+    width: of its vectors. weights: images are normalised as these weights were trained, if open_clip knows the name.
+    Raises ValueError for an architecture that open_clip lacks, that does
     not take this image size, or that is not the one which the named weights were trained with.
     """
 
@@ -100,11 +100,11 @@ class CLIPNetwork(Backbone):
         self.ends_early = type(self.net) is open_clip.CLIP and self.net.text_pool_type == "argmax"
 
     def forward(self, images: Tensor) -> Tensor:
-        """images (B, 3, S, S) -> (B, D), not normalised."""
+        """Encode images (B, 3, S, S) -> (B, D), not normalised."""
         return self.net.encode_image(self.renormalise(images)).float()
 
     def encode_text(self, token_ids: Tensor) -> Tensor:
-        """token_ids (B, T), 0 = padding after the last token -> (B, D), not normalised."""
+        """Encode token_ids (B, T), 0 = padding after the last token -> (B, D), not normalised."""
         ids, net = (token_ids - 1).clamp(min=0), self.net
         if not self.ends_early:
             return net.encode_text(functional.pad(ids, (0, max(net.context_length - ids.shape[1], 0)))).float()
@@ -116,7 +116,7 @@ class CLIPNetwork(Backbone):
 
 
 def _config(arch: str) -> dict:
-    """The configuration of an architecture of open_clip; empty for one that is described elsewhere."""
+    """Return open_clip's configuration of an architecture; empty for one that is described elsewhere."""
     import open_clip
 
     if ":" in arch:  # local-dir:, hf-hub:

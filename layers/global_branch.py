@@ -19,10 +19,12 @@ from layers.model import l2norm
 
 
 class MVSA(nn.Module):
-    """Multi-scale visual self-attention: a mask (B, D) from shallow and deep feature maps."""
+    """Multi-scale visual self-attention: a mask (B, D) from shallow and deep feature maps.
+
+    channels: of f1..f4; size: s, the side of f3.
+    """
 
     def __init__(self, channels: tuple[int, ...], size: int, embed_dim: int) -> None:
-        """channels: of f1..f4; size: s, the side of f3."""
         super().__init__()
         self.low_conv = nn.Conv2d(sum(channels[:2]), 3, kernel_size=3, stride=4)
         self.high_conv = nn.Conv2d(sum(channels[2:]), 3, kernel_size=1)
@@ -31,7 +33,7 @@ class MVSA(nn.Module):
         self.mask = nn.Linear(size * size, embed_dim)
 
     def forward(self, f1: Tensor, f2: Tensor, f3: Tensor, f4: Tensor) -> Tensor:
-        """f1 (B, C1, 4s, 4s), f2 (B, C2, 2s, 2s), f3 (B, C3, s, s), f4 (B, C4, s/2, s/2) -> (B, D)."""
+        """Return the mask (B, D) of f1 (B, C1, 4s, 4s), f2 (B, C2, 2s, 2s), f3 (B, C3, s, s), f4 (B, C4, s/2, s/2)."""
         if on_cpu(f1):
             a, b = mvsa_low(self.low_conv, f1, f2), mvsa_high(self.high_conv, f3, f4)
         else:
@@ -61,7 +63,7 @@ class GlobalBranch(nn.Module):
         self.mvsa = MVSA(self.trunk.channels, image_size // 16, embed_dim) if masked else None
 
     def forward(self, images: Tensor) -> Tensor:
-        """images (B, 3, S, S), normalised -> v_g (B, D)."""
+        """Encode images (B, 3, S, S), normalised -> v_g (B, D)."""
         *maps, pooled = self.trunk(images)
         v_g = self.solo(pooled).float()
         if self.mvsa is not None:

@@ -72,7 +72,7 @@ class GRU(nn.Module):
             nn.init.orthogonal_(self.hidden_weight[gate])
 
     def forward(self, words: Tensor, packing: Packing) -> Tensor:
-        """packed words (M, E) -> the state after the last word of each sequence (B, H), in the given order."""
+        """Return the state after the last word of each sequence (B, H), in the given order. words (M, E): packed."""
         input_mask, hidden_mask = self._masks(words, packing)
         words = words.expand(3, -1, -1) if input_mask is None else words * input_mask[:, packing.rows]
         gates = torch.baddbmm(self.input_bias.unsqueeze(1), words, self.input_weight.transpose(1, 2)).float()

@@ -25,7 +25,7 @@ class LocalBranch(nn.Module):
         self.out = nn.Linear(NODES * widths[-1], embed_dim)
 
     def forward(self, local_rep: Tensor, local_adj: Tensor) -> Tensor:
-        """local_rep X (B, 20, 20), local_adj A (B, 20, 20) -> v_l (B, D), of unit length."""
+        """Encode local_rep X (B, 20, 20), local_adj A (B, 20, 20) -> v_l (B, D), of unit length."""
         x = local_rep
         for layer in self.graph:
             x = torch.relu(layer(local_adj @ x))

@@ -45,7 +45,7 @@ class TripletLoss(nn.Module):
         self.margin, self.max_violation = margin, max_violation
 
     def forward(self, similarity: Tensor, pairs: Pairs | None = None) -> Tensor:
-        """similarity (B, B), images x captions -> scalar, a sum over the batch. `pairs` is not read."""
+        """Return the sum over a batch of similarities (B, B), images x captions. `pairs` is not read."""
         positive = similarity.diagonal()
         own = torch.eye(len(similarity), dtype=torch.bool, device=similarity.device)
         captions = (self.margin + similarity - positive[:, None]).clamp(min=0).masked_fill(own, 0)
@@ -81,7 +81,7 @@ class InfoNCE(nn.Module):
         return math.exp(-self.log_scale.item())
 
     def forward(self, similarity: Tensor, pairs: Pairs) -> Tensor:
-        """similarity (B, M), images x captions -> scalar."""
+        """Return the loss of similarities (B, M), images x captions."""
         if self.log_scale.requires_grad:
             self.log_scale.data.clamp_(max=math.log(LARGEST_SCALE))  # not in the graph, where it could not come back
         logits = similarity.float() * self.log_scale.exp()

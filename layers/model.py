@@ -40,15 +40,15 @@ class Model(nn.Module):
         self.frozen: list[nn.Module] = []
 
     def encode_image(self, images: Tensor, local_rep: Tensor, local_adj: Tensor) -> Tensor:
-        """(B, 3, S, S), (B, 20, 20), (B, 20, 20) -> (B, D), not normalised."""
+        """Encode (B, 3, S, S), (B, 20, 20), (B, 20, 20) -> (B, D), not normalised."""
         raise NotImplementedError
 
     def encode_text(self, token_ids: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """(B, T) int64 with 0 = padding, (B,) number of words -> (B, D), not normalised."""
+        """Encode (B, T) int64 with 0 = padding, (B,) number of words -> (B, D), not normalised."""
         raise NotImplementedError
 
     def similarity(self, image_vectors: Tensor, text_vectors: Tensor) -> Tensor:
-        """(N, D), (M, D) -> (N, M) float32; here the cosine."""
+        """Compare (N, D), (M, D) -> (N, M) float32; by the cosine, unless a model defines another."""
         return cosine(image_vectors, text_vectors)
 
     def backbones(self) -> list[Backbone]:

@@ -38,7 +38,7 @@ class TextEncoder(nn.Module):
             gru.initialise()
 
     def sentence_vector(self, token_ids: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """token_ids (B, T), 0 = padding after the last word; lengths (B,) -> the skip-thoughts vector (B, H)."""
+        """Encode token_ids (B, T), 0 = padding after the last word -> the skip-thoughts vectors (B, H)."""
         if lengths is None:
             lengths = (token_ids != 0).sum(1)
         lengths = lengths.clamp(min=1)  # a caption without words is one padding word
@@ -50,7 +50,7 @@ class TextEncoder(nn.Module):
         return torch.cat(states, dim=1)
 
     def forward(self, token_ids: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """token_ids (B, T), lengths (B,) or None -> text vector (B, D), not normalised."""
+        """Encode token_ids (B, T), lengths (B,) or None -> text vectors (B, D), not normalised."""
         return torch.relu(self.out(self.sentence_vector(token_ids, lengths))).float()
 
 
@@ -70,7 +70,7 @@ class GRUEncoder(nn.Module):
         self.out = nn.Linear(directions * options.hidden_dim, embed_dim)
 
     def forward(self, token_ids: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """token_ids (B, T), 0 = padding after the last word; lengths (B,) or None -> (B, D), not normalised."""
+        """Encode token_ids (B, T), lengths (B,) or None -> text vectors (B, D), not normalised."""
         if lengths is None:
             lengths = (token_ids != 0).sum(1)
         lengths = lengths.clamp(min=1).cpu()  # a caption without words is one padding word
@@ -103,7 +103,7 @@ class TransformerEncoder(nn.Module):
         self.out = nn.Linear(config.hidden_size, embed_dim)
 
     def forward(self, token_ids: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """token_ids (B, T), 0 = padding after the last token; lengths (B,) or None -> (B, D), not normalised."""
+        """Encode token_ids (B, T) -> text vectors (B, D), not normalised."""
         real = token_ids != 0
         inputs = {"input_ids": (token_ids - 1).clamp(min=0), "attention_mask": real.long()}
         states = self.network(**inputs).last_hidden_state

@@ -65,6 +65,6 @@ class VSEPP(Model):
         return self.gru(self.embedding(token_ids))[0].float().mean(dim=1)
 
     def similarity(self, image_vectors: Tensor, text_vectors: Tensor) -> Tensor:
-        """v (N, D), t (M, D) -> their products (N, M), in float32 whatever autocast says."""
+        """Return the products (N, M) of v (N, D) and t (M, D), in float32 whatever autocast says."""
         with torch.autocast(image_vectors.device.type, enabled=False):
             return image_vectors.float() @ text_vectors.float().T
