@@ -7,6 +7,7 @@ import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import golden_model
 import numpy as np
@@ -17,13 +18,14 @@ from conftest import OPTIONS
 
 import engine
 import layers.amfmn
+import layers.model
 import test
 import train
 from layers import build_model
 from layers.amfmn import FusionAttention, SimilarityAttention, SoftAttention
 from layers.loss import TripletLoss
 from layers.published import to_published
-from option import load_options
+from option import load_options, options
 
 GOLDEN = {  # name: option file, overrides, the loss whose gradient it gives
     "amfmn_soft_a": ("AMFMN", ["model.cross_attention.att_type=soft_att"], "loss_sum"),
@@ -231,3 +233,19 @@ def test_a_checkpoint_of_another_model_is_named(work, run, checkpoint) -> None:
     Path("model.yaml").write_text(yaml.safe_dump(options))
     refused = run(f"test_single.py --path_opt model.yaml --resume {checkpoint}")
     assert refused.status == 2 and "is of the model GaLR" in refused.message
+
+
+def test_every_model_of_the_options_is_registered_and_a_new_one_needs_no_list() -> None:
+    assert set(options.MODELS) <= set(layers.models())
+
+    @layers.model.register("New")
+    class New(torch.nn.Module):
+        def __init__(self, *given: object) -> None:
+            super().__init__()
+            self.given = given
+
+    asked = SimpleNamespace(model=SimpleNamespace(name="New"), dataset=SimpleNamespace(image_size=64))
+    try:
+        assert build_model(asked, ["a", "b"]).given == (asked.model, 64, 2)
+    finally:
+        del layers.model.MODELS["New"]
