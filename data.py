@@ -180,7 +180,9 @@ class Data(NamedTuple):
 
     def local_features(self, rows: np.ndarray) -> Iterator[Tensor]:
         """Return local_rep and local_adj (B, 20, 20) of some images, on the device."""
-        return (to_device(torch.from_numpy(part[rows]), self.token_ids.device) for part in (self.local_rep, self.local_adj))
+        return (
+            to_device(torch.from_numpy(part[rows]), self.token_ids.device) for part in (self.local_rep, self.local_adj)
+        )
 
 
 class SameCaptions:

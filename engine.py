@@ -17,7 +17,7 @@ from torch.optim.swa_utils import AveragedModel
 from data import DROPOUT, Batch, Data, caption_batches, epoch_size, image_batches, random_stream, train_batches
 from layers import build_model
 from layers.cpu import reuse_memory
-from layers.distributed import GlobalBatch, gather, own_share, world_size, all_gather, sum_gradients
+from layers.distributed import GlobalBatch, all_gather, gather, own_share, sum_gradients, world_size
 from layers.loss import InfoNCE, TripletLoss
 from layers.model import Model
 from option.options import Optim, Options

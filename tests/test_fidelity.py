@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 
-from layers.cpu import StridedConv2d
 from layers.loss import TripletLoss
 from layers.published import from_published, load_published, to_published
 from util.checkpoints import load_weights, read_checkpoint
@@ -71,33 +70,6 @@ def test_bf16_stays_near_float32(golden, model, batch) -> None:
         sims = model(images, *batch[1:])
     assert sims.dtype == torch.float32
     assert 1e-6 < np.abs(sims.numpy() - golden["sims"]).max() < 2e-3
-
-
-@pytest.mark.parametrize(("channels", "side", "stride", "padding"), [(8, 3, 2, 1), (6, 3, 2, 0), (4, 1, 2, 0)])
-def test_strided_convolution_in_bf16_has_the_gradients_of_its_own_inputs_in_float32(channels, side, stride, padding):
-    """Its weight gradient is our own product: it may differ from float32 by the grain of bf16's results, not more. The
-    rest is PyTorch's: the very same values, and a gradient that is no worse than its own, which some processors without
-    bf16 compute a little more coarsely than the grain."""
-    torch.manual_seed(0)
-    conv = StridedConv2d(channels, 5, side, stride, padding, bias=False)
-    with torch.no_grad():
-        conv.weight.copy_(conv.weight.bfloat16())
-    x = torch.randn(3, channels, 13, 13).bfloat16().float().to(memory_format=torch.channels_last).requires_grad_()
-    with torch.autocast("cpu", torch.bfloat16):
-        y, plain_y = conv(x), torch.nn.functional.conv2d(x, conv.weight, None, stride, padding)
-    direction = torch.randn(y.shape).bfloat16().float()
-    exact_y = torch.nn.functional.conv2d(x, conv.weight, None, stride, padding)
-    ours, plain, exact = (
-        torch.autograd.grad((values.float() * direction).sum(), (x, conv.weight)) for values in (y, plain_y, exact_y)
-    )
-
-    def distance(one: torch.Tensor, other: torch.Tensor) -> float:
-        return ((one - other).abs().max() / other.abs().max()).item()
-
-    grain = 2**-8
-    assert torch.equal(y, plain_y) and distance(y.float(), exact_y) <= grain
-    assert distance(ours[0], exact[0]) <= max(grain, distance(plain[0], exact[0]))
-    assert distance(ours[1], exact[1]) <= grain
 
 
 def test_released_gate_cancels_and_the_papers_does_not(golden, batch) -> None:

@@ -153,8 +153,10 @@ def run(gru: GRU, x: torch.Tensor, lengths: torch.Tensor, reverse: bool = False)
     return gru(x.flatten(0, 1)[packing.words], packing)
 
 
+@pytest.mark.parametrize("by_hand", [True, False], ids=["backward by hand", "as on a GPU"])
 @pytest.mark.parametrize("masked", [False, True])
-def test_fast_gru_and_its_hand_written_backward_equal_plain_autograd(masked) -> None:
+def test_the_packed_gru_has_the_values_and_gradients_of_its_equations(masked, by_hand, monkeypatch) -> None:
+    monkeypatch.setattr("layers.gru.on_cpu", lambda _: by_hand)
     torch.manual_seed(0)
     gru = GRU(5, 7, dropout=0.25 if masked else 0.0)
     gru.initialise()

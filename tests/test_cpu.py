@@ -1,0 +1,242 @@
+"""What is fast on a CPU computes the plain formula: convolutions, batch norm, MVSA, GRU (layers/cpu.py)."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from data import load_data, read_split, train_batches
+from engine import make_criterion, make_model, make_optimizer, train_step
+from layers.backbone import ResNet18, make_backbone
+from layers.cpu import FusedConv2d, StridedConv2d, depthwise, fuse_norms
+from layers.global_branch import MVSA
+from option import load_options
+from vocab import load_words
+
+NET = "test_efficientnet"  # timm's own for tests: 0.4 million parameters
+
+
+# ---------------------------------------------------------------- MVSA
+
+
+def test_mvsa_without_its_concatenated_maps_is_the_formula_with_its_gradients(monkeypatch) -> None:
+    torch.manual_seed(0)
+    mvsa = MVSA((3, 4, 5, 6), 4, 8)
+    maps = [
+        torch.randn(2, c, side, side, requires_grad=True) for c, side in zip((3, 4, 5, 6), (16, 8, 4, 2), strict=True)
+    ]
+    inputs = [*maps, *mvsa.parameters()]
+    fast = mvsa(*maps)
+    monkeypatch.setattr("layers.global_branch.on_cpu", lambda _: False)
+    plain = mvsa(*maps)
+    torch.testing.assert_close(fast, plain, rtol=1e-5, atol=1e-5)
+    direction = torch.randn_like(plain)
+    gradients = (torch.autograd.grad((values * direction).sum(), inputs) for values in (fast, plain))
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+# ---------------------------------------------------------------- strided convolution
+
+
+@pytest.mark.parametrize(("channels", "side", "stride", "padding"), [(8, 3, 2, 1), (6, 3, 2, 0), (4, 1, 2, 0)])
+def test_strided_convolution_in_bf16_has_the_gradients_of_its_own_inputs_in_float32(channels, side, stride, padding):
+    """Its weight gradient is our own product: it may differ from float32 by the grain of bf16's results, not more. The
+    rest is PyTorch's: the very same values, and a gradient that is no worse than its own, which some processors without
+    bf16 compute a little more coarsely than the grain."""
+    torch.manual_seed(0)
+    conv = StridedConv2d(channels, 5, side, stride, padding, bias=False)
+    with torch.no_grad():
+        conv.weight.copy_(conv.weight.bfloat16())
+    x = torch.randn(3, channels, 13, 13).bfloat16().float().to(memory_format=torch.channels_last).requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        y, plain_y = conv(x), torch.nn.functional.conv2d(x, conv.weight, None, stride, padding)
+    direction = torch.randn(y.shape).bfloat16().float()
+    exact_y = torch.nn.functional.conv2d(x, conv.weight, None, stride, padding)
+    ours, plain, exact = (
+        torch.autograd.grad((values.float() * direction).sum(), (x, conv.weight)) for values in (y, plain_y, exact_y)
+    )
+
+    def distance(one: torch.Tensor, other: torch.Tensor) -> float:
+        return ((one - other).abs().max() / other.abs().max()).item()
+
+    grain = 2**-8
+    assert torch.equal(y, plain_y) and distance(y.float(), exact_y) <= grain
+    assert distance(ours[0], exact[0]) <= max(grain, distance(plain[0], exact[0]))
+    assert distance(ours[1], exact[1]) <= grain
+
+
+# ---------------------------------------------------------------- depthwise convolution
+
+
+def both_passes(run, inputs: list[torch.Tensor]) -> list[torch.Tensor]:
+    """What a function gives, and the gradient of each input under fixed weights of what it gives."""
+    inputs = [x.clone().requires_grad_() for x in inputs]
+    out = run(*inputs)
+    weights = torch.rand(out.shape, generator=torch.Generator().manual_seed(1))
+    return [out.detach(), *torch.autograd.grad((out * weights).sum(), inputs)]
+
+
+@pytest.mark.parametrize(
+    ("batch", "side", "kernel", "stride", "padding"),
+    [(3, 8, 3, 1, 1), (9, 8, 3, 2, 0), (1, 9, 5, 2, 2), (10, 4, 5, 1, 2), (2, 2, 5, 1, 2)],
+)
+def test_both_passes_of_a_depthwise_convolution_are_those_of_conv2d(
+    batch: int, side: int, kernel: int, stride: int, padding: int
+) -> None:
+    torch.manual_seed(0)
+    inputs = [torch.randn(batch, 7, side, side), torch.randn(7, 1, kernel, kernel), torch.randn(7)]
+    out = -(-side // stride)
+    after = max((out - 1) * stride + kernel - side - padding, 0)
+
+    def plain(x, weight, shift):
+        return functional.conv2d(functional.pad(x, (padding, after) * 2), weight, shift, stride, groups=7)
+
+    expected = both_passes(plain, inputs)
+    for ours, theirs in zip(
+        both_passes(lambda *args: depthwise(*args, stride, padding, out), inputs), expected, strict=True
+    ):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+def test_gradients_of_a_depthwise_convolution_do_not_depend_on_the_number_of_threads() -> None:
+    torch.manual_seed(0)
+    inputs = [torch.randn(11, 16, 6, 6), torch.randn(16, 1, 3, 3), torch.randn(16)]
+    threads = torch.get_num_threads()
+    results = []
+    try:
+        for number in (1, 2):
+            torch.set_num_threads(number)
+            results.append(both_passes(lambda *args: depthwise(*args, 1, 1, 6), inputs))
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(one, two) for one, two in zip(*results, strict=True))
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_a_fused_depthwise_convolution_trains_as_it_evaluates(stride: int) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(6, 6, 3, stride, 1, groups=6, bias=False), nn.BatchNorm2d(6))
+    images = torch.randn(4, 6, 9, 9)
+    net(images)  # statistics
+    expected = net.eval()(images)
+    fuse_norms(net, images)
+    torch.testing.assert_close(net(images), expected)
+    with torch.inference_mode():
+        torch.testing.assert_close(net(images), expected)
+
+
+# ---------------------------------------------------------------- batch norm
+
+
+def settle(net: nn.Module) -> None:
+    """Statistics that are no identity."""
+    generator = torch.Generator().manual_seed(1)
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            for tensor in (module.running_mean, module.running_var, module.weight.data, module.bias.data):
+                tensor.uniform_(0.5, 1.5, generator=generator)
+
+
+def both_norms(name: str, size: int) -> tuple[nn.Module, nn.Module]:
+    """A trunk in evaluation mode, and the same one with folded normalisation, in training mode."""
+    plain, frozen = make_backbone(name, size).eval(), make_backbone(name, size, "frozen").train()
+    settle(plain.net)
+    frozen.net.load_state_dict(plain.net.state_dict())
+    return plain, frozen
+
+
+@pytest.mark.parametrize("name", ["resnet18", NET])
+def test_a_fused_batch_norm_is_the_same_function_with_the_same_gradients(name) -> None:
+    if name == NET:
+        pytest.importorskip("timm")
+    plain, frozen = both_norms(name, 32)
+    assert sum(isinstance(module, FusedConv2d) for module in frozen.modules()) > 10
+    images = torch.rand(2, 3, 32, 32)
+    for one, other in zip(plain(images), frozen(images), strict=True):
+        assert torch.allclose(one, other, rtol=1e-3, atol=1e-4 * one.abs().max().item())
+    for net in (plain, frozen):
+        net(images).pooled.square().mean().backward()
+    gradients = dict(frozen.named_parameters())
+    for where, parameter in plain.named_parameters():
+        if parameter.grad is not None:
+            largest = parameter.grad.abs().max().item()
+            assert torch.allclose(parameter.grad, gradients[where].grad, rtol=1e-2, atol=1e-3 * largest), where
+
+
+@pytest.mark.parametrize("mode", ["frozen", "evaluation"])
+def test_a_fused_batch_norm_keeps_its_own_eps(mode) -> None:
+    """Networks differ in it: 1e-5 in ResNet-18, 1e-3 in tf_efficientnet_lite0."""
+    torch.manual_seed(0)
+    trunk, images = ResNet18().eval(), torch.rand(2, 3, 32, 32)
+    settle(trunk.net)
+    for module in trunk.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eps = 0.3
+    with torch.no_grad():
+        plain = trunk(images)
+        if mode == "frozen":
+            trunk.freeze_norms(32)
+            found = trunk.train()(images)
+        else:
+            with trunk.fused(32):
+                found = trunk(images)
+    for one, other in zip(plain, found, strict=True):
+        assert torch.allclose(one, other, rtol=1e-3, atol=1e-4 * one.abs().max().item())
+
+
+def test_training_with_frozen_batch_norm_moves_scales_and_no_statistics(work) -> None:
+    options = load_options("tiny.yaml", ["model.trunk_norm=frozen"])
+    words = load_words(options)
+    data = load_data(read_split("data", "train"), options, words, torch.device("cpu"), training=True)
+    model, criterion = make_model(options, words).train(), make_criterion(options.optim, torch.device("cpu"))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    batch = next(train_batches(data, options, 0, 0))
+    train_step(model, batch, criterion, make_optimizer(model, options.optim, criterion), 1e-3, options)
+    moved = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
+    assert "global_branch.trunk.net.bn1.weight" in moved
+    assert not any("running" in name or "num_batches" in name for name in moved)
+
+
+@pytest.fixture(scope="module")
+def settled() -> ResNet18:
+    """With statistics, scales and shifts that do something."""
+    torch.manual_seed(0)
+    trunk = ResNet18().eval()
+    for norm in (module for module in trunk.modules() if isinstance(module, nn.BatchNorm2d)):
+        nn.init.uniform_(norm.running_var, 0.5, 2)
+        for tensor in (norm.running_mean, norm.weight.data, norm.bias.data):
+            nn.init.normal_(tensor)
+    return trunk
+
+
+def test_evaluation_fuses_batch_norms_and_gives_the_same_features(settled) -> None:
+    images = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        plain = settled(images)
+        with settled.fused(64):
+            assert not any(isinstance(module, nn.BatchNorm2d) for module in settled.modules())
+            folded = settled(images)
+    for one, other in zip(plain, folded, strict=True):
+        assert (one - other).abs().max() < 1e-5 * one.abs().max()
+
+
+def test_a_backbone_is_as_before_once_it_is_no_longer_fused(settled) -> None:
+    modules, state = list(settled.named_modules()), {name: x.clone() for name, x in settled.state_dict().items()}
+    with pytest.raises(KeyboardInterrupt), settled.fused(64):
+        assert settled.state_dict().keys() == state.keys()
+        raise KeyboardInterrupt
+    assert [(name, id(module)) for name, module in settled.named_modules()] == [(n, id(m)) for n, m in modules]
+    assert all(torch.equal(x, state[name]) for name, x in settled.state_dict().items())
+
+
+def test_a_copy_has_its_own_batch_norm() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4))
+    fuse_norms(net, torch.rand(1, 3, 8, 8))
+    other, images = copy.deepcopy(net), torch.rand(1, 3, 8, 8)
+    other[1].weight.data.mul_(2)
+    assert torch.allclose(other(images), 2 * net(images), atol=1e-6)
