@@ -8,6 +8,7 @@ import signal
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import get_args
 
 import golden_model
 import numpy as np
@@ -25,7 +26,8 @@ from layers import build_model
 from layers.amfmn import FusionAttention, SimilarityAttention, SoftAttention
 from layers.loss import TripletLoss
 from layers.published import to_published
-from option import load_options, options
+from option import load_options
+from option.options import ModelOptions
 
 GOLDEN = {  # name: option file, overrides, the loss whose gradient it gives
     "amfmn_soft_a": ("AMFMN", ["model.cross_attention.att_type=soft_att"], "loss_sum"),
@@ -236,7 +238,8 @@ def test_a_checkpoint_of_another_model_is_named(work, run, checkpoint) -> None:
 
 
 def test_every_model_of_the_options_is_registered_and_a_new_one_needs_no_list() -> None:
-    assert set(options.MODELS) <= set(layers.models())
+    blocks = get_args(get_args(ModelOptions)[0])
+    assert {get_args(block.model_fields["name"].annotation)[0] for block in blocks} <= set(layers.models())
 
     @layers.model.register("New")
     class New(torch.nn.Module):
