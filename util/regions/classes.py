@@ -50,8 +50,7 @@ def parse_class_map(pairs: Sequence[str]) -> ClassMap:
         name, equals, target = pair.rpartition("=")
         if not equals or not plain(name) or (class_index(target) is None and target.strip().lower() != DROPPED):
             raise InputError(
-                f"--class-map must be NAME=CLASS, with a class of DOTA-v1.0 ({', '.join(CLASSES)}) or {DROPPED}, "
-                f"got {pair!r}"
+                f"--class-map {pair} must be NAME=CLASS, with a class of DOTA-v1.0 ({', '.join(CLASSES)}) or {DROPPED}"
             )
         class_map[plain(name)] = class_index(target)
     return class_map
