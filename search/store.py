@@ -32,6 +32,7 @@ NOWHERE = 1000.0  # degrees: the place of what has none; Milvus Lite knows no mi
 PATH_BYTES = 4096
 CHUNK = 40_000  # bytes of the mark in a row: a text field holds 65,535
 MOST = 16_384  # rows that Milvus gives at once
+WRITING = ("create_collection", "upsert", "delete", "flush")
 
 
 class Record(NamedTuple):
@@ -118,14 +119,15 @@ class Index:
 
     def __init__(self, address: str, client: MilvusClient) -> None:
         self.address, self._client = address, client
+        for name in (ROWS, MARK):
+            if self._call("has_collection", name):
+                self._call("load_collection", name)
 
     def mark(self) -> Mark | None:
         """Return the mark; None for a new index. Raises InputError for a damaged one."""
-        with self._milvus("read"):
-            if not self._client.has_collection(MARK):
-                return None
-            self._client.load_collection(MARK)
-            rows = self._client.query(MARK, filter='key >= ""', output_fields=["key", "text"])
+        if not self._call("has_collection", MARK):
+            return None
+        rows = self._call("query", MARK, filter='key >= ""', output_fields=["key", "text"])
         text = "".join(row["text"] for row in sorted(rows, key=lambda row: row["key"]))
         if not text:
             return None  # killed between making the collection and writing the mark
@@ -139,21 +141,19 @@ class Index:
         text = json.dumps(asdict(mark))
         chunks = [text[i : i + CHUNK] for i in range(0, len(text), CHUNK)]
         none = [0.0, 1.0]  # Milvus wants a vector in every row
+        self._make(ROWS, mark.dim, {"path": PATH_BYTES}, Record._fields[1:])
+        self._make(MARK, len(none), {"text": 65_535}, ())
         rows = [{"key": f"{i:04d}", "vector": none, "text": chunk} for i, chunk in enumerate(chunks)]
-        with self._milvus("write"):
-            self._make(ROWS, mark.dim, {"path": PATH_BYTES}, Record._fields[1:])
-            self._make(MARK, len(none), {"text": 65_535}, ())
-            self._client.upsert(MARK, rows)
-            self._client.flush(MARK)
+        self._call("upsert", MARK, rows)
+        self._call("flush", MARK)
 
     def complete(self, mark: Mark) -> None:
         """Note that every file was seen to, and flush everything to disk."""
-        with self._milvus("write"):
-            self._client.flush(ROWS)
+        self._call("flush", ROWS)
         self.write_mark(replace(mark, complete=True))
 
     def _make(self, name: str, dim: int, texts: dict[str, int], numbers: Sequence[str]) -> None:
-        if self._client.has_collection(name):
+        if self._call("has_collection", name):
             return
         schema = MilvusClient.create_schema(auto_id=False, enable_dynamic_field=False)
         schema.add_field("key", DataType.VARCHAR, is_primary=True, max_length=32)
@@ -165,19 +165,13 @@ class Index:
             schema.add_field(field, DataType.DOUBLE if in_degrees else DataType.INT64)
         index = MilvusClient.prepare_index_params()
         index.add_index("vector", index_type="FLAT", metric_type="COSINE")
-        self._client.create_collection(name, schema=schema, index_params=index, consistency_level="Strong")
+        self._call("create_collection", name, schema=schema, index_params=index, consistency_level="Strong")
 
     def rows(self, vectors: bool = False, where: str = "") -> Iterator[tuple[Record, np.ndarray | None]]:
         """Yield the record and, with `vectors`, the vector (D,) float32 of every row that meets a filter of Milvus."""
         fields = [*Record._fields, "vector"] if vectors else list(Record._fields)
-        with self._milvus("read"):
-            self._client.load_collection(ROWS)
-            rows = self._client.query_iterator(ROWS, batch_size=8192, filter=where, output_fields=fields)
-        while True:
-            with self._milvus("read"):
-                batch = rows.next()
-            if not batch:
-                return
+        rows = self._call("query_iterator", ROWS, batch_size=8192, filter=where, output_fields=fields)
+        while batch := self._call("next", of=rows):
             for row in batch:
                 yield _record(row), np.asarray(row["vector"], np.float32) if vectors else None
 
@@ -192,15 +186,16 @@ class Index:
     def put(self, records: Sequence[Record], vectors: np.ndarray) -> None:
         """Write rows (n, D), in place of those of the same key."""
         pairs = zip(records, vectors, strict=True)
-        rows = [{"key": record.key, "vector": vector, **record._asdict()} for record, vector in pairs]
-        with self._milvus("write"):
-            self._client.upsert(ROWS, rows)
+        self._call("upsert", ROWS, [{"key": one.key, "vector": vector, **one._asdict()} for one, vector in pairs])
 
     def drop(self, keys: Sequence[str]) -> None:
         """Delete rows by key."""
-        with self._milvus("write"):
-            for i in range(0, len(keys), MOST):
-                self._client.delete(ROWS, ids=list(keys[i : i + MOST]))
+        for i in range(0, len(keys), MOST):
+            self._call("delete", ROWS, ids=list(keys[i : i + MOST]))
+
+    def count(self) -> int:
+        """Return the number of rows."""
+        return self._call("query", ROWS, output_fields=["count(*)"])[0]["count(*)"]
 
     def search(self, vector: np.ndarray, top: int, folder: str = "", bbox: Sequence[float] | None = None) -> list[Hit]:
         """Return the `top` rows of the largest cosine with a vector (D,), best first; equal ones by path and window.
@@ -216,36 +211,25 @@ class Index:
             east += 360 * (west > east)
             turns = (f"(west <= {east + turn} and east >= {west + turn})" for turn in (-360, 0, 360))
             conditions += [f"({' or '.join(turns)})", f"south <= {north}", f"north >= {south}", f"west < {NOWHERE}"]
-        fields = [*Record._fields, "vector"]
-        with self._milvus("read"):
-            self._client.load_collection(ROWS)
-            found = self._client.search(
-                ROWS, [vector], limit=min(top, MOST), filter=" and ".join(conditions), output_fields=fields
-            )[0]
+        how = {"limit": min(top, MOST), "filter": " and ".join(conditions)}
+        [found] = self._call("search", ROWS, [vector], output_fields=[*Record._fields, "vector"], **how)
         hits = [Hit(hit["distance"], _record(hit["entity"]), np.asarray(hit["entity"]["vector"])) for hit in found]
         return sorted(hits, key=lambda hit: (-hit.score, hit.record))
 
-    def count(self) -> int:
-        """Return the number of rows."""
-        with self._milvus("read"):
-            self._client.load_collection(ROWS)
-            return self._client.query(ROWS, output_fields=["count(*)"])[0]["count(*)"]
-
-    @contextlib.contextmanager
-    def _milvus(self, what: str) -> Iterator[None]:
-        """Raise RunError of one line for an error of Milvus; `what`: read or write."""
+    def _call(self, method: str, *arguments: Any, of: Any = None, **options: Any) -> Any:
+        """Call a method of the client, or `of` another object of Milvus. Raises RunError of one line."""
         try:
-            yield
-        except (InputError, RunError, MemoryError):
+            return getattr(of or self._client, method)(*arguments, **options)
+        except MemoryError:
             raise
         except Exception as error:  # Milvus Lite lets errors of many kinds through
             reason = _reason(error)
             if any(sign in reason for sign in ("No space left", "File too large", "Disk quota")):
                 message = f"no room on the disk ({reason}); make room and run the same command again"
-            elif what == "read":
-                message = f"cannot be read ({reason}); it may be damaged: remove it and make it anew"
-            else:
+            elif method in WRITING:
                 message = f"cannot be written ({reason}); run the same command again"
+            else:
+                message = f"cannot be read ({reason}); it may be damaged: remove it and make it anew"
             raise RunError(f"index {self.address}: {message}") from None
 
 
