@@ -146,7 +146,7 @@ class Raster(Scene):
         self._palette = _palette(file) if len(set(self.bands)) == 1 else None
         tags = file.tags(1, ns="IMAGE_STRUCTURE")
         self._white_is_zero = file.tags(ns="IMAGE_STRUCTURE").get("MINISWHITE") == "YES" and self._palette is None
-        self._bits = int(tags.get("NBITS", 8))
+        self._bits = min(max(int(tags.get("NBITS", 8)), 1), 8)
         self._plain = set(file.dtypes) == {"uint8"}
         self._range = None if self._plain else self._percentiles(rules.stretch)
 
@@ -213,12 +213,15 @@ def open_scene(path: str | os.PathLike, rules: RasterRules = RasterRules()) -> I
         return
     with rasterio.Env(**GDAL), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of files without georeference
-        try:
-            file = rasterio.DatasetReader(str(path.absolute()), driver=[driver])
-        except Exception as error:  # as in Raster
-            raise InputError(f"scene {path} cannot be opened ({_short(error)})") from None
-        with file:
-            yield Raster(path, file, rules)
+        with contextlib.ExitStack() as stack:
+            try:
+                file = stack.enter_context(rasterio.DatasetReader(str(path.absolute()), driver=[driver]))
+                scene = Raster(path, file, rules)
+            except InputError:
+                raise
+            except Exception as error:  # as in Raster
+                raise InputError(f"scene {path} cannot be opened ({_short(error)})") from None
+            yield scene
 
 
 def _check_promises(path: Path, file: rasterio.DatasetReader) -> None:

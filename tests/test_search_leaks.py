@@ -19,6 +19,7 @@ pytest.importorskip("pymilvus", reason="pip install -r requirements-search.txt")
 pytest.importorskip("rasterio", reason="pip install -r requirements-search.txt")
 
 import rasterio
+from PIL import EpsImagePlugin
 from rasterio.transform import from_origin
 
 from search.pictures import records_of
@@ -156,6 +157,14 @@ def test_a_format_of_several_files_is_refused_with_the_way_out(tmp_path: Path) -
     with pytest.raises(InputError, match="gdal_translate"):
         look(path)
     path.write_text('<VRTDataset rasterXSize="9" rasterYSize="9"/>')
+    with pytest.raises(InputError, match="cannot be decoded"):
+        look(path)
+
+
+def test_a_picture_that_is_a_program_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "scene.png"
+    path.write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n(/etc/passwd) (r) file\n%%EOF\n")
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *_, **__: pytest.fail("Ghostscript was started"))
     with pytest.raises(InputError, match="cannot be decoded"):
         look(path)
 

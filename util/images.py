@@ -7,6 +7,7 @@ image goes through here, so that regions, pixels and sizes agree: on orientation
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
 import re
@@ -29,6 +30,7 @@ ADVICE = "dataset.truncated=allow, or --truncated allow, takes what is there"
 
 LARGEST = 150_000_000  # pixels; a decompression bomb promises more
 warnings.filterwarnings("ignore", module=r"PIL\.")  # once for all threads: what matters is an error here
+FORMATS = "AVIF BMP DIB GIF ICO JPEG JPEG2000 PCX PNG PPM SGI TGA TIFF WEBP".split()
 MODES = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr"}
 
 
@@ -103,13 +105,20 @@ def what_is_there() -> Iterator[None]:
         _SWITCH.on = False
 
 
+@functools.cache
+def formats() -> list[str]:
+    """Return the formats that are read: those of pictures; others run programs (EPS) or hold drawings (WMF)."""
+    Image.init()
+    return [name for name in FORMATS if name in Image.OPEN]
+
+
 @contextlib.contextmanager
 def _opened(path: str | os.PathLike) -> Iterator[Image.Image]:
     """An image file whose head is read. Raises InputError for it, and for whatever its decoder raises inside."""
     try:
         if not os.path.isfile(path):  # noqa: PTH113 - asked once per image and epoch; a pipe would be waited for
             raise InputError(f"image {path} is not " + ("a file" if os.path.lexists(path) else "there"))
-        with Image.open(path) as image:
+        with Image.open(path, formats=formats()) as image:
             if image.width * image.height > LARGEST:
                 raise InputError(f"image {path} is {image.width} x {image.height} pixels; more than is allowed")
             yield image
