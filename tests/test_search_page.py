@@ -22,6 +22,7 @@ pytest.importorskip("gradio", reason="pip install -r requirements-search.txt")
 pytest.importorskip("pymilvus", reason="pip install -r requirements-search.txt")
 pytest.importorskip("selenium", reason="pip install -r requirements-search.txt")
 
+import gradio as gr
 import torch
 from PIL import Image
 from selenium import webdriver
@@ -36,7 +37,7 @@ from search.query import encoder_of
 from search.server import serve
 from search.store import open_index, read_mark
 from tests.conftest import shortened
-from utils import exit_status
+from utils import InputError, exit_status
 
 BROWSER, DRIVER = Path("/usr/bin/chromium"), Path("/usr/bin/chromedriver")
 SENTENCE = "there are two red vehicles in the road"
@@ -48,11 +49,13 @@ needs_browser = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def address(demo: Path, checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of a page over an index of 21 pictures and one scene of 24 windows."""
+    """The address of a page over an index of 22 pictures and one scene of 24 windows."""
     work = tmp_path_factory.mktemp("page") / "work"
     shutil.copytree(demo, work)
     images = work / "data/images"
     shutil.copy(images / "demo_0000.png", images / MARKUP)
+    (images / "odd").mkdir()
+    shutil.copy(images / "demo_0001.png", images / "odd/\x1b[2Jred\u202e\n.png")
     noise = np.random.default_rng(0).integers(0, 255, (400, 400, 3)).astype(np.uint8)
     Image.fromarray(noise).save(images / "scene.jpg")
     with shortened(), pytest.MonkeyPatch.context() as patch, contextlib.ExitStack() as stack:
@@ -212,6 +215,19 @@ def call(address: str, function: int, data: list) -> str:
             if b"process_completed" in line:
                 return line.decode()
     return ""
+
+
+def test_control_characters_of_a_name_are_escaped_on_the_page(address: str) -> None:
+    config = json.loads(fetch(f"{address}config")[1])
+    ids = {one["api_name"]: one["id"] for one in config["dependencies"]}
+    event = call(address, ids["by_sentence"], [SENTENCE, "odd", False])
+    gallery = json.loads(event.removeprefix("data:"))["output"]["data"][0]
+    assert [one["caption"].split(" · ")[2] for one in gallery] == ["odd/\\x1b[2Jred\\u202e\\n.png"]
+
+
+def test_a_port_that_is_taken_is_named(address: str) -> None:
+    with gr.Blocks() as page, pytest.raises(InputError, match="choose another --port"):
+        serve(page, "127.0.0.1", urllib.parse.urlsplit(address).port, 1)
 
 
 def test_hostile_data_of_the_page_are_refused(address: str) -> None:
