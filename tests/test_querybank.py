@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from postprocessing.matrices import load, matrix_files
-from postprocessing.normalise import Bank, dynamic_bank, static_bank
+from postprocessing.normalise import GRID, Bank, dynamic_bank, static_bank, temperature_grid
 from postprocessing.recall import recall
 
 LISTS = ("train_filename.txt", "train_caps.txt", "test_filename.txt", "test_caps.txt")
@@ -164,12 +164,24 @@ def test_test_py_scores_with_the_bank_and_saves_its_matrix(scored_run, run) -> N
 
 
 @pytest.mark.usefixtures("short_trunk")
-def test_the_grid_scores_each_temperature_on_validation_and_writes_nothing(scored_run, run) -> None:
+def test_the_grid_scores_validation_with_the_fold_s_train_images_as_the_bank_and_writes_nothing(
+    scored_run, run
+) -> None:
     outcome = run("test.py --path_opt tiny.yaml --bank-grid")
     assert outcome.status == 0
     rows = {row[1].strip(): row[2:-1] for row in (line.split("|") for line in outcome.out.splitlines()) if len(row) > 3}
-    assert len({len(row) for row in rows.values()}) == 1
     assert not Path("postprocessing").exists() and not (scored_run / "checkpoint/tiny/results.json").exists()
-    checkpoint = "checkpoint/tiny/0/GaLR_best.pth.tar"
-    assert run(f"test_single.py --path_opt tiny.yaml --resume {checkpoint} --split val --sims v.npy").status == 0
-    assert set(rows["no bank"]) == {f" {recall(*load('v.npy'), 'random').mr:.2f} "}
+    shutil.copytree("data", "whole")  # the first 4 images of the train list validate, all others train
+    for kind in ("filename", "caps"):
+        shutil.copy(f"data/train_{kind}.txt", f"whole/test_{kind}.txt")
+    whole = "--resume checkpoint/tiny/0/GaLR_best.pth.tar --set dataset.data_path=whole --sims whole.npy"
+    assert run(f"test_single.py --path_opt tiny.yaml {whole}").status == 0
+    sims, owner = load("whole.npy")
+    captions = int((owner < 4).sum())
+    to_captions, caption_counts = np.unique(sims[:4, captions:], axis=1, return_counts=True)
+    from_images, image_counts = np.unique(sims[4:, :captions], axis=0, return_counts=True)
+    bank = Bank(to_captions, caption_counts, from_images, image_counts)
+    val, owner = sims[:4, :captions], owner[:captions]
+    expected = [[recall(val, owner, "random").mr] * len(GRID), *temperature_grid(val, owner, bank)]
+    for name, numbers in zip(("no bank", "static", "dynamic"), expected, strict=True):
+        assert list(map(float, rows[name])) == pytest.approx(list(numbers), abs=0.006)
