@@ -13,7 +13,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from layers.cpu import StridedConv2d, fuse_norms, fused
+from layers.cpu import fuse_norms, fused
 
 STRIDES = (4, 8, 16, 32)
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet: red, green, blue
@@ -89,8 +89,7 @@ class ResNet18(ImageBackbone):
         super().__init__()
         self.net = torchvision.models.resnet18()  # its fc is not used, but published files carry it
         for block in (self.net.layer2[0], self.net.layer3[0], self.net.layer4[0]):
-            channels = block.conv1.in_channels
-            block.conv1 = StridedConv2d(channels, 2 * channels, kernel_size=3, stride=2, padding=1, bias=False)
+            block.conv1.reset_parameters()  # drawn anew, so that a seed gives the weights that it always gave
             nn.init.kaiming_normal_(block.conv1.weight, mode="fan_out", nonlinearity="relu")  # as torchvision's
 
     def forward(self, images: Tensor) -> Features:

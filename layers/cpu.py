@@ -1,8 +1,7 @@
 """Everything whose only purpose is speed on a CPU; on another device the plain formula runs.
 
-    StridedConv2d     weight gradient of a strided convolution in bf16, as one matrix product
     fuse_norms        batch norm with fixed statistics, fused into the convolution before it
-    depthwise         both passes of a depthwise convolution, as compiled loops
+    depthwise         backward pass of a depthwise convolution, as one compiled loop
     mvsa_low          the strided convolution of MVSA without its concatenated and upsampled input
     GRURecurrence     backward pass of the GRU by hand: each weight gradient is one product over all words
     reuse_memory      freed memory stays with the process
@@ -41,42 +40,6 @@ def reuse_memory() -> None:
         mallopt(mmap_max, 0)
         mallopt(trim_threshold, -1)
         mallopt(top_pad, 512 * 2**20)
-
-
-# ---------------------------------------------------------------- strided convolution in bf16
-
-
-class StridedConv2d(nn.Conv2d):
-    """`nn.Conv2d` in every number, up to rounding, for square kernels without bias, groups or dilation.
-
-    oneDNN's own weight gradient of strided bf16 convolutions takes several times as long as the products in it; here
-    the patches are laid out and multiplied once.
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        if not (torch.is_grad_enabled() and on_cpu(x) and torch.is_autocast_enabled("cpu")):
-            return super().forward(x)
-        low = torch.get_autocast_dtype("cpu")
-        return _StridedConvolution.apply(x.to(low), self.weight.to(low), self.stride[0], self.padding[0])
-
-
-class _StridedConvolution(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, stride: int, padding: int) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        ctx.geometry = stride, padding
-        return functional.conv2d(x, weight, None, stride, padding)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        x, weight = ctx.saved_tensors
-        stride, padding = ctx.geometry
-        out, channels, side, _ = weight.shape
-        grad_x = torch.nn.grad.conv2d_input(x.shape, weight, grad, stride, padding)
-        rows = functional.pad(x, (padding,) * 4).permute(0, 2, 3, 1)
-        patches = rows.unfold(1, side, stride).unfold(2, side, stride).permute(0, 1, 2, 4, 5, 3)
-        product = grad.permute(0, 2, 3, 1).reshape(-1, out).T @ patches.reshape(-1, side * side * channels)
-        return grad_x, product.view(out, side, side, channels).permute(0, 3, 1, 2), None, None
 
 
 # ---------------------------------------------------------------- batch norm with fixed statistics
@@ -131,9 +94,8 @@ def fuse_norms(net: nn.Module, images: Tensor) -> dict[str, nn.Module]:
 
 
 def _is_plain(module: nn.Module) -> bool:
-    """Return whether this is a convolution without bias: PyTorch's, ours, or timm's that pads as TensorFlow does."""
-    plain = "Conv2d", "StridedConv2d", "Conv2dSame"
-    return type(module).__name__ in plain and module.bias is None and module.padding_mode == "zeros"
+    """Return whether this is a convolution without bias: PyTorch's, or timm's that pads as TensorFlow does."""
+    return type(module).__name__ in ("Conv2d", "Conv2dSame") and module.bias is None and module.padding_mode == "zeros"
 
 
 class FusedNorm(nn.Module):
@@ -164,19 +126,16 @@ class FusedConv2d(nn.Conv2d):
         norm, padding = self.norm[0], self.padding
         scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
         weight, shift = self.weight * scale[:, None, None, None], norm.bias - norm.running_mean * scale
-        if on_cpu(x) and torch.is_grad_enabled() and self._is_square_depthwise(x):
-            side, kernel, stride = x.shape[2], self.kernel_size[0], self.stride[0]
-            out = -(-side // stride) if self.same else (side + 2 * padding[0] - kernel) // stride + 1
-            before = max((out - 1) * stride + kernel - side, 0) // 2 if self.same else padding[0]
-            return depthwise(x, weight, shift, stride, before, out)
         if self.same:
             from timm.layers import pad_same
 
-            x, padding = pad_same(x, self.kernel_size, self.stride, self.dilation), 0
+            x, padding = pad_same(x, self.kernel_size, self.stride, self.dilation), (0, 0)
+        if on_cpu(x) and torch.is_grad_enabled() and self._is_depthwise():
+            return depthwise(x, weight, shift, self.stride[0], padding[0])
         return functional.conv2d(x, weight, shift, self.stride, padding, self.dilation, self.groups)
 
-    def _is_square_depthwise(self, x: Tensor) -> bool:
-        pairs = self.kernel_size, self.stride, x.shape[2:], self.padding  # the last may be a word
+    def _is_depthwise(self) -> bool:
+        pairs = self.kernel_size, self.stride, self.padding  # the last may be a word
         square = all(one[0] == one[1] for one in pairs) and self.dilation == (1, 1)
         return square and self.groups == self.in_channels == self.out_channels
 
@@ -186,84 +145,47 @@ class FusedConv2d(nn.Conv2d):
 PARTS = 8  # of a batch; sums over the parts do not depend on the number of threads
 
 
-def depthwise(x: Tensor, weight: Tensor, shift: Tensor, stride: int, padding: int, side: int) -> Tensor:
-    """Convolve x (B, C, H, W) with weight (C, 1, k, k), plus shift (C,) -> (B, C, side, side), float32, channels last.
+def depthwise(x: Tensor, weight: Tensor, shift: Tensor, stride: int, padding: int) -> Tensor:
+    """Convolve x (B, C, H, W) with weight (C, 1, k, k), plus shift (C,), in float32.
 
-        y[n, i, j, c] = shift[c] + sum over a, b of w[a, b, c] x[n, i s + a - p, j s + b - p, c]
-
-    padding: rows and columns of zeros before the first; those after the last follow from `side`. oneDNN's backward
-    passes of depthwise convolutions run far below what memory allows; here the innermost loop is over the channels.
+    oneDNN's backward passes of depthwise convolutions run far below what memory allows; here one compiled loop takes
+    both gradients, innermost over the channels, which lie side by side in memory.
     """
-    return _Depthwise.apply(x.float(), weight.float(), shift.float(), stride, padding, side)
+    return _Depthwise.apply(x.float(), weight.float(), shift.float(), stride, padding)
 
 
 class _Depthwise(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, shift: Tensor, stride: int, padding: int, side: int) -> Tensor:
-        y = torch.empty(len(x), len(weight), side, side, memory_format=torch.channels_last)
-        pixels, taps, start, out = _pixels(x), _taps(weight), shift.detach().numpy(), _pixels(y)
-        forward, _ = _compiled()
-        _in_parts(lambda part, _: forward(pixels[part], taps, start, stride, padding, out[part]), len(x))
+    def forward(ctx: Any, x: Tensor, weight: Tensor, shift: Tensor, stride: int, padding: int) -> Tensor:
         ctx.save_for_backward(x, weight)
         ctx.place = stride, padding
-        return y
+        return functional.conv2d(x, weight, shift, stride, padding, groups=len(weight))
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         grad_x = torch.empty_like(x, memory_format=torch.channels_last)
-        pixels, taps, grad_pixels, out = _pixels(x), _taps(weight), _pixels(grad), _pixels(grad_x)
-        grad_taps = np.zeros((PARTS, *taps.shape), np.float32)
-        _, backward = _compiled()
+        arrays = [one.permute(0, 2, 3, 1).detach().contiguous().numpy() for one in (x, grad, grad_x)]  # channels last
+        taps = weight[:, 0].permute(1, 2, 0).detach().contiguous().numpy()
+        grad_taps, run = np.zeros((PARTS, *taps.shape), np.float32), _compiled()
+        bounds = [len(x) * index // PARTS for index in range(PARTS + 1)]
 
-        def one_part(part: slice, index: int) -> None:
-            backward(pixels[part], taps, grad_pixels[part], *ctx.place, out[part], grad_taps[index])
+        def one_part(index: int) -> None:
+            run(*(one[bounds[index] : bounds[index + 1]] for one in arrays), taps, grad_taps[index], *ctx.place)
 
-        _in_parts(one_part, len(x))
+        with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+            list(pool.map(one_part, range(PARTS)))
         grad_weight = torch.from_numpy(grad_taps.sum(0)).permute(2, 0, 1)[:, None]
-        return grad_x, grad_weight, grad.sum((0, 2, 3)), None, None, None
-
-
-def _pixels(x: Tensor) -> np.ndarray:
-    """View (B, C, H, W) as a contiguous (B, H, W, C); without a copy where x is channels last."""
-    return x.permute(0, 2, 3, 1).detach().contiguous().numpy()
-
-
-def _taps(weight: Tensor) -> np.ndarray:
-    """Lay (C, 1, k, k) out as (k, k, C)."""
-    return weight[:, 0].permute(1, 2, 0).detach().contiguous().numpy()
-
-
-def _in_parts(work: Callable[[slice, int], None], images: int) -> None:
-    """Call `work` on all parts of a batch, in as many threads as PyTorch takes."""
-    bounds = [images * index // PARTS for index in range(PARTS + 1)]
-    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        list(pool.map(lambda index: work(slice(bounds[index], bounds[index + 1]), index), range(PARTS)))
+        return grad_x, grad_weight, grad.sum((0, 2, 3)), None, None
 
 
 @functools.cache
-def _compiled() -> tuple[Callable, Callable]:
-    """Compile both passes; numba takes a second to import."""
+def _compiled() -> Callable:
+    """Compile the loop; numba takes a second to import."""
     import numba
 
     @numba.njit(nogil=True, fastmath={"contract"})
-    def forward(x, w, shift, stride, padding, y):
-        """Fill y (B, H', W', C) from x (B, H, W, C), w (k, k, C) and shift (C,)."""
-        height, width, channels = x.shape[1:]
-        for n in range(len(y)):
-            for i in range(y.shape[1]):
-                for j in range(y.shape[2]):
-                    out = y[n, i, j]
-                    for c in range(channels):
-                        out[c] = shift[c]
-                    for a in range(max(0, padding - i * stride), min(len(w), height + padding - i * stride)):
-                        for b in range(max(0, padding - j * stride), min(len(w), width + padding - j * stride)):
-                            pixel, tap = x[n, i * stride + a - padding, j * stride + b - padding], w[a, b]
-                            for c in range(channels):
-                                out[c] += pixel[c] * tap[c]
-
-    @numba.njit(nogil=True, fastmath={"contract"})
-    def backward(x, w, grad, stride, padding, grad_x, grad_w):
+    def backward(x, grad, grad_x, w, grad_w, stride, padding):
         """Fill grad_x (B, H, W, C) and add to grad_w (k, k, C), from grad (B, H', W', C)."""
         height, width, channels = x.shape[1:]
         grad_x[:] = 0
@@ -281,7 +203,7 @@ def _compiled() -> tuple[Callable, Callable]:
                                 grad_pixel[c] += out[c] * tap[c]
                                 grad_tap[c] += out[c] * pixel[c]
 
-    return forward, backward
+    return backward
 
 
 # ---------------------------------------------------------------- MVSA
