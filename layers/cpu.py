@@ -6,7 +6,7 @@
     GRURecurrence     backward pass of the GRU by hand: each weight gradient is one product over all words
     reuse_memory      freed memory stays with the process
 
-docs/notes/performance.md has what each gains.
+docs/notes/performance.md says what each gains.
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ def numbers(name: str = "model_a") -> dict[str, np.ndarray]:
 
 
 def weights(golden: dict) -> dict[str, torch.Tensor]:
-    """The published state dict."""
+    """Return the published state dict."""
     seed, shapes = int(golden["seed"]), json.loads(str(golden["shapes"]))
     return {
         name: torch.as_tensor(seeded(name, shapes[name], np.random.RandomState([seed, i])))
@@ -47,7 +47,7 @@ def weights(golden: dict) -> dict[str, torch.Tensor]:
 
 
 def inputs(golden: dict) -> tuple[torch.Tensor, ...]:
-    """images, local_rep, local_adj, token_ids, lengths."""
+    """Return images, local_rep, local_adj, token_ids, lengths."""
     rng, batch = np.random.RandomState(int(golden["seed"]) + 1000), int(golden["batch"])
     images = rng.standard_normal((batch, 3, 256, 256)).astype("float32")
     local_rep = rng.rand(batch, 20, 20).astype("float32")
@@ -57,12 +57,12 @@ def inputs(golden: dict) -> tuple[torch.Tensor, ...]:
 
 
 def model(golden: dict, gate: str = "released") -> torch.nn.Module:
-    """The golden GaLR in evaluation mode."""
+    """Build the golden GaLR in evaluation mode."""
     return built(weights(golden), "option/RSITMD/RSITMD_GaLR.yaml", [f"model.fusion.gate={gate}"])
 
 
 def built(state: dict[str, torch.Tensor], path: str, overrides: list[str]) -> torch.nn.Module:
-    """The model that an option file describes, with published weights, in evaluation mode."""
+    """Build the model of an option file with published weights, in evaluation mode."""
     model = build_model(load_options(path, overrides), [f"w{i}" for i in range(40)])
     load_published(model, state)
     return model.eval()

@@ -41,7 +41,7 @@ class Trained(NamedTuple):
 
 
 def train(path: str, overrides: list[str], steps: int, short: bool, precision: str = "float32") -> Trained:
-    """The first steps of a run of these options, with dropout drawn as train.py does."""
+    """Take the first steps of a run of these options, with dropout drawn as train.py does."""
     options, device = load_options(path, overrides), torch.device("cpu")
     words = load_words(options)
     (fold,) = make_folds(options, 0)

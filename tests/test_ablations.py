@@ -35,7 +35,7 @@ def inputs() -> tuple[torch.Tensor, ...]:
 
 
 def parts(model: torch.nn.Module) -> set[str]:
-    """The parts that have weights, two levels deep."""
+    """Return the parts that have weights, two levels deep."""
     return {".".join(name.split(".")[:2]) for name in model.state_dict()}
 
 

@@ -40,7 +40,7 @@ FINE_TUNE = (
 
 
 def arch_in(folder: Path, tower: str) -> str:
-    """The name of a small architecture that is described in a folder."""
+    """Describe a small architecture in a folder and return its name."""
     folder.mkdir(exist_ok=True)
     config = {"embed_dim": 32, "vision_cfg": TOWERS[tower], "text_cfg": TEXT, "quick_gelu": True}
     (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": config, "preprocess_cfg": {}}))
@@ -89,7 +89,7 @@ def test_images_are_normalised_as_the_named_weights_were_trained(monkeypatch, tm
 
 
 def load_options_of(arch: str, weights: str = "none"):
-    """Options of a CLIP without files."""
+    """Return the options of a CLIP without files."""
     from option.options import Options
 
     model = {"name": "CLIP", "clip": {"arch": arch, "weights": weights}}
@@ -101,7 +101,7 @@ def load_options_of(arch: str, weights: str = "none"):
 
 
 def as_openai_archive(net, path: Path) -> None:
-    """A TorchScript archive in half precision with three numbers among the weights, as OpenAI's files are."""
+    """Write a TorchScript archive in half precision with three numbers among the weights, as OpenAI's files are."""
     for name in ("input_resolution", "context_length", "vocab_size"):
         if hasattr(net, name):
             delattr(net, name)

@@ -97,7 +97,7 @@ def test_a_fused_depthwise_convolution_trains_as_it_evaluates(stride: int) -> No
 
 
 def settle(net: nn.Module) -> None:
-    """Statistics that are no identity."""
+    """Give batch norms statistics, scales and shifts that do something."""
     generator = torch.Generator().manual_seed(1)
     for module in net.modules():
         if isinstance(module, nn.BatchNorm2d):
@@ -106,7 +106,7 @@ def settle(net: nn.Module) -> None:
 
 
 def both_norms(name: str, size: int) -> tuple[nn.Module, nn.Module]:
-    """A trunk in evaluation mode, and the same one with folded normalisation, in training mode."""
+    """Build a backbone in evaluation mode, and the same one with frozen batch norm, in training mode."""
     plain, frozen = make_backbone(name, size).eval(), make_backbone(name, size, "frozen").train()
     settle(plain.net)
     frozen.net.load_state_dict(plain.net.state_dict())
@@ -167,7 +167,7 @@ def test_training_with_frozen_batch_norm_moves_scales_and_no_statistics(work) ->
 
 @pytest.fixture(scope="module")
 def settled() -> ResNet18:
-    """With statistics, scales and shifts that do something."""
+    """Build a ResNet-18 whose batch norms do something."""
     torch.manual_seed(0)
     trunk = ResNet18().eval()
     for norm in (module for module in trunk.modules() if isinstance(module, nn.BatchNorm2d)):

@@ -92,7 +92,7 @@ def simulated(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimulatedGPU]:
 
 
 def put_on(module: nn.Module, device: torch.device) -> None:
-    """As `module.to(device)`, which cannot put simulated tensors in the place of real ones."""
+    """Do what `module.to(device)` does, which cannot put simulated tensors in the place of real ones."""
     for part in module.modules():
         for name, tensor in part._parameters.items():
             if tensor is not None:
@@ -102,7 +102,7 @@ def put_on(module: nn.Module, device: torch.device) -> None:
 
 
 def data_from(place: str, options: Options, folder: Path) -> Data:
-    """Training data on the GPU, its images there, in the CPU's memory, or in files."""
+    """Return training data on the GPU, its images there, in the CPU's memory, or in files."""
     there = train_data(options, CPU)
     pixels = there.pixels.pixels
     if place == "files":

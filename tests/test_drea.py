@@ -1,4 +1,4 @@
-"""DREA: what holds for any detections, a direct reading of its rules, and what the rules are for."""
+"""DREA: properties of any detections, a direct reading of its rules, and the purpose of each rule."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def detections(draw, most: int = 40) -> Regions:
 
 
 def regions(rows) -> Regions:
-    """Rows of class, score, centre x, centre y, width, height."""
+    """Build regions from rows of class, score, centre x, centre y, width, height."""
     table = np.array(rows, np.float64).reshape(-1, 6)
     return Regions(table[:, 0].astype(int), table[:, 1], table[:, 2:])
 

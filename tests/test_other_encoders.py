@@ -54,7 +54,7 @@ def test_a_plain_gru_drops_words_and_states_in_training_only() -> None:
 
 @pytest.fixture
 def transformer(tmp_path) -> Path:
-    """A small BERT with its tokenizer in a folder."""
+    """Write a small BERT with its tokenizer to a folder."""
     transformers = pytest.importorskip("transformers")
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "red", "ship", "plane", "two", "##s"]
     (tmp_path / "vocab.txt").write_text("\n".join(words))
@@ -69,7 +69,7 @@ def transformer(tmp_path) -> Path:
 
 
 def with_encoder(block: str) -> None:
-    """tiny.yaml with another text encoder and without a vocabulary."""
+    """Rewrite tiny.yaml with another text encoder and without a vocabulary."""
     lines = [
         line for line in Path("tiny.yaml").read_text().splitlines() if "seq2vec" not in line and "vocab_" not in line
     ]

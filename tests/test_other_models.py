@@ -39,7 +39,7 @@ GOLDEN = {  # name: option file, overrides, the loss whose gradient it gives
 
 @pytest.fixture(scope="module", params=GOLDEN)
 def published(request: pytest.FixtureRequest) -> tuple[dict, dict, torch.nn.Module, str]:
-    """The golden numbers, the published weights, the model with them, the loss whose gradient is given."""
+    """Return the golden numbers, the published weights, the model with them, the loss whose gradient is given."""
     file, overrides, loss_of_gradient = GOLDEN[request.param]
     golden = golden_model.numbers(request.param)
     state = golden_model.weights(golden)
@@ -77,7 +77,7 @@ D = 6
 
 
 def plain_vector(attention: torch.nn.Module, v: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-    """F of one pair, as the published formulas give it."""
+    """Return F of one pair by the published formulas."""
     if isinstance(attention, SoftAttention):
         return torch.sigmoid(attention.gate(v)) * t
     if isinstance(attention, FusionAttention):
@@ -88,7 +88,7 @@ def plain_vector(attention: torch.nn.Module, v: torch.Tensor, t: torch.Tensor) -
 
 
 def plain_similarity(attention: torch.nn.Module, v: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-    """The cosine of each image and the F of each of its pairs, one after the other."""
+    """Return the cosine of each image and the F of each of its pairs, one after the other."""
     cosine = torch.nn.functional.cosine_similarity
     return torch.stack([torch.stack([cosine(x, plain_vector(attention, x, y), dim=0) for y in t]) for x in v])
 

@@ -32,7 +32,7 @@ STEPS = 4
 
 @pytest.fixture(scope="module")
 def runs(demo, tmp_path_factory) -> list[tuple[list[Trained], Trained]]:
-    """The cases in each of three processes, and in one."""
+    """Train the cases in three processes, and in one."""
     folder = tmp_path_factory.mktemp("several")
     for name in ("data", "vocab.json", "tiny.yaml"):
         (folder / name).symlink_to(demo / name)
@@ -53,12 +53,12 @@ def runs(demo, tmp_path_factory) -> list[tuple[list[Trained], Trained]]:
 
 @pytest.fixture(scope="module")
 def trained(runs) -> list[tuple[Trained, Trained]]:
-    """The cases in three processes, as the first of them has it, and in one."""
+    """Return the cases in the first of three processes, and in one."""
     return [(together[0], alone) for together, alone in runs]
 
 
 def apart(tensors: dict[str, Tensor], others: dict[str, Tensor]) -> dict[str, float]:
-    """The relative difference of each tensor: the length of the difference over the length."""
+    """Return the relative difference of each tensor: the length of the difference over the length."""
     assert tensors.keys() == others.keys()
     return {
         name: float((tensor.double() - others[name].double()).norm() / others[name].double().norm().clamp(min=1e-30))
@@ -68,7 +68,7 @@ def apart(tensors: dict[str, Tensor], others: dict[str, Tensor]) -> dict[str, fl
 
 @pytest.mark.parametrize("case", range(len(CASES)), ids=["no dropout", "dropout and clipping", "AMFMN, InfoNCE"])
 def test_three_processes_find_the_losses_of_one(trained, case) -> None:
-    """Every pair of the whole batch counts, in uneven batches too; dropout is that of one process."""
+    """Every pair of the global batch counts, in uneven batches too; dropout is that of one process."""
     together, alone = trained[case]
     assert together.losses == pytest.approx(alone.losses, rel=1e-5)
 
@@ -87,7 +87,7 @@ def test_three_processes_find_the_gradients_of_one(trained, case) -> None:
 
 @pytest.mark.parametrize("case", range(len(CASES)), ids=["no dropout", "dropout and clipping", "AMFMN, InfoNCE"])
 def test_three_processes_keep_the_statistics_of_one(trained, case) -> None:
-    """Running mean and variance are of the whole batch, the unbiased count too."""
+    """Running mean and variance are of the global batch, the unbiased count too."""
     together, alone = trained[case]
     found = apart(together.state, alone.state)
     statistics = {name: found[name] for name in found if "running_" in name}
@@ -118,7 +118,7 @@ def torchrun(number: int, command: str, folder: Path) -> Outcome:
 
 
 def ours(outcome: Outcome) -> list[str]:
-    """What the project says on standard error; the rest is torchrun's."""
+    """Return the project's lines on standard error; the rest is torchrun's."""
     return [line for line in outcome.err.splitlines() if line.startswith(("error: ", "warning: "))]
 
 
@@ -144,7 +144,7 @@ FAULTS = {  # what torchrun says of the processes, what we say, and how many ste
 
 @pytest.fixture(scope="module")
 def whole(demo, tmp_path_factory) -> Path:
-    """An uninterrupted run of two epochs in one process, and its scores."""
+    """Train two epochs in one process without interruption, and score them."""
     folder = tmp_path_factory.mktemp("whole")
     shutil.copytree(demo, folder, dirs_exist_ok=True)
     assert run_process(TRAIN, folder).status == 0

@@ -1,4 +1,4 @@
-"""Skip-thoughts encoders: golden/text_a.npz, Bayesian dropout, the fast GRU against plain autograd."""
+"""Skip-thoughts encoders: golden/text_a.npz, Bayesian dropout, the packed GRU against its equations."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ PUBLISHED = Path(__file__).parent / "cases" / "skipthoughts"  # tables as Python
 
 @pytest.fixture(scope="module")
 def published(skipthoughts, tmp_path_factory) -> Path:
-    """The folder with its tables and dictionary in their published form."""
+    """Make the folder with its tables and dictionary in their published form."""
     folder = tmp_path_factory.mktemp("published")
     for path in (*PUBLISHED.iterdir(), *skipthoughts.glob("*.npz")):
         (folder / path.name).symlink_to(path)
@@ -49,7 +49,7 @@ def published(skipthoughts, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def skipthoughts(tmp_path_factory) -> Path:
-    """The published folder, in small: 17 dictionary words. The tables are plain arrays."""
+    """Make the published folder in small: 17 dictionary words, tables as plain arrays."""
     folder = tmp_path_factory.mktemp("seq2vec")
     with np.load(GOLDEN) as golden:
         seed = int(golden["seed"])
@@ -66,7 +66,7 @@ def skipthoughts(tmp_path_factory) -> Path:
 
 @functools.cache
 def new_encoder(kind: str) -> TextEncoder:
-    """Its random weights take a second to draw, and every test here loads others."""
+    """Build an encoder once: its random weights take a second to draw, and every test here loads others."""
     return TextEncoder(Seq2Vec(type=kind), len(WORDS), 512).eval()
 
 
@@ -132,7 +132,7 @@ def test_all_files_that_are_missing_are_named_at_once(tmp_path) -> None:
 
 
 def plain_gru(gru: GRU, x: torch.Tensor, lengths: torch.Tensor, input_mask=None, hidden_mask=None) -> torch.Tensor:
-    """The equations of layers/gru.py, word by word, one sequence at a time."""
+    """Compute the equations of layers/gru.py, word by word, one sequence at a time."""
     rows = []
     for b, length in enumerate(lengths.tolist()):
         h = x.new_zeros(gru.hidden_weight.shape[1])
@@ -189,7 +189,7 @@ def test_backward_direction_reads_the_real_words_in_reverse() -> None:
     assert torch.allclose(run(gru, x, lengths, reverse=True), run(gru, turned, lengths), atol=1e-6)
 
 
-def test_what_stands_behind_the_last_word_never_matters() -> None:
+def test_padding_after_the_last_word_never_matters() -> None:
     torch.manual_seed(0)
     built = TextEncoder(Seq2Vec(embedding_dim=8, hidden_dim=6), 10, 4).eval()
     built.gru.initialise()
