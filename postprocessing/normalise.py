@@ -39,8 +39,8 @@ from utils import InputError, Parser, check_writable_file
 
 logger = logging.getLogger("galr")
 
-# Chosen on validation (docs/notes/measurements.md): static within 0.03 mR of the best in the mean over five folds, dynamic
-# on the demo's two; as published it is 0.05, beta 20.
+# Chosen on validation (docs/notes/measurements.md): static within 0.03 mR of the best in the mean over five folds,
+# dynamic on the demo's two; as published it is 0.05, beta 20.
 STATIC_TEMPERATURE, DYNAMIC_TEMPERATURE = 0.14, 0.07
 GRID = (0.5, 0.2, 0.14, 0.1, 0.07, 0.05, 0.033, 0.02)
 SINKHORN_TEMPERATURE, SINKHORN_STEPS = 0.07, 10  # chosen on validation (docs/notes/measurements.md)
