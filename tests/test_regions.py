@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from layers.drea import CLASSES, denoise
 from util.regions.classes import parse_class_map
-from util.regions.detections import to_regions
-from util.regions.readers import READERS, detect_format, read_detections
+from util.regions.detections import Detections, Row, to_regions
+from util.regions.readers import READERS, Reader, detect_format, read_detections
 from utils import InputError
 
 DOTA = "imagesource:GoogleEarth\ngsd:0.146\n20 10 60 10 60 30 20 30 plane 0\n70 40 90 50 80 70 60 60 large-vehicle 1\n"
@@ -68,6 +68,22 @@ def test_each_format_is_recognised_and_gives_the_same_regions(tmp_path, form):
     assert one.class_id[order].tolist() == [0, 9]
     assert one.score[order].tolist() == ([1, 1] if form == "dota" else [0.75, 0.5])
     assert np.allclose(one.box[order], [PLANE, TRUCK])
+
+
+def test_a_new_format_is_a_function_and_one_entry(tmp_path, monkeypatch):
+    def read_csv(source: Path) -> Detections:
+        name, left, top, right, bottom, class_name, score = source.read_text().split(",")
+        return Detections({name: [Row(class_name, float(score), tuple(map(float, (left, top, right, bottom))))]})
+
+    monkeypatch.setitem(READERS, "csv", Reader(read_csv, ".csv"))
+    (tmp_path / "boxes.csv").write_text("a,20,10,60,30,plane,0.75")
+    for form in ("auto", "csv"):
+        (one,) = read(tmp_path / "boxes.csv", ["a"], form=form)
+        assert np.allclose(one.box, [PLANE]) and one.score.tolist() == [0.75]
+    with pytest.raises(InputError, match="one CSV file"):
+        read_detections(tmp_path, "csv")
+    with pytest.raises(InputError, match="--classes belongs to yolo-obb and coco"):
+        read_detections(tmp_path / "boxes.csv", classes=tmp_path / "names")
 
 
 def test_dota_results_with_four_coordinates_and_spaces_in_image_names(tmp_path):
