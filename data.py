@@ -16,11 +16,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-import util.images
 from layers.distributed import Shard, own_share, shards_of, to_device
 from layers.loss import Pairs
 from option.options import Dataset, KFold, Options
-from util.lists import read_names, read_pairs, validation_names, warn_of_shared_images
+from util.lists import read_names, read_pairs, safe_paths, validation_names, warn_of_shared_images
 from util.pixels import Pixels, open_pixels, training_size
 from util.regions.local_features import load_local
 from util.transforms import augment, draw_augmentation, normalise
@@ -212,7 +211,7 @@ def load_data(split: Split, options: Options, words: Sequence[str], device: torc
     Images are resized to `image_size`, for training to the larger side that rotation and crop start from.
     Raise InputError that counts and names what is missing or damaged.
     """
-    paths = util.images.safe_paths(options.dataset.image_path, split.images)
+    paths = safe_paths(options.dataset.image_path, split.images)
     local_features = load_local(options.local_path, split.images)
     token_ids, lengths = encode_captions(split.captions, options, words)
     size = training_size(options.dataset) if training else options.dataset.image_size

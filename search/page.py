@@ -33,8 +33,7 @@ from search.server import serve
 from search.store import Index, Record, open_index, read_mark
 from search.windows import SCALES, selo_windows
 from util.device import pick_device
-from util.images import safe_paths
-from util.lists import read_captions
+from util.lists import read_captions, safe_paths
 from utils import InputError, Interrupted, Parser, RunError, printable, run_command, write_json, write_text
 
 logger = logging.getLogger("galr")

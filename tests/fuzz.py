@@ -37,6 +37,7 @@ import torch
 import yaml
 from conftest import make_demo_folder
 from PIL import Image
+from stand_ins import python_2_table
 
 import util.images
 import vocab
@@ -48,8 +49,7 @@ from postprocessing.matrices import load
 from postprocessing.rerank import rerank_recall
 from util.checkpoints import load_weights, newest_checkpoint, read_checkpoint
 from util.convert_captions import lists, read_images
-from util.lists import read_names, validation_names
-from util.make_rehearsal import python_2_table
+from util.lists import read_names, safe_paths, validation_names
 from util.regions.detections import to_regions
 from util.regions.local_features import load_local
 from util.regions.readers import read_detections
@@ -201,7 +201,7 @@ def captions_and_lists(folder: Path, rng: random.Random) -> None:
     name = f"{split}_{rng.choice(('caps', 'filename'))}.txt"
     with changed(folder / "data" / name, mutate((folder / "data" / name).read_bytes(), rng)):
         found = read_split(folder / "data", split)
-        util.images.safe_paths(folder / "data/images", found.images)
+        safe_paths(folder / "data/images", found.images)
         vocab.build(found.captions)
 
 

@@ -18,13 +18,16 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))  # beside this folder, which is there as the script's own
+
+from stand_ins import FULL, SMALL, command, make_rehearsal  # noqa: E402
 
 TABLES = """
 import time
 from pathlib import Path
 import numpy as np
 import vocab
-from util.make_rehearsal import FULL, SMALL
+from stand_ins import FULL, SMALL
 from util.skipthoughts import read_dictionary, table_rows
 
 def peak():
@@ -42,7 +45,7 @@ print(f"{time.perf_counter() - start:.1f} s, {peak() - before:.0f} MiB more than
 
 def python(*arguments: str | Path, **options: Any) -> str:
     """Run Python in a process of its own -> the last line that it printed."""
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    environment = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
     command = [sys.executable, *map(str, arguments)]
     done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True, **options)
     return done.stdout.splitlines()[-1]
@@ -68,9 +71,9 @@ def main() -> None:
     parser.add_argument("--lists", type=Path, required=True, help="folder of RSITMD's captions and lists")
     parser.add_argument("--full", action="store_true", help="in the real size")
     given = parser.parse_args()
-    sizes = ["--full"] if given.full else []
-    said = python("-m", "util.make_rehearsal", "--out", given.out, "--lists", given.lists, *sizes)
-    first = run(given.out, f"{said.partition(' && ')[2]} logs.print_freq=1")
+    size = FULL if given.full else SMALL
+    make_rehearsal(given.out, given.lists, size)
+    first = run(given.out, f"{command(size)} logs.print_freq=1")
     whole = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
     print(f"from nothing to the first training step: {first:.1f} s; largest process: {whole:.0f} MiB")
     for kept in (given.out / "seq2vec").glob(".utable_rows_*"):

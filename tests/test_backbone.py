@@ -10,7 +10,7 @@ import torch
 from engine import make_model
 from layers.backbone import MEAN, STD, Renormalise, ResNet18, TimmBackbone, make_backbone
 from option import load_options
-from util.trunk_weights import load_trunk
+from util.weights import load_backbone
 from utils import InputError
 from vocab import load_words
 
@@ -63,15 +63,15 @@ def test_a_file_of_a_backbones_weights_loads_without_its_classifier(trunk, suffi
     else:
         pytest.importorskip("safetensors.torch").save_file(source.state_dict(), path)
     fresh = copy.deepcopy(trunk)
-    load_trunk(fresh, str(path))
+    load_backbone(fresh, str(path))
     expected = source.state_dict()
     assert all(torch.equal(value, expected[name]) for name, value in fresh.net.state_dict().items())
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(InputError, match="damaged"):
-        load_trunk(fresh, str(path))
+        load_backbone(fresh, str(path))
 
 
 def test_weights_of_another_network_are_an_input_error(trunk, tmp_path) -> None:
     torch.save(ResNet18().net.state_dict(), tmp_path / "r18.pth")
     with pytest.raises(InputError, match=r"misshapen: bn1\.weight"):
-        load_trunk(trunk, str(tmp_path / "r18.pth"))
+        load_backbone(trunk, str(tmp_path / "r18.pth"))

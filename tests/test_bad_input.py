@@ -255,7 +255,7 @@ OPTIONS = [
     Bad("an endless number", f"{TRAIN} --set optim.epochs={'9' * 5000}", "optim.epochs"),
     Bad("a hexadecimal number without end", f"{TRAIN} --set optim.epochs=-0x{'f' * 9000}", "optim.epochs"),
     Bad("an odd image size", f"{TRAIN} --set dataset.image_size=100", "dataset.image_size"),
-    Bad("a batch of one", f"{TRAIN} --set dataset.batch_size=1", "dataset.batch_size"),
+    Bad("the last batch has one", f"{TRAIN} --set dataset.batch_size=1", "dataset.batch_size"),
     Bad("an unknown precision", f"{TRAIN} --set optim.precision=fp16", "optim.precision"),
     Bad("widths that do not fit", f"{TRAIN} --set model.embed.embed_dim=64", "mca_HIDDEN_SIZE"),
     Bad("a value for a block", f"{TRAIN} --set model.fusion=3", "fusion"),
@@ -338,7 +338,7 @@ LISTS = [
     Bad(
         "a last batch that cannot be normalised",
         f"{TRAIN} --set dataset.image_size=32 dataset.batch_size=59",
-        "a batch of one",
+        "the last batch has one",
     ),
     Bad("test list not there", TEST, "test_caps.txt", both(trained, remove("data/test_caps.txt"))),
     Bad("test captions empty", SINGLE, "test_caps.txt is empty", both(trained, write("data/test_caps.txt", ""))),
@@ -354,7 +354,7 @@ LISTS = [
     ),
     Bad("captions to convert that are not there", f"{CONVERT} --json nowhere.json", "nowhere.json"),
     Bad("captions to convert of another form", f"{CONVERT} --json vocab.json", "vocab.json, entry images"),
-    Bad("a class map of no class", f"{LOCAL} --class-map ship=crane", "--class-map ship=crane"),
+    Bad("a class map of no class", f"{LOCAL} --class-map ship=crane", "got 'ship=crane'"),
     Bad("two images of one stem", LOCAL, "share a name", named("demo_0001.tif")),
 ]
 
@@ -362,7 +362,7 @@ IMAGES = [
     Bad("image folder not there", f"{TRAIN} --set dataset.image_path=nowhere", "nowhere"),
     Bad("image not there", TRAIN, "1 of 20 images", no_image()),
     Bad("image not there, decoded anew", f"{TRAIN} --set dataset.cache=none", "is not there", no_image()),
-    Bad("image not there, in a file", f"{TRAIN} --set dataset.cache=h5", "is not there", no_image()),
+    Bad("image not there, in a file", f"{TRAIN} --set dataset.cache=disk", "is not there", no_image()),
     Bad("image not there for the cache", CACHE, "is not there", no_image()),
     Bad("image empty", TRAIN, "cannot be decoded", image(b"")),
     Bad("image a text", TRAIN, "cannot be decoded", image(b"not an image")),
@@ -460,6 +460,12 @@ CHECKPOINTS = [
         f"{TRAIN} --set model.pretrained=w.pth",
         "model.pretrained",
         saved("w.pth", {"fc.weight": torch.zeros(2)}),
+    ),
+    Bad(
+        "ResNet weights with NaN",
+        f"{TRAIN} --set model.pretrained=w.pth",
+        "w.pth: weights that are not finite",
+        saved("w.pth", {"conv1.weight": torch.full((64, 3, 7, 7), torch.nan)}),
     ),
     Bad("skip-thoughts files not there", f"{TRAIN} --set model.seq2vec.pretrained=true", "dictionary.txt"),
     Bad("the split of a fold not there", f"{SINGLE} --split val", "split.json", both(trained, remove(SPLIT))),

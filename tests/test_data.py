@@ -12,13 +12,12 @@ import torch
 from PIL import Image
 
 import data
-import util.image_cache
 import util.images
 import util.pixels
 from option import load_options
 from option.options import KFold
 from util import transforms
-from util.names import stem
+from util.lists import stem
 from util.regions.local_features import load_local
 from utils import InputError
 
@@ -189,7 +188,7 @@ def test_listed_validation_images_without_captions_are_passed_over(tmp_path) -> 
         (["a.tif", "x.tif", "y.tif"], (), "2 of 3 images are not in the train list, .*: x.tif, y.tif"),
         (["a.tif", "b.tif", "c.tif"], (), "leaves no train image"),
         (["c.tif", "c.jpg"], (), "c.tif stands for both c.tif and c.jpg"),
-        (["a.tif"], ("k_fold.mode=disjoint", "k_fold.nums=2"), "set one of them"),
+        (["a.tif"], ("k_fold.mode=disjoint", "k_fold.nums=2"), "leave out it or dataset.val_list"),
     ],
 )
 def test_a_validation_list_that_does_not_fit_is_an_error(tmp_path, val, more, says) -> None:
@@ -264,14 +263,14 @@ def test_every_cache_gives_the_same_batches_and_so_does_a_start_in_mid_epoch(kin
     options, split = small
     options = options.model_copy(update={"dataset": options.dataset.model_copy(update={"augment": kind})})
     expected = epoch(options, split, "ram")
-    for cache, first in (("none", 0), ("h5", 0), ("ram", 3), ("none", 3)):
+    for cache, first in (("none", 0), ("disk", 0), ("ram", 3), ("none", 3)):
         batches = epoch(options, split, cache, first)
         assert len(batches) == 6 - first
         for ours, other in zip(batches, expected[first:], strict=True):
             assert all(map(torch.equal, (*ours.inputs, *ours.pairs), (*other.inputs, *other.pairs)))
 
 
-@pytest.mark.parametrize("cache", ["none", "ram", "h5"])
+@pytest.mark.parametrize("cache", ["none", "ram", "disk"])
 def test_evaluation_of_some_images_sees_their_pixels_and_local_features(cache, small) -> None:
     options, split = small
     some = data.subset(split, np.array([5, 2, 6]))
@@ -284,32 +283,13 @@ def test_evaluation_of_some_images_sees_their_pixels_and_local_features(cache, s
     assert local_rep[:, 0, 0].tolist() == [5, 2, 6]
 
 
-def test_the_image_cache_is_rebuilt_when_a_source_changes(small, tmp_path) -> None:
+def test_the_image_cache_is_rebuilt_when_a_source_changes(small) -> None:
     options, _ = small
-    cache, paths = util.pixels.open_cache(options.dataset)
-    sizes = (transforms.resize_size(32), 32)
-    assert util.image_cache.cache_is_fresh(cache, paths, sizes)
-    Image.new("RGB", (50, 50), "red").save(paths[3])
-    assert not util.image_cache.cache_is_fresh(cache, paths, sizes)
-    util.pixels.open_cache(options.dataset)
-    with h5py.File(cache) as file:
-        assert (file["32"][3] == [255, 0, 0]).all()
-    cache.write_bytes(cache.read_bytes()[:3000])
-    assert not util.image_cache.cache_is_fresh(cache, paths, sizes)
-
-
-def test_an_image_cache_that_was_compressed_is_rebuilt(small) -> None:
-    """As h5repack does it: its pixels cannot be mapped."""
-    options, split = small
-    expected = epoch(options, split, "h5")
-    cache, paths = util.pixels.open_cache(options.dataset)
-    with h5py.File(cache, "a") as file:
-        for name in ("32", str(transforms.resize_size(32))):
-            pixels = file[name][:]
-            del file[name]
-            file.create_dataset(name, data=pixels, compression="gzip")
-    assert not util.image_cache.cache_is_fresh(cache, paths, (32, transforms.resize_size(32)))
-    assert torch.equal(epoch(options, split, "h5")[0].images, expected[0].images)
+    cache = util.pixels.open_cache(options.dataset)
+    assert cache.cut() == []
+    Image.new("RGB", (50, 50), "red").save(cache.paths[3])
+    assert cache.cut() is None
+    assert (util.pixels.open_cache(options.dataset).pixels(32)[3] == [255, 0, 0]).all()
 
 
 def test_evaluation_sees_each_image_and_each_caption_once_captions_longest_first(small) -> None:

@@ -22,7 +22,7 @@ from test_bad_input import RERANK, SINGLE, TRAIN, trained
 
 from util.pickles import load_pickled_npy
 from util.regions.local_features import load_local
-from util.torch_files import load_torch
+from util.weights import load_torch
 from utils import InputError, read_text
 
 pytestmark = pytest.mark.usefixtures("short_trunk")

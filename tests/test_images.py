@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import h5py
 import numpy as np
 import pytest
 from PIL import ExifTags, Image, ImageFile
 
-import util.images
-from util.image_cache import build_cache, cache_is_fresh, map_cache
 from util.images import BadImages, check_images, decode, image_size, load_pixels, open_image, what_is_there
 from utils import InputError
 
@@ -161,88 +157,3 @@ def test_one_threads_leniency_is_not_anothers() -> None:
             open_image(SHORT)
         done.set()
         assert other.result() and not ImageFile.LOAD_TRUNCATED_IMAGES
-
-
-# ---------------------------------------------------------------- the cache
-
-
-@pytest.fixture
-def files(tmp_path) -> list[str]:
-    rng = np.random.default_rng(0)
-    paths = [tmp_path / f"{i}.png" for i in range(5)]
-    for path in paths:
-        Image.fromarray(rng.integers(0, 256, (40, 40, 3), np.uint8)).save(path)
-    return [str(path) for path in paths]
-
-
-def test_a_cache_goes_on_where_it_stopped_and_when_images_are_mended(files, tmp_path, monkeypatch) -> None:
-    whole, cache, partial = tmp_path / "whole.h5", tmp_path / "cache.h5", tmp_path / ".cache.h5.partial"
-    build_cache(whole, files, [16, 24], 1)
-    good = Path(files[3]).read_bytes()
-    Path(files[3]).write_bytes(good[:-60])
-    with pytest.raises(BadImages, match=r"1 of 5 images .*3.png"):
-        build_cache(cache, files, [16, 24], 1)
-    assert partial.exists() and not cache.exists()
-    Path(files[3]).write_bytes(good)
-    Image.new("RGB", (9, 9), "red").save(files[1])  # changed meanwhile: done anew
-    seen, square = [], util.images.square
-    monkeypatch.setattr("util.image_cache.square", lambda image, size: seen.append(size) or square(image, size))
-    build_cache(cache, files, [16, 24], 1)
-    assert len(seen) == 2 * 2 and cache_is_fresh(cache, files, [16, 24]) and not partial.exists()
-    for size in (16, 24):
-        ours, expected = map_cache(cache, size), map_cache(whole, size)
-        assert (ours[1] == [255, 0, 0]).all()
-        assert all(np.array_equal(ours[i], expected[i]) for i in (0, 2, 3, 4))
-
-
-@pytest.mark.parametrize("change", ["content", "order", "size", "one more"])
-def test_a_cache_of_other_pictures_is_stale_even_where_their_size_in_bytes_is_the_same(change, files, tmp_path) -> None:
-    cache, sizes = tmp_path / "cache.h5", [16]
-    build_cache(cache, files, sizes, 1)
-    assert cache_is_fresh(cache, files, sizes)
-    if change == "content":
-        status = Path(files[2]).stat()
-        os.utime(files[2], ns=(status.st_atime_ns, status.st_mtime_ns + 10**9))
-    elif change == "order":
-        files = files[::-1]
-    elif change == "size":
-        sizes = [24]
-    else:
-        files = [*files, str(shutil.copy(files[0], tmp_path / "more.png"))]
-    assert not cache_is_fresh(cache, files, sizes)
-
-
-@pytest.mark.parametrize("spoilt", [b"", b"no HDF5", None])
-def test_a_damaged_part_of_a_cache_is_made_anew(spoilt, files, tmp_path) -> None:
-    partial = tmp_path / ".cache.h5.partial"
-    if spoilt is None:
-        with h5py.File(partial, "w") as file:
-            file["path"] = files
-    else:
-        partial.write_bytes(spoilt)
-    build_cache(tmp_path / "cache.h5", files, [16], 2)
-    assert np.array_equal(map_cache(tmp_path / "cache.h5", 16)[4], decode(files[4], 16))
-
-
-def test_images_that_are_cut_short_are_remembered_by_the_cache(work, run) -> None:
-    names = (work / "data/train_filename.txt").read_text().split()
-    shutil.copy(SHORT, work / "data/images" / names[0])
-    command = "-m util.cache_images --path_opt tiny.yaml"
-    assert run(command).status == 2
-    allowed = run(f"{command} --set dataset.truncated=allow")
-    assert allowed.status == 0 and "1 of 20 images are cut short" in allowed.message
-    refused = run(command)
-    assert refused.status == 2 and f"cut short: data/images/{names[0]}" in refused.message
-    assert "1 of 20" in run(f"{command} --set dataset.truncated=allow").message
-
-
-@pytest.mark.parametrize("cache", ["ram", "none", "h5"])
-def test_training_names_all_files_of_both_lists_that_are_cut_short_before_it_begins(cache, work, run) -> None:
-    train, test = (
-        list(dict.fromkeys((work / f"data/{split}_filename.txt").read_text().split())) for split in ("train", "test")
-    )
-    for name in (train[0], train[-1], test[0]):
-        shutil.copy(SHORT, work / "data/images" / name)
-    outcome = run(f"train.py --path_opt tiny.yaml --set dataset.cache={cache}")
-    assert outcome.status == 2 and "3 of 20 images" in outcome.message
-    assert all(name in outcome.message for name in (train[0], train[-1], test[0]))

@@ -10,8 +10,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT
-
-from util.make_rehearsal import SMALL, command, make_rehearsal
+from stand_ins import SMALL, command, make_rehearsal
 
 
 @pytest.fixture

@@ -33,12 +33,11 @@ import engine
 import train
 import util.checkpoints
 import util.device
-import util.image_cache
 import util.images
 import util.run_log
 import utils
 from option import load_options
-from util.pixels import open_cache, open_pixels
+from util.pixels import DiskCache, open_cache, open_pixels
 
 pytestmark = pytest.mark.usefixtures("short_trunk")
 TRAIN = "train.py --path_opt tiny.yaml"
@@ -521,7 +520,7 @@ def test_a_full_disk_ends_the_run_and_it_goes_on_once_there_is_room(small_disk, 
     fold = small_disk / FOLD
     assert full.status == 3 and "0 MiB free" in full.message
     assert str(fold) in full.message and "--resume" in full.message
-    util.torch_files.check_archive(fold / "last.pth.tar")
+    util.checkpoints.read_checkpoint(fold / "last.pth.tar")
     subprocess.run(["mount", "-o", "remount,size=200m", small_disk], check=True)
     assert run(f"{command} --resume").status == 0
     assert differences(whole, fold) == []
@@ -568,8 +567,8 @@ def test_an_image_that_vanishes_is_named_and_the_run_resumes_when_it_is_back(wor
 
 
 def test_an_image_cache_that_is_removed_in_mid_run_makes_no_difference(work, run, whole) -> None:
-    with at_step(4, lambda: (work / "data/images_64.h5").unlink()):
-        assert run(f"{TRAIN} --set dataset.cache=h5").status == 0
+    with at_step(4, lambda: (work / "data/images_64_70.npy").unlink()):
+        assert run(f"{TRAIN} --set dataset.cache=disk").status == 0
     assert same_weights(whole, FOLD)
 
 
@@ -577,7 +576,7 @@ def test_runs_that_need_the_same_image_cache_at_once_build_it_once(work, monkeyp
     """As the folds of an array job do; whoever waits says so."""
     options, build, built, building = (
         load_options("tiny.yaml").dataset,
-        util.image_cache.build_cache,
+        DiskCache.build,
         [],
         threading.Event(),
     )
@@ -588,12 +587,12 @@ def test_runs_that_need_the_same_image_cache_at_once_build_it_once(work, monkeyp
         build(*arguments)
         built.append(arguments)
 
-    monkeypatch.setattr(util.image_cache, "build_cache", build_slowly)
+    monkeypatch.setattr(DiskCache, "build", build_slowly)
     with ThreadPoolExecutor() as pool:
         first = pool.submit(open_cache, options)
         building.wait()
         assert pool.submit(open_cache, options).result() == first.result()
-    assert len(built) == 1 and "another run is writing data/images_64.h5" in capsys.readouterr().out
+    assert len(built) == 1 and "another run is writing data/images_64_70.npy" in capsys.readouterr().out
     assert not list(Path("data").glob(".images*"))
 
 
@@ -654,7 +653,7 @@ def test_images_that_do_not_fit_the_gpu_are_told_to_stay_in_a_file(work, monkeyp
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
     monkeypatch.setattr(torch.Tensor, "to", no_room)
-    with pytest.raises(utils.RunError, match=r"20 images .*set dataset\.cache=h5"):
+    with pytest.raises(utils.RunError, match=r"20 images .*set dataset\.cache=disk"):
         paths = sorted(map(str, Path("data/images").iterdir()))
         open_pixels(paths, 64, load_options("tiny.yaml").dataset, torch.device("cuda"))
 
@@ -662,7 +661,7 @@ def test_images_that_do_not_fit_the_gpu_are_told_to_stay_in_a_file(work, monkeyp
 def test_a_run_on_the_cpu_leaves_the_gpu_alone(work, monkeypatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)  # and to pin memory would fail
     options = load_options("tiny.yaml")
-    for cache in ("h5", "none"):
+    for cache in ("disk", "none"):
         dataset = options.dataset.model_copy(update={"cache": cache, "workers": 0})
         pixels = open_pixels(["data/images/demo_0001.png"], 64, dataset, torch.device("cpu"))
         ((batch, places),) = pixels.batches([np.array([0, 0])], torch.device("cpu"))

@@ -18,8 +18,7 @@ from torchvision.models import resnet18
 from layers.backbone import ResNet18
 from layers.published import load_state
 from util.checkpoints import load_weights, newest_checkpoint, previous, read_checkpoint, save_checkpoint
-from util.torch_files import load_torch, weights_of
-from util.trunk_weights import load_trunk
+from util.weights import load_backbone, load_torch, read_weights, weights_of
 from utils import InputError
 
 
@@ -72,7 +71,7 @@ def test_every_form_of_a_resnet_18_file_loads(form, archive, tmp_path) -> None:
     expected = {name: value.clone() for name, value in source.state_dict().items()}
     torch.save(FORMS[form](source.state_dict()), tmp_path / "resnet18.pth", _use_new_zipfile_serialization=archive)
     trunk = ResNet18()
-    load_trunk(trunk, str(tmp_path / "resnet18.pth"))
+    load_backbone(trunk, str(tmp_path / "resnet18.pth"))
     for name, value in trunk.net.state_dict().items():
         if name.endswith("num_batches_tracked"):
             assert value == (0 if "counters" in form else 3)
@@ -92,7 +91,7 @@ def test_the_weights_that_torchvision_keeps_load_without_counters(downloads) -> 
     downloads.parent.mkdir(parents=True)
     torch.save(state, downloads)
     trunk = ResNet18()
-    load_trunk(trunk, "imagenet")
+    load_backbone(trunk, "imagenet")
     assert torch.equal(trunk.net.conv1.weight, state["conv1.weight"])
 
 
@@ -100,7 +99,7 @@ def test_a_hostile_file_among_those_that_torchvision_keeps_runs_nothing(download
     downloads.parent.mkdir(parents=True)
     torch.save({"conv1.weight": Names(os.system, f"touch {downloads.parent}/canary")}, downloads)
     with pytest.raises(InputError, match=r"resnet18-f37072fd\.pth .* posix\.system"):
-        load_trunk(ResNet18(), "imagenet")
+        load_backbone(ResNet18(), "imagenet")
     assert not (downloads.parent / "canary").exists()
 
 
@@ -112,8 +111,8 @@ def test_weights_are_downloaded_where_torchvision_would_and_their_digest_is_chec
         torch.save(resnet18().state_dict(), path)
 
     monkeypatch.setattr("torch.hub.download_url_to_file", download)
-    load_trunk(ResNet18(), "imagenet")
-    load_trunk(ResNet18(), "imagenet")
+    load_backbone(ResNet18(), "imagenet")
+    load_backbone(ResNet18(), "imagenet")
     assert asked == [("https://download.pytorch.org/models/resnet18-f37072fd.pth", "f37072fd")] and downloads.is_file()
 
 
@@ -269,6 +268,31 @@ def test_a_checkpoint_is_refused_where_any_of_its_weights_is_not_finite(value, t
     torch.save({"model": state}, tmp_path / "a.pth.tar")
     with pytest.raises(InputError, match=r"not finite in 1 tensors: b$"):
         read_checkpoint(tmp_path / "a.pth.tar")
+
+
+@pytest.mark.parametrize("suffix", ["pth", "safetensors"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_refused_with_the_files_name(value, suffix, tmp_path) -> None:
+    state = resnet18().state_dict()
+    state["layer1.0.bn1.weight"][3] = value
+    path = tmp_path / f"resnet18.{suffix}"
+    if suffix == "pth":
+        torch.save(state, path)
+    else:
+        pytest.importorskip("safetensors.torch").save_file(state, path)
+    with pytest.raises(
+        InputError, match=rf"resnet18\.{suffix}: weights that are not finite in 1 tensors: layer1\.0\.bn1"
+    ):
+        load_backbone(ResNet18(), str(path))
+
+
+def test_safetensors_are_known_by_their_content_not_by_their_name(tmp_path) -> None:
+    save_file = pytest.importorskip("safetensors.torch").save_file
+    save_file({"a": torch.ones(2)}, tmp_path / "a.pt")
+    torch.save({"state_dict": {"module.a": torch.ones(2)}}, tmp_path / "b.safetensors")
+    for name in ("a.pt", "b.safetensors"):
+        state = read_weights(tmp_path / name, "weights")
+        assert list(state) == ["a"] and torch.equal(state["a"], torch.ones(2))
 
 
 def test_programs_and_files_too_old_are_told_apart_from_damage(tmp_path: Path) -> None:

@@ -14,8 +14,8 @@ from torch import nn
 
 from layers import models
 from layers.published import is_published, load_published, load_state
-from util.torch_files import load_torch, weights_of
-from utils import InputError, RunError, atomic, some, worker_died
+from util.weights import check_finite, load_torch, weights_of
+from utils import InputError, RunError, atomic, worker_died
 
 logger = logging.getLogger("galr")
 
@@ -58,9 +58,7 @@ def read_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
     state["model"] = weights
     if not isinstance(state.get("words", []), list):
         raise InputError(f"checkpoint {path}: its words are no list")
-    spoilt = [name for name, value in weights.items() if not torch.isfinite(value).all()]
-    if spoilt:
-        raise InputError(f"checkpoint {path}: weights that are not finite in {len(spoilt)} tensors: {some(spoilt)}")
+    check_finite(weights, f"checkpoint {path}")
     return state
 
 

@@ -1,61 +1,62 @@
-"""The text files of a data set: {train,test}_caps.txt and {train,test}_filename.txt."""
+"""Text files of a data set ({train,test}_{caps,filename}.txt), image names found in another file, and their paths."""
 
 from __future__ import annotations
 
 import logging
 import os
-from pathlib import Path
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from pathlib import Path, PurePosixPath
 
-from util.names import match, whole_stem
 from utils import InputError, read_text, some
 
 logger = logging.getLogger("galr")
 
 
+# ---------------------------------------------------------------- captions and lists
+
+
 def read_lines(path: Path, what: str) -> list[str]:
-    """The lines of a text file, stripped. Raises InputError for an empty one."""
-    text = read_text(
-        path, what, "dataset.data_path or --data_path names the folder of {train,test}_{caps,filename}.txt"
-    )
-    lines = [line.strip() for line in text.removesuffix("\n").split("\n")]
+    """Read the lines of a text file, stripped. Raises InputError for an empty one."""
+    advice = "dataset.data_path or --data_path names the folder of {train,test}_{caps,filename}.txt"
+    lines = [line.strip() for line in read_text(path, what, advice).removesuffix("\n").split("\n")]
     if not any(lines):
         raise InputError(f"{what} {path} is empty")
     return lines
 
 
 def read_captions(data_path: str | os.PathLike, split: str) -> list[str]:
-    """The captions of `train` or `test`, one a line; blank ones stay."""
+    """Read the captions of `train` or `test`, one a line; blank ones stay."""
     return read_lines(Path(data_path) / f"{split}_caps.txt", "captions")
 
 
 def read_names(data_path: str | os.PathLike, split: str) -> list[str]:
-    """The lines of the image list of `train` or `test`, as they stand (an image may be named once per caption)."""
+    """Read the image list of `train` or `test` line by line (an image may be named once per caption)."""
     return read_image_list(Path(data_path) / f"{split}_filename.txt")
 
 
 def read_image_list(path: Path) -> list[str]:
-    """The lines of an image list, as they stand, without blank ones at the end. Raises InputError for others."""
+    """Read an image list line by line, without blank lines at the end. Raises InputError for other blank lines."""
     names = read_lines(path, "image list")
-    names = names[: len(names) - blank_at_end(names)]
-    for line, name in enumerate(names, start=1):
-        if not name:
-            raise InputError(f"image list {path}, line {line}: blank")
+    names = names[: len(names) - _blank_at_end(names)]
+    if "" in names:
+        raise InputError(f"image list {path}, line {names.index('') + 1}: blank")
     return names
 
 
-def blank_at_end(lines: list[str]) -> int:
-    """How many of the last lines are blank."""
+def _blank_at_end(lines: list[str]) -> int:
+    """Count the blank lines at the end."""
     return next((i for i, line in enumerate(reversed(lines)) if line), len(lines))
 
 
 def read_pairs(data_path: str | os.PathLike, split: str) -> tuple[list[str], list[str]]:
-    """The captions of `train` or `test`, and the image list, of which each line has as many of them.
+    """Read captions and image list of `train` or `test`; each line of the list has the same number of captions.
 
-    Blank lines at the end are dropped, with a warning, where the counts fit without them. Raises InputError where the
+    Blank captions at the end are dropped, with a warning, if the counts fit without them. Raises InputError if the
     counts do not fit.
     """
     captions, names = read_captions(data_path, split), read_names(data_path, split)
-    blank = blank_at_end(captions)
+    blank = _blank_at_end(captions)
     if blank and (len(captions) - blank) % len(names) == 0:
         logger.warning(f"{data_path}: {blank} blank lines at the end of {split}_caps.txt are dropped")
         captions = captions[:-blank]
@@ -69,13 +70,13 @@ def read_pairs(data_path: str | os.PathLike, split: str) -> tuple[list[str], lis
 
 
 def validation_names(path: Path, train: list[str]) -> list[str]:
-    """The images of the train list that another list names, as the train list has them.
+    """Return the images of the train list that the list at `path` names, as the train list spells them.
 
-    They are found as `util.names.match` finds them. Raises InputError for those that are not there.
+    Raises InputError for names that the train list lacks.
     """
     listed = list(dict.fromkeys(read_image_list(path)))
     found = match(listed, train, f"image list {path}")
-    absent = [name for name, there in zip(listed, found, strict=True) if there is None]
+    absent = [name for name, key in zip(listed, found, strict=True) if key is None]
     if absent:
         raise InputError(
             f"image list {path}: {len(absent)} of {len(listed)} images are not in the train list, out of which "
@@ -85,13 +86,102 @@ def validation_names(path: Path, train: list[str]) -> list[str]:
 
 
 def warn_of_shared_images(data_path: str | os.PathLike) -> None:
-    """Say where test images are in the train list, by their stems: lists say .tif where files are .jpg."""
+    """Warn of test images in the train list, compared without suffix: lists say .tif where files are .jpg."""
     if not all((Path(data_path) / f"{split}_filename.txt").exists() for split in ("train", "test")):
         return
     trained = {whole_stem(name) for name in read_names(data_path, "train")}
     tested = dict.fromkeys(read_names(data_path, "test"))
     if shared := [name for name in tested if whole_stem(name) in trained]:
         logger.warning(
-            "%s: %d of %d images of the test list are in the train list too (%s): test scores come out too good",
-            *(data_path, len(shared), len(tested), some(shared)),
+            f"{data_path}: {len(shared)} of {len(tested)} images of the test list are in the train list too "
+            f"({some(shared)}): test scores come out too good"
         )
+
+
+# ---------------------------------------------------------------- names
+
+
+def stem(name: str) -> str:
+    """Return an image's name up to the first dot, without folders: the key of its local features."""
+    return PurePosixPath(name).name.split(".")[0]
+
+
+def whole_stem(name: str) -> str:
+    """Return an image's name without folders and without its last suffix: `a.1.tif` -> `a.1`."""
+    return PurePosixPath(name).stem
+
+
+# How a name is compared with a key, the surest way first: form of the name, form of the key.
+_WAYS = ((str, str), (whole_stem, str), (whole_stem, whole_stem), (stem, stem))
+
+
+def match(names: Sequence[str], keys: Iterable[str], where: str) -> list[str | None]:
+    """Find for each name the key of the same image, or None: by the whole stem first, then up to the first dot.
+
+    Raises InputError, which begins with `where` and names both, if two keys or two names cannot be told apart.
+    """
+    keys = list(dict.fromkeys(keys))
+    tables: dict = {form: defaultdict(list) for _, form in _WAYS}
+    for form, table in tables.items():
+        for key in keys:
+            table[form(key)].append(key)
+    found: list[str | None] = []
+    first: dict[str, str] = {}
+    for name in names:
+        equal = next((hits for of_name, of_key in _WAYS if (hits := tables[of_key].get(of_name(name)))), [None])
+        if len(equal) > 1:
+            raise InputError(f"{where}: {equal[0]} and {equal[1]} both stand for {name}; rename one")
+        if equal[0] is not None and (other := first.setdefault(equal[0], name)) != name:
+            raise InputError(f"{where}: {equal[0]} stands for both {other} and {name}; rename one")
+        found.append(equal[0])
+    return found
+
+
+def unique_keys(names: Sequence[str], where: str) -> list[str]:
+    """Return a key for each image: its `stem`, or its `whole_stem` if images share the former.
+
+    Raises InputError, which begins with `where` and names both, if two images share even that, or one has none.
+    """
+    count = Counter(map(stem, names))
+    first: dict[str, str] = {}
+    keys = []
+    for name in names:
+        key = stem(name) if count[stem(name)] == 1 else whole_stem(name)
+        if not stem(name):
+            raise InputError(f"{where}: image {name} has no name before its first dot; rename it")
+        if (other := first.setdefault(key, name)) != name:
+            raise InputError(f"{where}: images {other} and {name} share a name ({key}); rename one")
+        keys.append(key)
+    return keys
+
+
+# ---------------------------------------------------------------- paths
+
+
+def safe_paths(folder: str | os.PathLike, names: Sequence[str]) -> list[str]:
+    """Return the paths of the named images. Raises InputError for a name that would leave the folder."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise InputError(f"image folder {folder} is not there; set dataset.image_path")
+    root = folder.resolve()
+    long = [name for name in names if len(name) > 1000 or any(len(part.encode()) > 255 for part in Path(name).parts)]
+    if long:
+        raise InputError(f"{len(long)} image names are too long for a file: {some([name[:80] for name in long])}")
+    paths = [folder / name for name in names]
+    outside = [
+        name
+        for name, path in zip(names, paths, strict=True)
+        if Path(name).is_absolute() or ".." in Path(name).parts or (path.is_symlink() and not _within(path, root))
+    ]
+    folders = {path.parent for path in paths if path.parent != folder}
+    outside += [str(parent) for parent in sorted(folders) if parent.exists() and not _within(parent, root)]
+    if outside:
+        raise InputError(f"{len(outside)} image names lead out of {folder}: {some(outside)}")
+    return [str(path) for path in paths]
+
+
+def _within(path: Path, root: Path) -> bool:
+    try:
+        return path.resolve().is_relative_to(root)
+    except (OSError, RuntimeError):  # a loop of links
+        return False

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from util.torch_files import load_torch
+from util.weights import load_torch
 from utils import InputError, Parser, atomic, check_writable_file, not_installed, run_command
 
 logger = logging.getLogger("galr")

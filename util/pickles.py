@@ -1,8 +1,11 @@
-"""NumPy files that hold a pickle, read without executing anything."""
+"""NumPy files that hold a pickle, read without executing anything and in bounded memory."""
 
 from __future__ import annotations
 
+import contextlib
 import pickle
+import resource
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -10,9 +13,11 @@ import numpy as np
 
 from utils import InputError
 
+GIB = 2**30
+
 
 class Type:
-    """Stands in for numpy.dtype: numbers and objects, nothing structured."""
+    """Stand in for numpy.dtype: numbers and objects, nothing structured."""
 
     def __init__(self, kind: str, *_: object) -> None:
         if not isinstance(kind, str):
@@ -36,8 +41,10 @@ class Type:
 
 
 class Array:
-    """Stands in for numpy.ndarray, whose own reader trusts the types and buffers of a pickle: a hostile one makes it
+    """Stand in for numpy.ndarray, whose own reader trusts the types and buffers of a pickle: a hostile one makes it
     take any bytes for the address of an object."""
+
+    __slots__ = ("value",)
 
     def __init__(self, *_: object) -> None:
         self.value: Any = None
@@ -48,14 +55,14 @@ class Array:
 
 
 def scalar(kind: Type, data: Any) -> Any:
-    """Stands in for the function that makes NumPy's scalars: a number, of Python's own types."""
+    """Stand in for the function that makes NumPy's scalars: return a number of Python's own types."""
     if kind.dtype.kind == "O":
         raise pickle.UnpicklingError("it holds a scalar that is no number")
     return kind.array(data, (), "C").item()
 
 
 class ArraysOnly(pickle.Unpickler):
-    """Admits NumPy arrays, scalars and types, by its own stand-ins; everything else that a pickle names is refused."""
+    """Admit NumPy arrays, scalars and types, by stand-ins; refuse everything else that a pickle names."""
 
     STAND_INS = {("numpy", "ndarray"): Array, ("numpy", "dtype"): Type} | {
         (f"numpy.{core}.{module}", name): stand_in
@@ -73,26 +80,58 @@ class ArraysOnly(pickle.Unpickler):
         return self.STAND_INS[module, name]
 
 
-def load_pickled_npy(path: Path) -> Any:
-    """The object in a `.npy` file of no dimensions (`np.save` of a dict), read without executing anything.
+def load_pickled_npy(path: Path, what: str = "local features", shape: tuple[int, ...] = (), most: int = 2 * GIB) -> Any:
+    """Read the object array of this shape in a `.npy` file; of no dimensions (`np.save` of a dict), the object itself.
 
-    Arrays within it come as objects whose `value` is the array.
+    Arrays within it come as objects whose `value` is the array. Raises InputError for a file that is damaged, that
+    names anything but arrays and plain containers, or that takes more than `most` bytes of memory.
     """
     try:
-        with path.open("rb") as file:
-            shape, kind = npy_header(file)
-            if shape != () or kind != np.dtype(object):
-                raise ValueError(f"expected one pickled dict, found an array of shape {shape} and type {kind}")
+        with path.open("rb") as file, memory_limit(most):
+            found, kind = npy_header(file)
+            if found != shape or kind != np.dtype(object):
+                raise ValueError(f"expected pickled objects of shape {shape}, found shape {found} and type {kind}")
             value = ArraysOnly(file, encoding="latin1").load()
-            return value.value.item() if isinstance(value, Array) else value
-    except InputError:
-        raise
+            value = value.value if isinstance(value, Array) else value
+            if shape == ():
+                return value.item() if isinstance(value, np.ndarray) else value
+            if not isinstance(value, np.ndarray) or value.shape != shape:
+                raise ValueError(f"not an array of {shape[0]} rows")
+            return value
+    except MemoryError:
+        reason = f"it takes more than {most / GIB:.0f} GiB of memory"
     except Exception as error:  # a hostile pickle can raise anything
-        raise InputError(f"local features {path} were not read: {' '.join(str(error).split())[:200]}") from None
+        reason = " ".join(str(error).split())[:200]
+    raise InputError(f"{what} {path} were not read: {reason}")
+
+
+@contextlib.contextmanager
+def memory_limit(most: int) -> Iterator[None]:
+    """Raise MemoryError inside when the process grows by more than `most` bytes (on Linux)."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+    except OSError:  # another system
+        yield
+        return
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    limit = pages * resource.getpagesize() + most
+    resource.setrlimit(resource.RLIMIT_AS, (limit if before[1] < 0 else min(limit, before[1]), before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
+
+
+def free_memory() -> int | None:
+    """Return the bytes of memory that are free or can be freed; None where the system does not say."""
+    with contextlib.suppress(OSError, ValueError, KeyError):
+        lines = (line.split() for line in Path("/proc/meminfo").read_text().splitlines())
+        return 1024 * int({name: value for name, value, *_ in lines}["MemAvailable:"])
+    return None
 
 
 def npy_header(file: BinaryIO) -> tuple[tuple[int, ...], np.dtype]:
-    """Shape and type of the array in a `.npy` file; the file then stands behind its header."""
+    """Read shape and type of the array in a `.npy` file; the file then stands behind its header."""
     version = np.lib.format.read_magic(file)
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     shape, _, dtype = read(file)

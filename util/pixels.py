@@ -1,28 +1,88 @@
-"""The decoded images of a split: in memory, in an HDF5 file, or decoded anew by loader workers."""
+"""The decoded images of a data set: in memory, in a file on disk, or decoded anew by loader workers."""
 
 from __future__ import annotations
 
+import functools
+import logging
+import os
+from collections import deque
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from layers.distributed import to_device
+from option import load_options
 from option.options import Dataset
-from util import image_cache
-from util.images import BadImages, Truncated, check_images, decode, decode_all, load_pixels, safe_paths
-from util.lists import read_names
+from util.images import (
+    BadImages,
+    CutShort,
+    Truncated,
+    check_images,
+    decode,
+    decode_all,
+    load_pixels,
+    square,
+    warn_of_cut,
+)
+from util.lists import read_names, safe_paths
 from util.transforms import resize_size
-from utils import InputError, RunError, check_writable, one_at_a_time
+from utils import InputError, Parser, RunError, atomic, check_writable, one_at_a_time, read_json, write_json
+
+logger = logging.getLogger("galr")
+
+
+def training_size(options: Dataset) -> int:
+    """Return the side that training images are resized to before they are augmented."""
+    return resize_size(options.image_size, options.augment, options.smallest_crop)
+
+
+def all_paths(options: Dataset) -> list[str]:
+    """Return the paths of all images of both lists. Raises InputError."""
+    names = dict.fromkeys(read_names(options.data_path, "train") + read_names(options.data_path, "test"))
+    return safe_paths(options.image_path, list(names))
+
+
+def open_pixels(paths: list[str], size: int, options: Dataset, device: torch.device) -> Pixels:
+    """Check and decode the images of a split, and keep them as `dataset.cache` says.
+
+    Raises BadImages that names the bad images of both lists, so that they can be mended at once.
+    """
+    try:
+        if options.cache == "disk":
+            cache = open_cache(options)
+            row = {path: i for i, path in enumerate(cache.paths)}
+            return MemoryPixels(torch.from_numpy(cache.pixels(size)), np.array([row[path] for path in paths]))
+        if options.cache == "none":
+            deque(decode_all(paths, lambda _: None, options.workers, options.truncated), maxlen=0)
+            return FilePixels(paths, size, options.workers, options.truncated)
+        pixels = load_pixels(paths, size, options.workers, truncated=options.truncated)
+    except BadImages as error:
+        if options.cache == "disk":  # it holds both lists
+            raise
+        others = [path for path in all_paths(options) if path not in set(paths) and Path(path).is_file()]
+        faults = error.faults | check_images(others, options.workers, options.truncated)
+        raise BadImages(faults, len(paths) + len(others)) from None
+    try:
+        return MemoryPixels(torch.from_numpy(pixels).to(device))
+    except torch.OutOfMemoryError:
+        mib = pixels.nbytes / 2**20
+        raise RunError(
+            f"{len(paths)} images ({mib:.0f} MiB) do not fit the GPU's memory; set dataset.cache=disk"
+        ) from None
+
+
+# ---------------------------------------------------------------- batches of pixels
 
 
 class Pixels:
     """Decoded images by row.
 
-    `batches` gives, for each array of rows, a tensor (N, R, R, 3) uint8 and the places (B,) of the rows' images in it:
-    both on `device`.
+    `batches` yields, for each array of rows, a tensor (N, R, R, 3) uint8 and the rows (B,) of the images in it, both on
+    `device`.
     """
 
     def batches(self, rows: Sequence[np.ndarray], device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
@@ -30,7 +90,7 @@ class Pixels:
 
 
 class MemoryPixels(Pixels):
-    """All images in one tensor (N, R, R, 3): on the training device, or mapped from the HDF5 cache.
+    """All images in one tensor (N, R, R, 3), on the training device or mapped from a file.
 
     places: (n,) rows of the split's images in it; by default all.
     """
@@ -46,7 +106,7 @@ class MemoryPixels(Pixels):
                 yield self.pixels, to_device(places, device)
             else:
                 chosen = self.pixels.new_empty(len(batch), *self.pixels.shape[1:], pin_memory=True)
-                yield _sent(torch.index_select(self.pixels, 0, places, out=chosen), device)
+                yield _whole(torch.index_select(self.pixels, 0, places, out=chosen), device)
 
 
 class FilePixels(Pixels, torch.utils.data.Dataset):
@@ -56,7 +116,7 @@ class FilePixels(Pixels, torch.utils.data.Dataset):
         self.paths, self.size, self.workers, self.truncated = paths, size, workers, truncated
 
     def __getitem__(self, row: int) -> np.ndarray | InputError:
-        """An image, or what keeps it from being one: raised in a worker, it would arrive as a traceback's text."""
+        """Return an image, or the error: raised in a worker, it would arrive as a traceback's text."""
         try:
             return decode(self.paths[row], self.size, self.truncated)
         except InputError as error:
@@ -73,11 +133,10 @@ class FilePixels(Pixels, torch.utils.data.Dataset):
         for batch in loader:
             if isinstance(batch, InputError):
                 raise RunError(f"{batch}, though it was in order at the start; mend it and go on with --resume")
-            yield _sent(batch, device)
+            yield _whole(batch, device)
 
 
-def _sent(pixels: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
-    """A batch of pixels on the device, and its places in it: all."""
+def _whole(pixels: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
     return to_device(pixels, device), torch.arange(len(pixels), device=device)
 
 
@@ -85,62 +144,92 @@ def _stack(images: list[np.ndarray | InputError]) -> Tensor | InputError:
     return next((one for one in images if isinstance(one, InputError)), None) or torch.from_numpy(np.stack(images))
 
 
-def open_pixels(paths: list[str], size: int, options: Dataset, device: torch.device) -> Pixels:
-    """The images of a split in the way that `dataset.cache` asks for, every one checked.
+# ---------------------------------------------------------------- the cache on disk
 
-    Raises BadImages for those that cannot be decoded, of both lists, so that they can be mended at once.
+
+class DiskCache(NamedTuple):
+    """Decoded images in a NumPy file: a row for each image, which holds its pixels at each of the sizes.
+
+    A JSON file beside it records which images the rows hold.
     """
-    try:
-        return _open(paths, size, options, device)
-    except BadImages as error:
-        if options.cache == "disk":  # which is of all
-            raise
-        others = [path for path in all_paths(options) if path not in set(paths) and Path(path).is_file()]
-        faults = error.faults | check_images(others, options.workers, options.truncated)
-        raise BadImages(faults, len(paths) + len(others)) from None
 
+    path: Path
+    paths: list[str]
+    sizes: tuple[int, ...]
 
-def _open(paths: list[str], size: int, options: Dataset, device: torch.device) -> Pixels:
-    if options.cache == "ram":
-        pixels = load_pixels(paths, size, options.workers, truncated=options.truncated)
+    def record(self) -> dict[str, Any]:
+        """Return what must be recorded for the file to be up to date: size and time stamp of each image among it."""
+        return {"paths": self.paths, "sizes": list(self.sizes), "stamps": [_stamp(path) for path in self.paths]}
+
+    def cut(self) -> list[str] | None:
+        """Return the truncated images in the file; None if it is missing, damaged, or not up to date."""
         try:
-            return MemoryPixels(torch.from_numpy(pixels).to(device))
-        except torch.OutOfMemoryError:
-            mib = pixels.nbytes / 2**20
-            raise RunError(
-                f"{len(paths)} images ({mib:.0f} MiB) do not fit the GPU's memory; set dataset.cache=disk"
-            ) from None
-    if options.cache == "none":
-        for _ in decode_all(paths, size, options.workers, "checking images", options.truncated):
-            pass
-        return FilePixels(paths, size, options.workers, options.truncated)
-    cache, cached = open_cache(options)
-    row = {path: i for i, path in enumerate(cached)}
-    pixels = torch.from_numpy(image_cache.map_cache(cache, size))
-    return MemoryPixels(pixels, np.array([row[path] for path in paths]))
+            recorded = read_json(self.path.with_suffix(".json"), "record of the image cache")
+            cut = recorded.pop("cut")
+            return cut if recorded == self.record() and len(self.pixels(self.sizes[0])) else None
+        except (InputError, OSError, EOFError, ValueError, KeyError, AttributeError, TypeError):
+            return None
+
+    def pixels(self, size: int) -> np.ndarray:
+        """Map the images of one size (N, size, size, 3): they are read from the file as they are used."""
+        ends = np.cumsum([3 * side**2 for side in self.sizes])
+        rows = np.load(self.path, mmap_mode="c", allow_pickle=False)
+        if (rows.shape, rows.dtype) != ((len(self.paths), ends[-1]), np.uint8):
+            raise ValueError(f"{self.path} holds an array of another kind")
+        end = ends[self.sizes.index(size)]
+        return rows[:, end - 3 * size**2 : end].reshape(-1, size, size, 3)
+
+    def build(self, workers: int, truncated: Truncated = "error") -> None:
+        """Decode all images. Raises BadImages; the file is then as it was."""
+        record, cut = self.record(), []
+        header = {"descr": "|u1", "fortran_order": False, "shape": (len(self.paths), sum(3 * s**2 for s in self.sizes))}
+        rows = decode_all(
+            self.paths, lambda image: [square(image, s) for s in self.sizes], workers, truncated, "caching", cut
+        )
+        with atomic(self.path) as temporary, temporary.open("wb") as file:
+            np.lib.format.write_array_header_1_0(file, header)
+            for sizes in rows:
+                file.writelines(pixels.tobytes() for pixels in sizes)
+        write_json(self.path.with_suffix(".json"), record | {"cut": cut})
 
 
-def training_size(options: Dataset) -> int:
-    """The side that training images are resized to before they are cropped."""
-    return resize_size(options.image_size, options.augment, options.smallest_crop)
+def _stamp(path: str) -> list[int] | None:
+    try:
+        status = os.stat(path)  # noqa: PTH116 - tens of thousands of files: Path costs more than the look
+    except OSError:
+        return None
+    return [status.st_size, status.st_mtime_ns]
 
 
-def all_paths(options: Dataset) -> list[str]:
-    """The paths of all images of both lists. Raises InputError."""
-    names = dict.fromkeys(read_names(options.data_path, "train") + read_names(options.data_path, "test"))
-    return safe_paths(options.image_path, list(names))
+def open_cache(options: Dataset) -> DiskCache:
+    """Return the cache of a data set's images, built if it is not up to date. Raises BadImages."""
+    folder, training = Path(options.data_path), training_size(options)
+    _name_old_caches(folder)
+    path = folder / f"images_{options.image_size}_{training}.npy"
+    cache = DiskCache(path, all_paths(options), tuple(dict.fromkeys((training, options.image_size))))
+    if (cut := cache.cut()) is None:
+        check_writable(folder, "no room for the image cache (dataset.cache=ram or none needs none): folder")
+        with one_at_a_time(path):  # runs that start together
+            if cache.cut() is None:
+                cache.build(options.workers, options.truncated)
+    elif cut and options.truncated == "error":
+        raise BadImages({path: CutShort(path) for path in cut}, len(cache.paths))
+    else:
+        warn_of_cut(cut, len(cache.paths))
+    return cache
 
 
-def open_cache(options: Dataset) -> tuple[Path, list[str]]:
-    """The HDF5 cache of a data set's images, built where it is missing or stale -> its path, the paths in its order."""
-    paths = all_paths(options)
-    sizes = training_size(options), options.image_size
-    of_crops = f"_{sizes[0]}" if options.augment == "crops" else ""
-    cache = Path(options.data_path) / f"images_{options.image_size}{of_crops}.h5"
-    if not image_cache.cache_is_fresh(cache, paths, sizes):
-        check_writable(cache.parent, "no room for the image cache (dataset.cache=ram or none needs none): folder")
-        with one_at_a_time(cache):  # runs that start together
-            if not image_cache.cache_is_fresh(cache, paths, sizes):
-                image_cache.build_cache(cache, paths, sizes, options.workers, options.truncated)
-    image_cache.check_cut(cache, paths, options.truncated)
-    return cache, paths
+@functools.cache
+def _name_old_caches(folder: Path) -> None:
+    """Name the HDF5 caches of earlier versions, once."""
+    if old := sorted(path.name for path in folder.glob("images_*.h5")):
+        logger.warning(f"{folder}: nothing reads {', '.join(old)} of an earlier version any more; remove them")
+
+
+def main() -> None:
+    parser = Parser(prog="python -m util.cache_images", description="Decode all images of a data set into one file.")
+    parser.add_options()
+    arguments = parser.parse_args()
+    cache = open_cache(load_options(arguments.path_opt, arguments.set).dataset)
+    mib = cache.path.stat().st_size / 2**20
+    logger.info(f"{cache.path}: {len(cache.paths)} images, {mib:.0f} MiB; use it with dataset.cache: disk")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import os
@@ -14,12 +15,13 @@ import torch
 from layers.gru import GRU
 from layers.text_encoder import TextEncoder
 from option.options import Seq2Vec
-from util.pickled_rows import read_rows
-from util.pickles import npy_header
-from utils import Bar, InputError, atomic, one_at_a_time, read_text
+from util.pickles import GIB, free_memory, load_pickled_npy, npy_header
+from utils import InputError, atomic, one_at_a_time, read_text
 
 logger = logging.getLogger("galr")
 
+MOST = 6 * GIB  # of memory, while the published table is read
+OVERHEAD = 1.3  # memory that a table takes, to its size on disk
 URL = "http://www.cs.toronto.edu/~rkiros/models/"
 FILES = {"u": ("dictionary.txt", "utable.npy", "uni_skip.npz"), "b": ("dictionary.txt", "btable.npy", "bi_skip.npz")}
 
@@ -27,8 +29,8 @@ FILES = {"u": ("dictionary.txt", "utable.npy", "uni_skip.npz"), "b": ("dictionar
 def load_skipthoughts(encoder: TextEncoder, options: Seq2Vec, words: Sequence[str]) -> None:
     """Fill the text encoder from the folder `dir_st`: `u` files for UniSkip and BayesianUniSkip, `b` files for BiSkip.
 
-    Of the table (2.3 GB) only the rows of `words` are read. Words that the dictionary lacks take the row of `UNK` and
-    are counted on standard output. Raises InputError that names missing, damaged or misshapen files.
+    Words that the dictionary lacks take the row of `UNK` and are counted on standard output. Raises InputError that
+    names missing, damaged or misshapen files.
     """
     folder, kind = Path(options.dir_st), "b" if options.type == "BiSkip" else "u"
     dictionary_path, table_path, weights_path = (folder / name for name in FILES[kind])
@@ -55,7 +57,7 @@ def load_skipthoughts(encoder: TextEncoder, options: Seq2Vec, words: Sequence[st
 
 
 def check_present(folder: Path, kind: str, encoder: str) -> None:
-    """Raises InputError where a file that this encoder needs is not there; it names all of the five that are not."""
+    """Raise InputError if a file that this encoder needs is missing; it names all five that are missing."""
     absent = {k: [name for name in names if not (folder / name).is_file()] for k, names in FILES.items()}
     if not absent[kind]:
         return
@@ -69,7 +71,7 @@ def check_present(folder: Path, kind: str, encoder: str) -> None:
 
 
 def read_dictionary(path: Path) -> list[str]:
-    """The word of each row of the tables; white space at line ends is no part of it."""
+    """Read the word of each row of the tables; white space at line ends is no part of it."""
     lines = read_text(path, "skip-thoughts file").split("\n")
     return [line.strip() for line in (lines if lines[-1] else lines[:-1])]
 
@@ -78,10 +80,10 @@ def read_dictionary(path: Path) -> list[str]:
 
 
 def table_rows(path: Path, wanted: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    """The wanted rows (their numbers, from 0) of a word table of this shape -> (len(wanted), shape[1]) float32.
+    """Read the wanted rows (their numbers, from 0) of a word table of this shape -> (len(wanted), shape[1]) float32.
 
-    The published form, a pickled array of rows, is read through once and the rows are kept for the next start; an array
-    of numbers is memory-mapped. Raises InputError for a damaged or misshapen file.
+    A table of numbers is memory-mapped. The published form, a pickled array of rows, is read once into at most 6 GiB of
+    memory, and the rows are kept for the next start. Raises InputError for a damaged or misshapen file.
     """
     try:
         with path.open("rb") as file:
@@ -93,55 +95,69 @@ def table_rows(path: Path, wanted: np.ndarray, shape: tuple[int, int]) -> np.nda
             f"skip-thoughts file {path}: shape {found} instead of {shape}, the words of dictionary.txt and "
             f"embedding_dim; fetch both again from {URL}"
         )
-    rows = (_pickled_rows if kind.hasobject else _plain_rows)(path, wanted, shape)
+    rows = _kept_rows(path, wanted, shape) if kind.hasobject else _plain_rows(path, wanted)
     if not np.isfinite(rows).all():
         raise InputError(f"skip-thoughts file {path} holds more than finite numbers")
     return rows
 
 
-def _plain_rows(path: Path, wanted: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+def _plain_rows(path: Path, wanted: np.ndarray) -> np.ndarray:
     try:
         return np.load(path, mmap_mode="r", allow_pickle=False)[wanted].astype(np.float32)
     except Exception as error:  # as above: the file is shorter than its header says
         raise _damaged(path, error) from None
 
 
-def _pickled_rows(path: Path, wanted: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    """What an earlier start has kept; or else the table is read, by one of those who need it at the same time."""
-    places = _kept_at(path, wanted)
-    if (rows := _kept(places, (len(wanted), shape[1]))) is not None:
+def _kept_rows(path: Path, wanted: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """Return the rows that an earlier start kept, beside the table or in PyTorch's cache; or read and keep them."""
+    status = path.stat()
+    mark = f"{path.name} {status.st_size} {status.st_mtime_ns}".encode() + wanted.astype(np.int64).tobytes()
+    name = f"{path.stem}_rows_{hashlib.sha256(mark).hexdigest()[:32]}.npy"
+    places = [path.with_name(f".{name}"), Path(torch.hub.get_dir()) / "galr" / name]
+
+    def kept() -> np.ndarray | None:
+        for place in places:
+            with contextlib.suppress(Exception):  # none, or damaged, of which NumPy raises errors of many kinds
+                rows = np.load(place, allow_pickle=False)
+                if rows.dtype == np.float32 and rows.shape == (len(wanted), shape[1]):
+                    return rows
+        return None
+
+    if (rows := kept()) is not None:
         return rows
     place = next((place for place in places if _can_hold_files(place.parent)), None)
     if place is None:
         logger.warning(f"the vocabulary's rows of {path.name} cannot be kept: every start reads the whole of it")
-        return _read(path, wanted, shape)
-    with one_at_a_time(place):
-        if (rows := _kept([place], (len(wanted), shape[1]))) is None:
-            rows = _read(path, wanted, shape)
+        return _pickled_rows(path, wanted, shape)
+    with one_at_a_time(place):  # folds that start together
+        if (rows := kept()) is None:
+            rows = _pickled_rows(path, wanted, shape)
             with atomic(place) as temporary, temporary.open("wb") as file:
                 np.save(file, rows)
             logger.info(f"the vocabulary's rows of {path.name} are kept in {place} for the next start")
     return rows
 
 
-def _read(path: Path, wanted: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+def _pickled_rows(path: Path, wanted: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """Read the whole table, and return the wanted rows."""
+    needed, there = path.stat().st_size * OVERHEAD, min(MOST, free_memory() or MOST)
+    if needed > there:
+        raise InputError(
+            f"skip-thoughts file {path} takes about {needed / GIB:.1f} GiB of memory to read, and {there / GIB:.1f} "
+            "are there; start once on a larger machine, which keeps the vocabulary's rows beside it, or save it as a "
+            "plain float32 array"
+        )
+    logger.info(f"reading {path.name}, once, into {needed / GIB:.1f} GiB of memory")
     try:
-        with path.open("rb", buffering=1 << 20) as file:
-            npy_header(file)
-            with Bar(total=shape[0], desc=f"reading {path.name}, once", unit="row") as bar:
-                return read_rows(file, wanted, *shape, bar.update)
-    except MemoryError:
-        raise
-    except Exception as error:  # a damaged pickle raises errors of many kinds
+        table = load_pickled_npy(path, "rows of", shape[:1], MOST)
+    except InputError as error:
         raise _damaged(path, error) from None
-
-
-def _kept_at(path: Path, wanted: np.ndarray) -> list[Path]:
-    """Where rows of a table are kept: beside it, or else in PyTorch's cache; named after the rows and the file."""
-    status = path.stat()
-    mark = f"{path.name} {status.st_size} {status.st_mtime_ns}".encode() + wanted.astype(np.int64).tobytes()
-    name = f"{path.stem}_rows_{hashlib.sha256(mark).hexdigest()[:32]}.npy"
-    return [path.with_name(f".{name}"), Path(torch.hub.get_dir()) / "galr" / name]
+    rows = [getattr(row, "value", None) for row in (table[i] for i in wanted)]
+    for row in rows:
+        fits = isinstance(row, np.ndarray) and row.dtype.kind == "f" and row.shape in ((shape[1],), (1, shape[1]))
+        if not fits:
+            raise _damaged(path, f"a row is not {shape[1]} numbers: {getattr(row, 'shape', type(row).__name__)}")
+    return np.array([row.reshape(-1) for row in rows], np.float32)
 
 
 def _can_hold_files(folder: Path) -> bool:
@@ -152,23 +168,11 @@ def _can_hold_files(folder: Path) -> bool:
     return os.access(folder, os.W_OK | os.X_OK)
 
 
-def _kept(places: list[Path], shape: tuple[int, int]) -> np.ndarray | None:
-    """The rows that an earlier start has kept, if there are such."""
-    for place in places:
-        try:
-            rows = np.load(place, allow_pickle=False)
-        except Exception:  # none; or spoilt, of which NumPy raises errors of many kinds: the table is read again
-            continue
-        if isinstance(rows, np.ndarray) and rows.dtype == np.float32 and rows.shape == shape:
-            return rows
-    return None
-
-
 # ---------------------------------------------------------------- the GRU
 
 
 def gru_shapes(size: int, hidden: int) -> dict[str, tuple[int, ...]]:
-    """skip-thoughts stores x W with reset and update gate side by side, and the candidate apart (`x`)."""
+    """Return the shapes of the arrays: reset and update gate side by side, and the candidate apart (`x`)."""
     return {
         "W": (size, 2 * hidden),
         "Wx": (size, hidden),
@@ -203,5 +207,5 @@ def _arrays(path: Path) -> dict[str, np.ndarray]:
         raise _damaged(path, error) from None
 
 
-def _damaged(path: Path, error: Exception) -> InputError:
+def _damaged(path: Path, error: object) -> InputError:
     return InputError(f"skip-thoughts file {path} is damaged ({error}); fetch it again from {URL}{path.name}")

@@ -24,9 +24,8 @@ import h5py
 import numpy as np
 
 from layers.drea import THRESHOLDS, Denoised, DreaOptions, Regions, denoise, enhanced_adjacency
-from util.images import BadImages, Truncated, find_damaged, image_size, open_image, safe_paths
-from util.lists import read_names
-from util.names import unique_keys
+from util.images import BadImages, Truncated, find_damaged, image_size, open_image
+from util.lists import read_names, safe_paths, unique_keys
 from util.regions.classes import parse_class_map
 from util.regions.detections import to_regions
 from util.regions.finished import Finished
@@ -72,7 +71,7 @@ def main() -> None:
 def image_names(data_path: Path) -> list[str]:
     """Return the image names of the train list, then those of the test list, each once.
 
-    Raise InputError for a missing or blank list, and for images that share a key (`util.names.unique_keys`).
+    Raise InputError for a missing or blank list, and for images that share a key (`util.lists.unique_keys`).
     """
     names = list(dict.fromkeys(name for split in ("train", "test") for name in read_names(data_path, split)))
     unique_keys(names, str(data_path))

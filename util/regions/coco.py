@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from pydantic import Field, FiniteFloat
 
 from layers.drea import CLASSES
-from util.names import match
+from util.lists import match
 from util.regions.classes import read_classes
 from util.regions.detections import Detections, Hull, Row, hull
 from utils import Entry, InputError, checked, read_as, read_json

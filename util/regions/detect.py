@@ -26,12 +26,12 @@ from layers.drea import CLASSES
 from layers.published import load_state
 from util.device import pick_device
 from util.images import BadImages, Truncated, find_damaged, open_image
-from util.names import whole_stem
+from util.lists import whole_stem
 from util.regions.classes import read_classes
 from util.regions.finished import Finished
 from util.regions.readers import add_truncated
 from util.run_log import StopSignals
-from util.torch_files import load_torch, weights_of
+from util.weights import load_torch, weights_of
 from utils import Bar, InputError, Parser, check_writable, memory_advice, some, write_text
 
 logger = logging.getLogger("galr")

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from layers.drea import Regions
-from util.names import match, whole_stem
+from util.lists import match, whole_stem
 from util.regions.classes import DROPPED, ClassMap, class_index, plain
 from utils import InputError, some
 

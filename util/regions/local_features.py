@@ -10,7 +10,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from util.names import match
+from util.lists import match
 from util.pickles import Array, load_pickled_npy
 from utils import InputError, existing_file, some
 

@@ -1,17 +1,14 @@
 """Stand-ins of every file that the published run on RSITMD needs, in the published forms, to rehearse that run.
 
-    python -m util.make_rehearsal --out DIR [--lists data/rsitmd_precomp] [--full]
-
-DIR is laid out as this repository's root, its code being links: the real captions and lists; TIFF pictures of 256
-pixels under the real names; a published `.npy` of local features; ResNet-18 weights where torchvision keeps those that
-it downloads, without counters; the five skip-thoughts files, their tables as Python 2 pickled them; and the option file
-in the published layout. Small by default: a few pictures, a short dictionary. `--full`: everything in its real size.
+A rehearsal's folder is laid out as this repository's root, its code being links: the real captions and lists; TIFF
+pictures of 256 pixels under the real names; a published `.npy` of local features; ResNet-18 weights where torchvision
+keeps its downloads, without counters; the five skip-thoughts files, their tables as Python 2 pickled them; and the
+option file in the published layout. SMALL: a few pictures, a short dictionary; FULL: everything in its real size.
 Pictures and weights are random: the scores of a rehearsal say nothing.
 """
 
 from __future__ import annotations
 
-import logging
 import re
 import struct
 from collections.abc import Iterable, Iterator
@@ -23,12 +20,9 @@ import torch
 import torchvision
 from PIL import Image
 
-from util.lists import read_pairs
-from util.names import stem
+from util.lists import read_pairs, stem
 from util.skipthoughts import gru_shapes
-from utils import ROOT, Bar, InputError, Parser, check_writable, run_command, write_text
-
-logger = logging.getLogger("galr")
+from utils import ROOT, Bar, InputError, check_writable, write_text
 
 CODE = ("train.py", "test.py", "vocab.py", "exec", "requirements.txt", "constraints.txt")
 SIDE = 256
@@ -215,29 +209,7 @@ def python_2_table(rows: Iterable[np.ndarray], count: int, kind: str = "<f4") ->
     yield b"tb."
 
 
-def main() -> None:
-    parser = Parser(prog="python -m util.make_rehearsal", description="Stand-ins of the published run's files.")
-    parser.add_argument("--out", type=Path, required=True, help="new folder to write")
-    parser.add_argument(
-        "--lists",
-        type=Path,
-        default=Path("data/rsitmd_precomp"),
-        help="folder of RSITMD's captions and lists (default data/rsitmd_precomp)",
-    )
-    parser.add_argument(
-        "--full", action="store_true", help="in the real size: 4743 pictures, tables of 2.3 GB; 6 GB in all"
-    )
-    given = parser.parse_args()
-    size = FULL if given.full else SMALL
-    make_rehearsal(given.out, given.lists, size)
-    logger.info(f"written; now: cd {given.out} && {command(size)}")
-
-
 def command(size: Size) -> str:
-    """The published run, three training steps of it, in the folder of a rehearsal."""
+    """Return the command line of the published run, three training steps of it, in the folder of a rehearsal."""
     where = f"GALR_VENV=${{GALR_VENV:-{ROOT}/.venv}} TORCH_HOME=$PWD/torch"
     return f"{where} bash exec/RSITMD/run_GaLR_rsitmd.sh --set {size.settings}"
-
-
-if __name__ == "__main__":
-    run_command(main)

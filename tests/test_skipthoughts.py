@@ -1,9 +1,11 @@
-"""The skip-thoughts tables as Python 2 pickled them: read as a stream, kept for the next start, never executed."""
+"""The skip-thoughts tables as Python 2 pickled them: read once, kept for the next start, never executed."""
 
 from __future__ import annotations
 
 import os
 import pickle
+import subprocess
+import sys
 import time
 import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
@@ -11,9 +13,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import environment
+from stand_ins import python_2_table
 
 import util.skipthoughts
-from util.make_rehearsal import python_2_table
 from util.skipthoughts import read_dictionary, table_rows
 from utils import InputError
 
@@ -60,10 +63,12 @@ def test_a_second_start_with_the_same_vocabulary_does_not_read_the_table_again(r
     path = saved(tmp_path / "utable.npy", rows)
     first = table_rows(path, FOUR, (17, WIDTH))
     reads = []
-    real = util.skipthoughts.read_rows
-    monkeypatch.setattr(util.skipthoughts, "read_rows", lambda *a: reads.append(1) or real(*a))
+    real = util.skipthoughts.load_pickled_npy
+    monkeypatch.setattr(util.skipthoughts, "load_pickled_npy", lambda *a: reads.append(1) or real(*a))
     assert np.array_equal(table_rows(path, FOUR, (17, WIDTH)), first) and not reads
-    assert np.array_equal(table_rows(path, FOUR[:3], (17, WIDTH)), first[:3]) and len(reads) == 1  # another vocabulary
+    for other in (FOUR[:3], FOUR[::-1]):  # other vocabularies, one of the same size
+        reads.clear()
+        assert np.array_equal(table_rows(path, other, (17, WIDTH)), rows[other]) and len(reads) == 1
     kept = next(tmp_path.glob(".utable_rows_*"))
     kept.write_bytes(kept.read_bytes()[:50])
     saved(path, -rows)
@@ -88,7 +93,7 @@ def test_rows_of_a_folder_that_is_read_only_are_kept_in_pytorchs_cache(rows, tmp
     table_rows(path, FOUR, (17, WIDTH))
     assert len(list((tmp_path / "hub/galr").iterdir())) == 1 and not list(tmp_path.glob(".*"))
     with monkeypatch.context() as patch:
-        patch.setattr(util.skipthoughts, "read_rows", None)
+        patch.setattr(util.skipthoughts, "load_pickled_npy", None)
         assert np.array_equal(table_rows(path, FOUR, (17, WIDTH)), rows[FOUR])
     closed.add(tmp_path / "hub/galr")
     assert np.array_equal(table_rows(path, FOUR[1:], (17, WIDTH)), rows[FOUR[1:]])
@@ -97,29 +102,56 @@ def test_rows_of_a_folder_that_is_read_only_are_kept_in_pytorchs_cache(rows, tmp
 
 def test_folds_that_start_together_read_the_table_once(rows, tmp_path, monkeypatch) -> None:
     path = saved(tmp_path / "utable.npy", rows)
-    reads, real = [], util.skipthoughts.read_rows
+    reads, real = [], util.skipthoughts.load_pickled_npy
 
     def slow(*arguments) -> np.ndarray:
         reads.append(1)
         time.sleep(0.3)
         return real(*arguments)
 
-    monkeypatch.setattr(util.skipthoughts, "read_rows", slow)
+    monkeypatch.setattr(util.skipthoughts, "load_pickled_npy", slow)
     with ThreadPoolExecutor(4) as pool:
         found = list(pool.map(lambda _: table_rows(path, FOUR, (17, WIDTH)), range(4)))
     assert len(reads) == 1 and all(np.array_equal(one, rows[FOUR]) for one in found)
 
 
-def test_memory_does_not_hold_the_table(tmp_path) -> None:
-    """40 MB of rows; what a row leaves behind is its place, a few hundred bytes."""
+def test_a_table_that_does_not_fit_the_free_memory_is_refused_before_it_is_read(rows, tmp_path, monkeypatch) -> None:
+    path = saved(tmp_path / "utable.npy", rows)
+    monkeypatch.setattr(util.skipthoughts, "free_memory", lambda: path.stat().st_size)
+    monkeypatch.setattr(util.skipthoughts, "load_pickled_npy", None)
+    with pytest.raises(InputError, match=r"utable\.npy .* GiB of memory to read, and 0\.0 are there"):
+        table_rows(path, FOUR, (17, WIDTH))
+
+
+def test_memory_to_read_a_table_is_the_tables_and_a_third(tmp_path) -> None:
     many = np.zeros((16000, WIDTH), np.float32)
     path = saved(tmp_path / "utable.npy", many)
-    assert path.stat().st_size > 39e6
     tracemalloc.start()
     table_rows(path, FOUR, many.shape)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert peak < 10e6
+    assert peak < util.skipthoughts.OVERHEAD * path.stat().st_size
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="other systems do not say how much a process takes")
+def test_a_pickle_that_would_unfold_beyond_the_limit_is_refused_and_the_limit_is_lifted(tmp_path) -> None:
+    """In a process of its own: this one's heap may have room left from other tests."""
+    path = pickled(tmp_path / "utable.npy", b"\x80\x02(" + b"}" * 8_000_000 + b"t.")
+    program = f"""
+import resource
+from pathlib import Path
+
+from util.pickles import load_pickled_npy
+
+before = resource.getrlimit(resource.RLIMIT_AS)
+try:
+    load_pickled_npy(Path({str(path)!r}), "rows of", (17,), most=2**27)
+finally:
+    assert resource.getrlimit(resource.RLIMIT_AS) == before
+"""
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False)
+    assert "InputError" in done.stderr and "it takes more than 0 GiB of memory" in done.stderr
 
 
 class Call:
@@ -136,7 +168,7 @@ class Call:
         (Call(os.system, "touch canary"), "posix.system"),
         ([Call(exec, "open('canary', 'w')")] * 17, "builtins.exec"),
         (Call(np.fromfile, "canary"), "fromfile"),
-        ([{}] * 17, "opcode"),
+        ([{}] * 17, "not an array of 17 rows"),
         ([np.zeros(WIDTH)] * 17, "not an array of 17 rows"),
     ],
 )
@@ -151,15 +183,15 @@ def test_a_hostile_table_runs_nothing(what, says, tmp_path, monkeypatch) -> None
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (lambda raw: raw[: len(raw) // 2], "ends early"),
-        (lambda raw: raw[:-1], "ends early"),
-        (lambda raw: raw.replace(b"M\x6c\x02\x85", b"M\x6d\x02\x85"), "not 620 numbers"),
+        (lambda raw: raw[: len(raw) // 2], ""),
+        (lambda raw: raw[:-1], ""),
+        (lambda raw: raw.replace(b"M\x6c\x02\x85", b"M\x6d\x02\x85"), "into shape (621,)"),
         (lambda raw: raw.replace(b"U\x02f4", b"U\x02i4"), "not 620 numbers"),
         (lambda raw: raw.replace(b"T\xb0\x09", b"T\xaf\x09"), ""),
-        (lambda raw: raw[:2] + b"(" * 10_000_000, "more opcodes"),
-        (lambda raw: raw[:2] + b"Nr\xff\xff\xff\x7f", "beyond all opcodes"),
+        (lambda raw: raw[:2] + b"(" * 10_000_000, ""),
+        (lambda raw: raw[:2] + b"Nr\xff\xff\xff\x7f", "GiB of memory"),
         (lambda raw: raw[:2] + b"h\x99.", ""),
-        (lambda raw: b"", "ends early"),
+        (lambda raw: b"", ""),
     ],
     ids=["half", "without its end", "too long", "whole numbers", "a byte short", "endless", "memo", "no memo", "empty"],
 )

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from util.names import match, unique_keys
+from util.lists import match, unique_keys
 from utils import InputError
 
 
