@@ -35,6 +35,7 @@ from search.pictures import (
     given_regions,
     picture_size,
     read_options,
+    warn_once,
 )
 from search.query import note_unknown_words
 from search.rasters import RasterRules, open_scene
@@ -106,6 +107,8 @@ def encode_scene(
 def write_map(out: Path, path: Path, grey: np.ndarray, rules: RasterRules, threshold: float) -> None:
     """Write a map (height, width) uint8 of the scene at `path` in the form that the ending of `out` names."""
     with open_scene(path, rules) as scene:
+        if scene.note:
+            warn_once(scene.note)
         if out.suffix == ".png":
             with atomic(out) as temporary:
                 overlay(scene.overview(PICTURE), grey).save(temporary, format="PNG")

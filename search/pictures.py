@@ -107,8 +107,10 @@ def records_of(
         whole = [(0, scene.height, 0, scene.width)]
         windows = selo_windows(scene.height, scene.width, scales).tolist() if is_scene else whole
         places = [scene.place(window) for window in windows]
-        if scene.crs is not None and None in places:
-            _warn_of_system(str(scene.crs)[:80])
+        if scene.note:
+            warn_once(scene.note)
+        if scene.crs is not None and scene.transform is not None and None in places:
+            warn_once(f"PROJ cannot follow the reference system {str(scene.crs)[:60]}: no place is kept; see PROJ_DATA")
     return [
         Record(name, status.st_size, status.st_mtime_ns, *window, len(windows), *(place or [NOWHERE] * 4))
         for window, place in zip(windows, places, strict=True)
@@ -116,8 +118,9 @@ def records_of(
 
 
 @functools.cache
-def _warn_of_system(name: str) -> None:
-    logger.warning(f"PROJ cannot follow the reference system {name}: no place is kept (see PROJ_DATA)")
+def warn_once(message: str) -> None:
+    """Log a warning once for all files of its kind."""
+    logger.warning(message)
 
 
 def _leave_signals(_: int) -> None:

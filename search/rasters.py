@@ -50,6 +50,7 @@ os.environ["GDAL_SKIP"] = (
     "S104,S111,GPKG,SQLite,Rasterlite,MBTiles,PDF,HFA,PDS,PDS4,ISIS3,VICAR,NITF,RPFTOC,ECRGTOC,SENTINEL2,SAFE,DIMAP,"
     "TIL,TSX,RS2,ESRIC,KMLSUPEROVERLAY,ENVI,EHdr,ERS,PCIDSK,MFF,MFF2,DOQ2,GenBin,ROI_PAC,ISCE,RRASTER,PCRaster,MAP,OZI"
 )
+WORLD_FILES = (".tfw", ".tifw", ".j2w", ".wld")
 LARGEST_SIDE = 1_000_000  # pixels
 LARGEST_BLOCK = 256 * 2**20  # bytes that a file may make us unpack at once
 PACKING = 200_000  # a file that promises more bytes than this for each of its own is not read; sparse ones do
@@ -76,7 +77,7 @@ class Scene:
     """Read an open picture of `height` x `width` pixels. Use it through `open_scene`, which closes it.
 
     crs, transform: as rasterio gives them, None where the file does not say. georeference: for rasterio.open, to write
-    a file in the same place.
+    a file in the same place. note: what the user had better know of scenes of this kind.
     """
 
     crs, transform = None, None
@@ -85,6 +86,7 @@ class Scene:
         self.path, self.rules = path, rules
         self.width, self.height = image_size(path)
         self.georeference: dict[str, Any] = {}
+        self.note = ""
 
     def read(self, window: Window) -> Image.Image:
         """Read a window as RGB. Raises InputError for damaged pixels."""
@@ -143,6 +145,7 @@ class Raster(Scene):
             self.georeference = {"crs": crs, "gcps": points}
             self.crs, self.transform = crs, from_gcps(points)
         self.bands = _chosen_bands(path, file, rules)
+        self.note = _note(path, file, rules, placed=self.transform is not None)
         self._palette = _palette(file) if len(set(self.bands)) == 1 else None
         tags = file.tags(1, ns="IMAGE_STRUCTURE")
         self._white_is_zero = file.tags(ns="IMAGE_STRUCTURE").get("MINISWHITE") == "YES" and self._palette is None
@@ -252,6 +255,15 @@ def _chosen_bands(path: Path, file: rasterio.DatasetReader, rules: RasterRules) 
     if all(colour in named for colour in colours):
         return [named[colour] for colour in colours]
     return [1, 2, 3] if file.count >= 3 else [1, 1, 1]
+
+
+def _note(path: Path, file: rasterio.DatasetReader, rules: RasterRules, placed: bool) -> str:
+    """Return a note on scenes of this kind: on bands that nobody named, on a place that another file holds."""
+    if file.count > 4 and not rules.bands and ColorInterp.red not in file.colorinterp:
+        return f"scenes of {file.count} bands without names: the first three are shown; --bands chooses"
+    if not placed and any(path.with_suffix(suffix).exists() for suffix in WORLD_FILES):
+        return "scenes with a world file beside them: it is not read, and they have no place; gdal_translate helps"
+    return ""
 
 
 def _palette(file: rasterio.DatasetReader) -> np.ndarray | None:

@@ -32,6 +32,7 @@ NOWHERE = 1000.0  # degrees: the place of what has none; Milvus Lite knows no mi
 PATH_BYTES = 4096
 CHUNK = 40_000  # bytes of the mark in a row: a text field holds 65,535
 MOST = 16_384  # rows that Milvus gives at once
+BATCH = 8192  # rows that are read at a time
 WRITING = ("create_collection", "upsert", "delete", "flush")
 
 
@@ -170,7 +171,7 @@ class Index:
     def rows(self, vectors: bool = False, where: str = "") -> Iterator[tuple[Record, np.ndarray | None]]:
         """Yield the record and, with `vectors`, the vector (D,) float32 of every row that meets a filter of Milvus."""
         fields = [*Record._fields, "vector"] if vectors else list(Record._fields)
-        rows = self._call("query_iterator", ROWS, batch_size=8192, filter=where, output_fields=fields)
+        rows = self._call("query_iterator", ROWS, batch_size=BATCH, filter=where, output_fields=fields)
         while batch := self._call("next", of=rows):
             for row in batch:
                 yield _record(row), np.asarray(row["vector"], np.float32) if vectors else None

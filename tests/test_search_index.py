@@ -201,6 +201,15 @@ def test_scenes_are_indexed_by_windows_with_their_place(
     assert len(folded) < 49 and len(folded) + sum(len(one["folded"]) for one in folded) == 49
 
 
+def test_a_picture_asks_with_the_bands_of_the_index(
+    index: Callable[..., Outcome], run: Callable[[str], Outcome], work: Path
+) -> None:
+    write_scene(work / "mine/a.tif", bands=5, side=100)
+    assert index("--bands 5 2 1 --stretch 10", "mine", "none").status == 0
+    [answer] = json.loads(run("-m search.query --index i.db --image mine/a.tif --json --device cpu").out)
+    assert answer["score"] == pytest.approx(1, abs=1e-5)
+
+
 def test_a_scene_whose_windows_are_not_all_there_is_completed(
     index: Callable[..., Outcome], run: Callable[[str], Outcome], work: Path
 ) -> None:

@@ -17,7 +17,7 @@ from PIL import Image
 from rasterio.transform import from_origin
 
 from search.localise import overlay, regions_above, write_map
-from search.pictures import records_of
+from search.pictures import records_of, warn_once
 from search.rasters import RasterRules, open_scene
 from search.store import NOWHERE
 from search.windows import selo_windows
@@ -189,6 +189,7 @@ def test_a_system_of_a_site_gives_no_place_but_a_note_and_outlines_in_pixels(
     path = write(tmp_path / "a.tif", levels(1), crs=site, transform=from_origin(0, 128, 0.5, 0.5))
     with open_scene(path) as scene:
         assert scene.place((0, 8, 0, 8)) is None
+    warn_once.cache_clear()
     [record] = records_of(tmp_path, "a.tif", path.stat(), [256], RasterRules())
     assert record.west == NOWHERE and "cannot follow" in capsys.readouterr().err
     write_map(tmp_path / "a.geojson", path, np.full((8, 8), 255, np.uint8), RasterRules(), 0.5)
@@ -236,3 +237,16 @@ def test_of_a_picture_that_is_cut_short_comes_what_is_there_if_the_rules_say_so(
     with pytest.raises(InputError, match="cut short"):
         seen(tmp_path / "a.jpg")
     assert seen(tmp_path / "a.jpg", RasterRules(truncated="allow")).shape == (200, 200, 3)
+
+
+def test_what_a_scene_does_not_say_is_noted_once(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    warn_once.cache_clear()
+    bands = write(tmp_path / "bands.tif", levels(13), photometric="MINISBLACK")
+    world = write(tmp_path / "world.tif", levels(1))
+    (tmp_path / "world.tfw").write_text("0.1\n0\n0\n-0.1\n15\n45\n")
+    for path in (bands, world, bands, world):
+        records_of(tmp_path, path.name, path.stat(), [256], RasterRules())
+    said = capsys.readouterr().err
+    assert said.count("scenes of 13 bands without names") == 1 and said.count("a world file beside") == 1
+    records_of(tmp_path, bands.name, bands.stat(), [256], RasterRules((4, 3, 2)))
+    assert capsys.readouterr().err == ""

@@ -115,6 +115,14 @@ def test_a_row_that_is_written_again_replaces_the_old_one_and_dropped_ones_are_g
     assert [record.path for record in index.records()] == ["a.png"] and index.find("b.png") == []
 
 
+def test_rows_beyond_what_milvus_gives_at_once_are_found(index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("search.store.BATCH", 10)
+    records = [Record("scene.tif", 1, 1, top, top + 8, 0, 8, 35) for top in range(35)]
+    index.put([*records, picture("other.png")], unit(*range(36)))
+    assert [record for record, _ in index.find("scene.tif")] == records
+    assert len(list(index.records())) == index.count() == 36
+
+
 def test_hiding_duplicates_still_gives_as_many_answers_as_were_asked_for(index: Index) -> None:
     alike = [picture(f"alike {i}.png") for i in range(20)]
     others = [picture(f"other {i}.png") for i in range(5)]
