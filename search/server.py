@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import gradio as gr
+from PIL import Image
 from starlette.middleware import Middleware
 from starlette.responses import PlainTextResponse
 
+from util.images import formats
 from utils import InputError
 
 BESIDES = 2**20  # bytes of a request beside the picture that it may hold
@@ -50,6 +52,8 @@ class Guard:
 
 def serve(page: gr.Blocks, host: str, port: int, upload_mb: int) -> str:
     """Start serving in the background and return the address. Raises InputError for a port that is taken."""
+    for name in Image.OPEN.keys() - set(formats()):
+        del Image.OPEN[name]  # Gradio opens uploads by Pillow: a format of programs (EPS) is none of ours
     try:
         _, address, _ = page.launch(
             server_name=host,

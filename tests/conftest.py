@@ -95,6 +95,19 @@ def run(capfd: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> Callab
     return run
 
 
+@pytest.fixture
+def index(run: Callable[[str], Outcome], work: Path, checkpoint: Path) -> Callable[..., Outcome]:
+    """Run search.index on the demonstration set's images into i.db, with further arguments."""
+
+    def index(more: str = "", images: str = "data/images", regions: str = "data/boxes") -> Outcome:
+        return run(
+            f"-m search.index --path_opt tiny.yaml --resume {checkpoint} --images {images} --out i.db "
+            f"--regions {regions} --device cpu --workers 0 {more}"
+        )
+
+    return index
+
+
 def environment() -> dict[str, str]:
     """For commands in processes of their own: the project's modules, one thread."""
     return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}

@@ -23,8 +23,9 @@ pytest.importorskip("pymilvus", reason="pip install -r requirements-search.txt")
 pytest.importorskip("selenium", reason="pip install -r requirements-search.txt")
 
 import gradio as gr
+import rasterio
 import torch
-from PIL import Image
+from PIL import EpsImagePlugin, Image
 from selenium import webdriver
 from selenium.common.exceptions import WebDriverException
 from selenium.webdriver.common.by import By
@@ -228,6 +229,34 @@ def test_control_characters_of_a_name_are_escaped_on_the_page(address: str) -> N
 def test_a_port_that_is_taken_is_named(address: str) -> None:
     with gr.Blocks() as page, pytest.raises(InputError, match="choose another --port"):
         serve(page, "127.0.0.1", urllib.parse.urlsplit(address).port, 1)
+
+
+def upload(address: str, name: str, content: bytes) -> dict:
+    """Send a file as the page does, and return how its functions are told of it."""
+    head = f'--x\r\nContent-Disposition: form-data; name="files"; filename="{name}"\r\n\r\n'.encode()
+    kind = "multipart/form-data; boundary=x"
+    [path] = json.loads(fetch(f"{address}gradio_api/upload", head + content + b"\r\n--x--\r\n", kind)[1])
+    return {"path": path, "meta": {"_type": "gradio.FileData"}}
+
+
+def test_an_upload_that_is_a_program_or_names_other_files_is_refused(
+    address: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    started: list[object] = []
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *arguments, **_: started.append(arguments))
+    config = json.loads(fetch(f"{address}config")[1])
+    ids = {one["api_name"]: one["id"] for one in config["dependencies"]}
+    program = upload(address, "a.png", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EOF\n")
+    call(address, ids["by_picture"], [program, "", False])
+    assert "error" in call(address, ids["by_map"], [None, program, SENTENCE, 0.5])
+    assert not started
+    with rasterio.open(tmp_path / "a.tif", "w", driver="GTiff", count=1, height=999, width=999, dtype="uint8") as file:
+        file.update_tags(ns="OVERVIEWS", OVERVIEW_FILE="/etc/passwd")
+        file.write(np.zeros((1, 999, 999), np.uint8))
+    scene = upload(address, "a.tif", (tmp_path / "a.tif").read_bytes())
+    assert "names another file" in call(address, ids["by_map"], [None, scene, SENTENCE, 0.5])
+    picture = upload(address, "a.png", (Path("data/images/demo_0003.png")).read_bytes())
+    assert "demo_0003.png" in call(address, ids["by_picture"], [picture, "", False])
 
 
 def test_hostile_data_of_the_page_are_refused(address: str) -> None:

@@ -1,0 +1,29 @@
+"""Help the tests of search/: the rows of an index, a scene with a place."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import rasterio
+from rasterio.transform import from_origin
+
+from search.store import Record, open_index
+
+
+def rows() -> dict[str, list[Record]]:
+    """The records of i.db by path."""
+    with open_index("i.db") as opened:
+        found: dict[str, list[Record]] = {}
+        for record in opened.records():
+            found.setdefault(record.path, []).append(record)
+        return found
+
+
+def write_scene(path: Path, bands: int = 4, dtype: str = "uint16", side: int = 400, west: float = 500_000) -> None:
+    """A GeoTIFF in UTM 33N, pixels of 10 m, its north-west corner at 45.15 degrees north."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(0).gamma(2, 500, (bands, side, side)).astype(dtype)
+    how = {"driver": "GTiff", "count": bands, "height": side, "width": side, "dtype": dtype}
+    with rasterio.open(path, "w", **how, crs="EPSG:32633", transform=from_origin(west, 5e6, 10, 10)) as file:
+        file.write(pixels)
