@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import rasterio
-from PIL import Image
+from PIL import ExifTags, Image
 from rasterio.enums import ColorInterp, Resampling
 from rasterio.transform import from_gcps
 from rasterio.warp import transform_bounds
@@ -50,6 +50,7 @@ os.environ["GDAL_SKIP"] = (
     "S104,S111,GPKG,SQLite,Rasterlite,MBTiles,PDF,HFA,PDS,PDS4,ISIS3,VICAR,NITF,RPFTOC,ECRGTOC,SENTINEL2,SAFE,DIMAP,"
     "TIL,TSX,RS2,ESRIC,KMLSUPEROVERLAY,ENVI,EHdr,ERS,PCIDSK,MFF,MFF2,DOQ2,GenBin,ROI_PAC,ISCE,RRASTER,PCRaster,MAP,OZI"
 )
+GEO_KEYS = 34735  # the tag of a GeoTIFF's reference system
 WORLD_FILES = (".tfw", ".tifw", ".j2w", ".wld")
 LARGEST_SIDE = 1_000_000  # pixels
 LARGEST_BLOCK = 256 * 2**20  # bytes that a file may make us unpack at once
@@ -211,7 +212,7 @@ def open_scene(path: str | os.PathLike, rules: RasterRules = RasterRules()) -> I
         raise InputError(
             f"scene {path}: an Erdas Imagine file may refer to others; make a GeoTIFF of it: gdal_translate OLD NEW.tif"
         )
-    if driver is None:
+    if driver is None or _turned(path):
         yield Scene(path, rules)
         return
     with rasterio.Env(**GDAL), warnings.catch_warnings():
@@ -225,6 +226,15 @@ def open_scene(path: str | os.PathLike, rules: RasterRules = RasterRules()) -> I
             except Exception as error:  # as in Raster
                 raise InputError(f"scene {path} cannot be opened ({_short(error)})") from None
             yield scene
+
+
+def _turned(path: Path) -> bool:
+    """Return whether a file is a TIFF with an orientation mark, which GDAL does not follow, and without a place."""
+    try:
+        with Image.open(path, formats=["TIFF"]) as image:
+            return image.tag_v2.get(ExifTags.Base.Orientation, 1) != 1 and GEO_KEYS not in image.tag_v2
+    except Exception:  # Pillow knows fewer kinds of TIFF
+        return False
 
 
 def _check_promises(path: Path, file: rasterio.DatasetReader) -> None:

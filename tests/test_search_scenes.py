@@ -21,6 +21,7 @@ from search.pictures import records_of, warn_once
 from search.rasters import RasterRules, open_scene
 from search.store import NOWHERE
 from search.windows import selo_windows
+from util.images import open_image
 from utils import InputError
 
 UTM = {"crs": "EPSG:32633", "transform": from_origin(5e5, 5e6, 10, 10)}
@@ -140,6 +141,17 @@ def test_one_bit_is_black_and_white_and_white_may_be_zero(tmp_path: Path) -> Non
     grey = np.asarray(PICTURE.convert("L"))
     write(tmp_path / "white.tif", 255 - grey[None], photometric="MINISWHITE")
     np.testing.assert_array_equal(seen(tmp_path / "white.tif"), np.repeat(grey[..., None], 3, axis=2))
+
+
+@pytest.mark.parametrize("kind", ["RGB", "P", "1", "white is zero", "turned", "turned png", "jpg", "webp"])
+def test_a_scene_shows_what_training_sees(tmp_path: Path, kind: str) -> None:
+    exif = Image.Exif()
+    exif[274] = 6
+    how = {"white is zero": {"tiffinfo": {262: 0}, "compression": "group4"}, "turned": {"exif": exif}}
+    mode = {"P": "P", "1": "1", "white is zero": "1"}.get(kind, "RGB")
+    path = tmp_path / f"a.{kind if kind in ('jpg', 'webp') else 'png' if kind == 'turned png' else 'tif'}"
+    PICTURE.convert(mode).save(path, **how.get(kind.removesuffix(" png"), {}))
+    np.testing.assert_array_equal(seen(path), np.asarray(open_image(path)))
 
 
 def test_a_rotated_raster_lies_in_the_hull_of_its_corners(tmp_path: Path) -> None:
