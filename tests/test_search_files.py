@@ -127,3 +127,5 @@ def test_control_characters_of_a_name_are_escaped(
     assert len([line for line in shown.out.splitlines() if line[:4].strip().isdigit()]) == 4
     assert "new\\nline.png" in shown.out and "\\x1b[2Jbad.png" in made.err
     assert {one["path"] for one in json.loads(as_json.out)} == set(names)
+    refused = run("-m search.query --index i.db --image '\x1b[31mno.png' --device cpu")
+    assert "\\x1b[31mno.png" in refused.message and "\x1b" not in refused.message
