@@ -300,7 +300,7 @@ def _check_folder(path: Path, create: bool) -> None:
         raise InputError(f"index {path} is a file, not the folder of an index")
     if path.exists() and any(path.iterdir()) and not (path / "LOCK").exists():
         raise InputError(f"index {path} is a folder that holds other things; choose another name")
-    check_writable(path, "index (Milvus Lite locks one that it only reads, too)")
+    check_writable(path, "Milvus Lite locks every index that it opens; index")
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.exists():
         try:
