@@ -2,9 +2,9 @@
 
     python -m util.block_list --data_path data/ucm_precomp --per_class 100 --blocks 9 --block 7 --out val_7.txt
 
-The number in an image's name tells its order; neighbours show overlapping ground and were captioned in one go, so that
-validation images drawn at random have near copies, and their very captions, among the train images (docs/RECIPE.md).
-`dataset.val_list` takes the file.
+The number in an image's name tells its order. Neighbours show overlapping ground and were captioned in one go, so
+validation images drawn at random have near copies, and their very captions, among the train images
+(docs/notes/recipe.md). `dataset.val_list` takes the file.
 """
 
 from __future__ import annotations
