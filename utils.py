@@ -59,7 +59,7 @@ def not_installed(what: str) -> Iterator[None]:
         yield
     except ImportError as error:
         needed = error.name or error
-        raise InputError(f"{what} needs the package {needed}: pip install -r requirements-models.txt") from None
+        raise InputError(f"{what} needs the package {needed}: pip install -r requirements-extra.txt") from None
 
 
 def disk_full(error: BaseException) -> bool:

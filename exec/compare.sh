@@ -2,15 +2,14 @@
 # Which model is better, and is it more than luck? Trains and scores every model with every seed, one table at the end.
 #   bash exec/compare.sh UCM GaLR AMFMN VSEPP --seeds 5 [--set KEY=VALUE ...] [--device cpu]
 #   bash exec/compare.sh UCM GaLR GaLR:dataset.local_path=zeros AMFMN:model.cross_attention.att_type=fusion_att --seeds 3
-# A model is the name of an option file, option/UCM/UCM_MODEL.yaml, and after a colon what it changes, with commas between.
+# A model is the name of an option file, option/UCM/UCM_MODEL.yaml, and after a colon its changes, separated by commas.
 # --set goes to all. Run again, it trains what is missing and goes on where it was stopped. Runs: checkpoint/UCM_GaLR_s0,
-# checkpoint/UCM_GaLR-local_path-zeros_s0 and so on; the table: checkpoint/UCM_compare/. More seeds later add to those that are there.
+# checkpoint/UCM_GaLR-local_path-zeros_s0 and so on; the table: checkpoint/UCM_compare/. More seeds later add to the first.
 usage() {
     echo "error: $1: bash exec/compare.sh UCM GaLR AMFMN [--seeds 5] [--set KEY=VALUE ...]" >&2
     exit 2
 }
-MODELS=()
-SEEDS=1
+MODELS=() OTHERS=() LABELS=() SEEDS=1
 [ $# -gt 0 ] && [[ $1 != -* ]] || usage "name a data set"
 NAME=$1
 shift
@@ -19,11 +18,10 @@ while [ $# -gt 0 ] && [[ $1 != -* ]]; do
     shift
 done
 [ ${#MODELS[@]} -gt 0 ] || usage "name one or more models"
-OTHERS=()
 while [ $# -gt 0 ]; do
     if [ "$1" = --seeds ]; then
         SEEDS=${2:-}
-        [[ $SEEDS =~ ^[1-9][0-9]*$ ]] || usage "--seeds is a whole number from 1 on"
+        [[ $SEEDS =~ ^[1-9][0-9]*$ ]] || usage "--seeds must be an integer >= 1"
         shift 2
     else
         OTHERS+=("$1")
@@ -31,10 +29,9 @@ while [ $# -gt 0 ]; do
     fi
 done
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-LABELS=()
 for model in "${MODELS[@]}"; do
-    file=option/$NAME/${NAME}_${model%%:*}.yaml
-    [ -f "$file" ] || usage "$model: there is no $file"
+    OPTIONS=option/$NAME/${NAME}_${model%%:*}.yaml
+    [ -f "$OPTIONS" ] || usage "$model: there is no $OPTIONS"
     LABELS+=("$(echo "$model" | sed -E 's/([A-Za-z0-9_]+\.)+([A-Za-z0-9_]+=)/\2/g' | tr -c 'A-Za-z0-9._+\n' '-')")
 done
 TWICE=$(printf '%s\n' "${LABELS[@]}" | sort | uniq -d)
@@ -44,9 +41,12 @@ source exec/environment.sh
 for ((seed = 0; seed < SEEDS; seed++)); do
     for at in "${!MODELS[@]}"; do
         IFS=: read -r model settings <<< "${MODELS[$at]}"
-        IFS=, read -ra changes <<< "$settings"
+        mapfile -t changes < <(sed -E 's/,([A-Za-z0-9_.]+=)/\n\1/g' <<< "$settings")  # a comma may be in a list
+        [ -n "$settings" ] || changes=()
         bash exec/train_and_test.sh "$NAME" "$model" "${OTHERS[@]}" \
             --set "${changes[@]}" seed="$seed" k_fold.experiment_name="${NAME}_${LABELS[$at]}_s$seed"
     done
 done
-python -m postprocessing.compare "$NAME" "${LABELS[@]}" --seeds "$SEEDS"
+FOLDERS=$(python -m option --path_opt "$OPTIONS" "${OTHERS[@]}" --get logs.ckpt_save_path logs.matrices)
+mapfile -t FOLDERS <<< "$FOLDERS"
+python -m postprocessing.compare "$NAME" "${LABELS[@]}" --seeds "$SEEDS" --runs "${FOLDERS[0]}" --matrices "${FOLDERS[1]}"

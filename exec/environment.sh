@@ -1,22 +1,27 @@
-# Sourced by the scripts beside it: goes to the repository root, makes the virtual environment .venv where it is missing
-# or out of date, and puts it first in PATH. GALR_VENV names another place; PYTHON3 another Python (3.11 or later).
+# Sourced by the scripts beside it: goes to the repository root and puts an environment first in PATH that has what
+# requirements.txt names (NEEDS: other files). It is the active one if that has it all, else .venv, which is made or
+# completed. GALR_VENV names another place than .venv, and is then used in any case; PYTHON3 another Python (3.11 or later).
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-GALR_VENV=${GALR_VENV:-.venv}
-PYTHON3=${PYTHON3:-python3}
+NEEDS=${NEEDS:-requirements.txt}
+export NEEDS
+# shellcheck disable=SC2086
+satisfies() { [ -x "$1" ] && "$1" exec/satisfies.py $NEEDS; }
 
-if [ ! -x "$GALR_VENV/bin/python" ]; then
-    "$PYTHON3" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || {
-        echo "error: $PYTHON3 is older than Python 3.11; set PYTHON3 to a newer one" >&2
-        exit 2
-    }
-    echo "making the environment $GALR_VENV"
-    "$PYTHON3" -m venv "$GALR_VENV"
+if [ -n "${GALR_VENV:-}" ] || ! satisfies "$(command -v python)"; then
+    GALR_VENV=${GALR_VENV:-.venv}
+    if ! satisfies "$GALR_VENV/bin/python"; then
+        echo "the active environment lacks packages of $NEEDS: installing them in $GALR_VENV (up to 6 GB, some minutes)"
+        if [ ! -x "$GALR_VENV/bin/python" ]; then
+            "${PYTHON3:-python3}" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || {
+                echo "error: Python must be 3.11 or later; set PYTHON3 to one" >&2
+                exit 2
+            }
+            "${PYTHON3:-python3}" -m venv "$GALR_VENV"
+        fi
+        # shellcheck disable=SC2086
+        "$GALR_VENV/bin/python" -m pip install -q --disable-pip-version-check -c constraints.txt $(printf -- '-r %s ' $NEEDS)
+    fi
+    PATH="$(cd "$GALR_VENV/bin" && pwd):$PATH"
+    export PATH
 fi
-if ! cat requirements.txt constraints.txt | cmp -s - "$GALR_VENV/installed.txt"; then
-    echo "installing the requirements (some minutes and 6 GB the first time)"
-    "$GALR_VENV/bin/python" -m pip install -q --disable-pip-version-check -r requirements.txt -c constraints.txt
-    cat requirements.txt constraints.txt > "$GALR_VENV/installed.txt"
-fi
-PATH="$(cd "$GALR_VENV/bin" && pwd):$PATH"
-export PATH

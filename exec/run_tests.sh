@@ -1,6 +1,8 @@
 #!/usr/bin/env bash
-# On a fresh machine: the environment, then lint and tests. Arguments go to pytest (-m slow for the long ones).
+# The environment, lint, and the tests but those of run_model_tests.sh and run_search_tests.sh, in two processes.
+# Arguments go to pytest: -m slow runs the long ones, -n 0 all in one process.
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 ruff check .
 ruff format --check .
-python -m pytest "$@"
+python -m pytest -n 2 --dist worksteal --ignore-glob='tests/test_search_*' \
+    --ignore=tests/test_backbone.py --ignore=tests/test_clip.py --ignore=tests/test_recipe.py "$@"

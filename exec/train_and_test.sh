@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Trains a model on a data set and scores its test split: bash exec/train_and_test.sh RSITMD [MODEL] [--set KEY=VALUE ...]
-# MODEL: GaLR (as without it), AMFMN, VSEPP or CLIP. The data go where option/NAME/NAME_MODEL.yaml says (README.md).
+# MODEL: GaLR (default), AMFMN, VSEPP or CLIP. The data lie where option/NAME/NAME_MODEL.yaml says (README.md).
 # GPU=1 uses the second GPU, GPUS=4 trains on four: folds side by side, or several processes a fold. Run again, it goes on.
-[ -n "${GPUS:-}" ] || export CUDA_VISIBLE_DEVICES=${GPU:-${CUDA_VISIBLE_DEVICES-0}}  # set to nothing, it stays so: no GPU
+[ -n "${GPUS:-}" ] || export CUDA_VISIBLE_DEVICES=${GPU:-${CUDA_VISIBLE_DEVICES-0}}  # empty stays empty: no GPU
 if [ $# -lt 1 ]; then
     echo "error: name a data set: bash exec/train_and_test.sh RSITMD [MODEL] [--set KEY=VALUE ...]" >&2
     exit 2
@@ -14,13 +14,20 @@ if [ $# -gt 0 ] && [[ $1 != -* ]]; then
     MODEL=$1
     shift
 fi
-DATA=$(echo "$NAME" | tr '[:upper:]' '[:lower:]')
 OPTIONS=option/$NAME/${NAME}_$MODEL.yaml
 
-[ -f "vocab/${DATA}_vocab.json" ] || python vocab.py --data_path "data/${DATA}_precomp" --data_name "${DATA}_precomp"
+PATHS=$(python -m option --path_opt "$OPTIONS" "$@" --get dataset.vocab_path dataset.data_path)
+mapfile -t PATHS <<< "$PATHS"
+VOCAB=${PATHS[0]:-none}
+if [ "$VOCAB" != none ] && [ ! -f "$VOCAB" ]; then
+    python vocab.py --data_path "${PATHS[1]}" --data_name "${NAME,,}_precomp" --out "$VOCAB"
+fi
 if [ -n "${GPUS:-}" ]; then
-    source exec/train_folds.sh
-    train_folds "$OPTIONS" "$@"
+    python -m exec.fold_jobs --path_opt "$OPTIONS" "$@" &
+    trap 'kill -TERM %1 2> /dev/null' INT TERM  # the jobs save and stop
+    while jobs %1 &> /dev/null; do wait %1 && status=0 || status=$?; done
+    trap - INT TERM
+    [ "$status" = 0 ] || exit "$status"
 else
     python train.py --path_opt "$OPTIONS" --resume "$@"
 fi

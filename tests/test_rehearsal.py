@@ -9,7 +9,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
 from stand_ins import SMALL, command, make_rehearsal
 
 
@@ -36,8 +35,6 @@ def environment(tmp_path) -> dict[str, str]:
     python.parent.mkdir(parents=True)
     python.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
     python.chmod(0o755)
-    installed = (ROOT / "requirements.txt").read_text() + (ROOT / "constraints.txt").read_text()
-    (tmp_path / "venv/installed.txt").write_text(installed)
     return {**os.environ, "GALR_VENV": str(tmp_path / "venv"), "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
 
 

@@ -322,7 +322,7 @@ def test_every_model_whose_similarity_is_a_cosine_encodes(tmp_path: Path, model:
 
 
 def test_clip_indexes_and_answers_with_its_own_tokenizer(run: Callable[[str], Outcome], work: Path) -> None:
-    pytest.importorskip("open_clip", reason="pip install -r requirements-models.txt")
+    pytest.importorskip("open_clip", reason="pip install -r requirements-extra.txt")
     from tests.test_clip import arch_in
 
     keys = f"model.clip.arch={arch_in(work / 'arch', 'vit')} model.clip.weights=none dataset.image_size=64"

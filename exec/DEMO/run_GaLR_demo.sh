@@ -12,7 +12,7 @@ python -m util.build_local --data_path "$DATA" --image_path "$DATA/images" --reg
 bash exec/train_and_test.sh DEMO "${MODEL:-GaLR}" "$@"
 
 if [ -z "$SEARCH" ]; then
-    echo "to search one's own images too: pip install -r requirements-search.txt -c constraints-search.txt (docs/SEARCH.md)"
+    echo "to search one's own images too: pip install -r requirements-search.txt -c constraints.txt (docs/search.md)"
     exit 0
 fi
 [ "${MODEL:-GaLR}" = GaLR ] || exit 0

@@ -1,3 +1,0 @@
-#!/usr/bin/env bash
-# As run_GaLR_demo.sh, with VSE++.
-MODEL=VSEPP bash "$(dirname "${BASH_SOURCE[0]}")/run_GaLR_demo.sh" "$@"

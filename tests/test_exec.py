@@ -1,0 +1,168 @@
+"""The run scripts: the environment that they choose, the paths that they take from the options, jobs side by side."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+from exec import fold_jobs
+from utils import InputError
+
+
+def script(text: str, environment: dict[str, str], folder: Path = ROOT) -> subprocess.CompletedProcess:
+    env = {key: value for key, value in os.environ.items() if key not in ("GALR_VENV", "NEEDS")} | environment
+    return subprocess.run(["bash", "-c", text], cwd=folder, env=env, capture_output=True, text=True, check=False)
+
+
+def program(file: Path, text: str) -> Path:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(f"#!/bin/sh\n{text}\n")
+    file.chmod(0o755)
+    return file
+
+
+# ---------------------------------------------------------------- environment
+
+
+def test_the_active_environment_is_used_if_it_has_what_is_needed(tmp_path) -> None:
+    program(tmp_path / "bin/python", f'exec {sys.executable} "$@"')
+    path = {"PATH": f"{tmp_path}/bin:{os.environ['PATH']}"}
+    done = script("source exec/environment.sh; command -v python", path)
+    assert (done.returncode, done.stdout.strip(), done.stderr) == (0, f"{tmp_path}/bin/python", "")
+
+
+@pytest.mark.parametrize("lacking", ["no-such-package-of-anyone>=1", "numpy>=999"])
+def test_an_environment_is_made_and_said_if_the_active_one_lacks_something(tmp_path, lacking) -> None:
+    (tmp_path / "needs.txt").write_text(f"pytest>=8  # there\n{lacking}\n")
+    program(tmp_path / "bin/python", f'exec {sys.executable} "$@"')
+    made = program(
+        tmp_path / "python3", f'[ "$1" = -c ] || {{ mkdir -p "$3/bin"; cp {tmp_path}/pip "$3/bin/python"; }}'
+    )
+    program(tmp_path / "pip", f'case "$*" in *pip*) echo "$*" >> {tmp_path}/calls;; *) exit 1;; esac')
+    needs = {"NEEDS": str(tmp_path / "needs.txt"), "PYTHON3": str(made), "GALR_VENV": str(tmp_path / "venv")}
+    done = script("source exec/environment.sh; command -v python", needs)
+    said, python = done.stdout.splitlines()
+    assert f"installing them in {tmp_path}/venv" in said and python == f"{tmp_path}/venv/bin/python"
+    assert (tmp_path / "calls").read_text().split()[-4:] == ["-c", "constraints.txt", "-r", needs["NEEDS"]]
+
+
+# ---------------------------------------------------------------- paths of the options
+
+
+@pytest.fixture
+def recorded(tmp_path: Path) -> tuple[dict[str, str], Path]:
+    """An environment whose Python reads options in earnest, and only notes other commands; and the notes."""
+    text = f'case "$*" in *"-m option"*) exec {sys.executable} "$@";; *) echo "$*" >> {tmp_path}/calls;; esac'
+    program(tmp_path / "venv/bin/python", text)
+    return {"GALR_VENV": str(tmp_path / "venv"), "CUDA_VISIBLE_DEVICES": ""}, tmp_path / "calls"
+
+
+def test_the_vocabulary_comes_from_the_data_that_the_options_name(recorded, tmp_path) -> None:
+    environment, calls = recorded
+    data, vocab = tmp_path / "rsitmd", tmp_path / "vocab.json"
+    done = script(
+        f"bash exec/train_and_test.sh RSITMD AMFMN --set dataset.data_path={data} dataset.vocab_path={vocab}",
+        environment,
+    )
+    assert done.returncode == 0, done.stderr
+    vocabulary, train, test = calls.read_text().splitlines()[-3:]
+    assert vocabulary == f"vocab.py --data_path {data} --data_name rsitmd_precomp --out {vocab}"
+    assert train.startswith("train.py --path_opt option/RSITMD/RSITMD_AMFMN.yaml --resume --set")
+    assert test.startswith("test.py --path_opt option/RSITMD/RSITMD_AMFMN.yaml --rerank --set")
+    vocab.touch()
+    script(f"bash exec/train_and_test.sh RSITMD --set dataset.vocab_path={vocab}", environment)
+    assert "vocab.py" not in "".join(calls.read_text().splitlines()[-2:])
+
+
+def test_a_wrong_option_ends_the_script_before_anything_runs(recorded) -> None:
+    environment, calls = recorded
+    done = script("bash exec/train_and_test.sh RSITMD --set optim.lrr=1", environment)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "unknown key optim.lrr" in done.stderr
+    assert "train.py" not in calls.read_text()
+
+
+def test_the_last_tables_are_those_of_the_folders_that_the_options_name(recorded, tmp_path) -> None:
+    environment, calls = recorded
+    folders = f"--set logs.ckpt_save_path={tmp_path}/runs logs.matrices={tmp_path}/matrices dataset.vocab_path={calls}"
+    calls.touch()
+    script(f"bash exec/compare.sh DEMO GaLR {folders}", environment)
+    last = calls.read_text().splitlines()[-1]
+    assert last.endswith(f"DEMO GaLR --seeds 1 --runs {tmp_path}/runs --matrices {tmp_path}/matrices")
+    script(f"ROWS='zeros no_mvsa' bash exec/ablation.sh DEMO proposals {folders}", {**environment, "BUILD": ""})
+    lines = calls.read_text().splitlines()
+    assert lines[-1] == (f"-m postprocessing.tables {tmp_path}/runs/DEMO_zeros {tmp_path}/runs/DEMO_proposals_no_mvsa")
+
+
+# ---------------------------------------------------------------- jobs on several GPUs
+
+
+@pytest.mark.parametrize(
+    ("number", "visible", "names"), [("2", None, ["0", "1"]), ("2", "3,5,7", ["3", "5"]), ("1", "4", ["4"])]
+)
+def test_gpus_are_the_first_that_are_visible(number, visible, names) -> None:
+    assert fold_jobs.chosen_gpus(number, visible) == names
+
+
+@pytest.mark.parametrize(("number", "visible"), [("3", "0,1"), ("1", ""), ("0", None), ("two", None)])
+def test_gpus_that_are_not_there_are_an_input_error(number, visible) -> None:
+    with pytest.raises(InputError, match="GPUS"):
+        fold_jobs.chosen_gpus(number, visible)
+
+
+@pytest.fixture
+def handlers():
+    """Put the handlers of signals back."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.parametrize(
+    ("folds", "gpus", "waves"),
+    [
+        (range(3), ["0", "1"], ["0:0x1", "1:1x1", "2:0x1"]),  # in turns
+        (range(1, 3), ["4", "5", "6", "7"], ["1:4,5x2", "2:6,7x2"]),  # two processes a fold
+    ],
+)
+def test_folds_share_the_gpus(tmp_path, monkeypatch, handlers, folds, gpus, waves) -> None:
+    text = f'echo "$1:${{CUDA_VISIBLE_DEVICES}}x$2" >> {tmp_path}/jobs'
+    monkeypatch.setattr(fold_jobs, "command", lambda fold, each, _: ["sh", "-c", text, "sh", str(fold), str(each)])
+    assert fold_jobs.run_folds(folds, gpus, []) == 0
+    assert sorted((tmp_path / "jobs").read_text().split()) == waves
+
+
+def test_a_fold_that_fails_gives_the_status_and_no_more_are_started(tmp_path, monkeypatch, handlers) -> None:
+    text = f"echo $1 >> {tmp_path}/jobs; exit 3"
+    monkeypatch.setattr(fold_jobs, "command", lambda fold, *_: ["sh", "-c", text, "sh", str(fold)])
+    assert fold_jobs.run_folds(range(3), ["0"], []) == 3
+    assert (tmp_path / "jobs").read_text().split() == ["0"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_tells_every_fold_once_to_stop_and_waits_for_them(tmp_path, monkeypatch, handlers, number) -> None:
+    text = f'trap "echo $1 >> {tmp_path}/told; sleep 0.3; exit 143" TERM; touch {tmp_path}/at_$1; sleep 60 & wait'
+    monkeypatch.setattr(fold_jobs, "command", lambda fold, *_: ["sh", "-c", text, "sh", str(fold)])
+    watcher = (
+        "import os, pathlib, time\n"
+        f"while len(list(pathlib.Path({str(tmp_path)!r}).glob('at_*'))) < 2: time.sleep(0.05)\n"
+        f"for _ in range(2): os.kill({os.getpid()}, {int(number)}); time.sleep(0.1)"
+    )
+    with subprocess.Popen([sys.executable, "-c", watcher]):
+        start = time.monotonic()
+        assert fold_jobs.run_folds(range(4), ["0", "1"], []) == 143
+    assert time.monotonic() - start < 30 and sorted((tmp_path / "told").read_text().split()) == ["0", "1"]
+
+
+def test_a_fold_on_several_gpus_is_started_by_torchrun() -> None:
+    assert (
+        fold_jobs.command(2, 1, ["--path_opt", "a.yaml"])[1:] == "train.py --path_opt a.yaml --fold 2 --resume".split()
+    )
+    assert "torch.distributed.run --standalone --nproc_per_node 3 train.py" in " ".join(fold_jobs.command(0, 3, []))
