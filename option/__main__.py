@@ -6,6 +6,7 @@ python -m option --path_opt FILE [--set KEY=VALUE ...] --get dataset.vocab_path 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal, get_args, get_origin
 
@@ -62,7 +63,11 @@ def main() -> None:
         return
     if not arguments.path_opt:
         raise InputError("--get needs an option file: --path_opt FILE")
-    options = load_options(arguments.path_opt, arguments.set)
+    logging.disable(logging.INFO)  # the values alone
+    try:
+        options = load_options(arguments.path_opt, arguments.set)
+    finally:
+        logging.disable(logging.NOTSET)
     for key in arguments.get:
         value: Any = options
         for part in key.split("."):

@@ -24,7 +24,7 @@ from util.lists import read_pairs, stem
 from util.skipthoughts import gru_shapes
 from utils import ROOT, Bar, InputError, check_writable, write_text
 
-CODE = ("train.py", "test.py", "vocab.py", "exec", "requirements.txt", "constraints.txt")
+CODE = ("utils.py", "train.py", "test.py", "vocab.py", "exec", "requirements.txt", "constraints.txt")
 SIDE = 256
 OPTIONS = """\
 model:
@@ -105,6 +105,8 @@ def make_rehearsal(out: Path, lists: Path, size: Size = SMALL) -> None:
     write_text(out / "option/RSITMD/RSITMD_GaLR.yaml", OPTIONS)
     for name in CODE:
         (out / name).symlink_to(ROOT / name)
+    for module in (ROOT / "option").glob("*.py"):
+        (out / "option" / module.name).symlink_to(module)
     write_images(data / "images", names, rng)
     write_local(data / "rsitmd_local.npy", names, rng)
     write_resnet(out / "torch/hub/checkpoints/resnet18-f37072fd.pth")
