@@ -1,9 +1,9 @@
-"""Captions -> vocabulary. Tokens, stop words, the vocabulary file, and the command that builds it.
+"""Vocabulary and tokenizers: captions -> words -> token ids, and the command that builds a vocabulary.
 
     python vocab.py --data_path data --data_name rsitmd_precomp --out vocab/rsitmd_vocab.json
 
-NLTK's tokenizers are used without any of its downloads: sentences by an untrained Punkt model, words by the Treebank
-rules, as `nltk.word_tokenize` combines them.
+NLTK's tokenizers need none of its downloads here: sentences by an untrained Punkt model, words by the Treebank rules,
+as `nltk.word_tokenize` combines them.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import torch
 from nltk.tokenize import NLTKWordTokenizer
 from nltk.tokenize.punkt import PunktSentenceTokenizer
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from option.options import Options
 from util.lists import read_captions
@@ -53,17 +54,22 @@ class Vocabulary(NamedTuple):
 
     @property
     def index(self) -> dict[str, int]:
+        """The index of each word."""
         return {word: i for i, word in enumerate(self.words, start=1)}
 
 
 @cache
-def _tokenizers() -> tuple[PunktSentenceTokenizer, NLTKWordTokenizer]:
+def _nltk() -> tuple[PunktSentenceTokenizer, NLTKWordTokenizer]:
     return PunktSentenceTokenizer(), NLTKWordTokenizer()
 
 
 def tokenize(caption: str) -> list[str]:
-    """Lower-case words of a caption, without punctuation marks; sentence ends inside it are split off."""
-    sentences, words = _tokenizers()
+    """Return the lower-case words of a caption without punctuation marks; sentence ends inside it are split off.
+
+    >>> tokenize("Two ships, one of them white. They don't move.")
+    ['two', 'ships', 'one', 'of', 'them', 'white', 'they', 'do', "n't", 'move']
+    """
+    sentences, words = _nltk()
     return [
         token
         for sentence in sentences.tokenize(caption.lower())
@@ -73,7 +79,11 @@ def tokenize(caption: str) -> list[str]:
 
 
 def build(captions: Iterable[str], threshold: int = 5, keep_stopwords: bool = False) -> Vocabulary:
-    """Words with at least `threshold` occurrences, in order of first appearance, `<unk>` last (released code)."""
+    """Build the vocabulary of words with at least `threshold` occurrences, in order of first appearance (released code).
+
+    >>> build(["a ship", "two ships", "a white ship"], threshold=2).words
+    ('ship', '<unk>')
+    """
     counts: Counter[str] = Counter()
     for caption, times in Counter(captions).items():  # the data sets repeat many
         for token in tokenize(caption):
@@ -84,7 +94,11 @@ def build(captions: Iterable[str], threshold: int = 5, keep_stopwords: bool = Fa
 
 
 def encode(caption: str, index: dict[str, int]) -> list[int]:
-    """Token indices of a caption; words without one become `<unk>`, and so does a caption without any word."""
+    """Return the token ids of a caption; unknown words become `<unk>`, and so does a caption without any word.
+
+    >>> encode("one ship", Vocabulary(("ship", "<unk>")).index)
+    [2, 1]
+    """
     unknown = index[UNKNOWN]
     return [index.get(token, unknown) for token in tokenize(caption)] or [unknown]
 
@@ -96,14 +110,14 @@ def save(vocabulary: Vocabulary, path: str | os.PathLike) -> None:
 
 
 def load(path: str | os.PathLike) -> Vocabulary:
-    """Read a vocabulary file. Raises InputError where its parts do not agree."""
+    """Read a vocabulary file. Raise InputError where its parts do not agree."""
     tree = read_json(path, "vocabulary", "build it with: python vocab.py --data_path DIR --data_name NAME_precomp")
     index = tree.get("word2idx") if isinstance(tree, dict) else None
     if not isinstance(index, dict) or not index or any(type(i) is not int for i in index.values()):
-        raise InputError(f"vocabulary {path}: no table word2idx of words and whole numbers")
+        raise InputError(f"vocabulary {path}: word2idx must be a table of words and integers")
     words = sorted(index, key=index.__getitem__)
     if [index[word] for word in words] != list(range(1, len(words) + 1)):
-        raise InputError(f"vocabulary {path}: the indices are not 1 to {len(words)}, each once")
+        raise InputError(f"vocabulary {path}: the indices must be 1 to {len(words)}, each once")
     if UNKNOWN not in index:
         raise InputError(f"vocabulary {path}: the word {UNKNOWN} is missing")
     return Vocabulary(tuple(words))
@@ -113,57 +127,57 @@ def load(path: str | os.PathLike) -> Vocabulary:
 
 
 def load_words(options: Options) -> tuple[str, ...]:
-    """The words of the vocabulary; none where the model has a tokenizer of its own. Raises InputError."""
+    """Return the words of the vocabulary; none where the model has a tokenizer of its own."""
     return load(options.dataset.vocab_path).words if options.model.tokenizer == "vocabulary" else ()
 
 
 def encode_captions(captions: Sequence[str], options: Options, words: Sequence[str]) -> tuple[Tensor, Tensor]:
-    """Captions -> token_ids (M, T) with 0 = padding, lengths (M,). words: as `load_words` gives them.
+    """Encode captions by the tokenizer of the model -> token_ids (M, T), 0 = padding and only that; lengths (M,).
 
-    Raises InputError where a tokenizer cannot be had.
+    words: as `load_words` returns them. Raise InputError where a tokenizer cannot be had.
     """
+    tokenizer = TOKENIZERS[options.model.tokenizer](options, words)
     distinct = list(dict.fromkeys(captions))  # the data sets repeat many
-    known = dict(zip(distinct, _tokenizer_of(options, words)(distinct), strict=True))
-    lengths = torch.tensor([len(known[caption]) for caption in captions])
-    token_ids = torch.zeros(len(captions), int(lengths.max()), dtype=torch.int64)
-    for i, caption in enumerate(captions):
-        token_ids[i, : lengths[i]] = torch.tensor(known[caption])
-    return token_ids, lengths
+    known = dict(zip(distinct, map(torch.tensor, tokenizer(distinct)), strict=True))
+    token_ids = pad_sequence([known[caption] for caption in captions], batch_first=True)
+    return token_ids, torch.tensor([len(known[caption]) for caption in captions])
 
 
-def _tokenizer_of(options: Options, words: Sequence[str]) -> Callable[[list[str]], list[list[int]]]:
-    """What turns captions into their ids, from 1."""
-    if options.model.tokenizer == "clip":
-        return _open_clip(options.model.clip.arch)
-    if options.model.tokenizer == "transformer":
-        return _hugging_face(options.model.seq2vec.path)
+Tokenizer = Callable[[list[str]], list[list[int]]]  # captions -> their ids, from 1
+
+
+def _by_vocabulary(_: Options, words: Sequence[str]) -> Tokenizer:
     index = Vocabulary(tuple(words)).index
     return lambda captions: [encode(caption, index) for caption in captions]
 
 
-def _open_clip(arch: str) -> Callable[[list[str]], list[list[int]]]:
-    """The tokenizer of a CLIP, its ids plus one. What it fills rows up with is left away where that is zeros behind the
-    end-of-text token, as OpenAI's does; other tokenizers' rows are kept whole."""
+def _open_clip(options: Options, _: Sequence[str]) -> Tokenizer:
+    """Build the tokenizer of a CLIP, its ids plus one.
+
+    The zeros with which OpenAI's fills up its rows behind the end of the text are cut off; the rows of others are kept.
+    """
     with not_installed("model.clip"):
         import open_clip
+    arch = options.model.clip.arch
     try:
         tokenizer = open_clip.get_tokenizer(arch.replace("/", "-") if ":" not in arch else arch)
     except Exception as error:  # of a folder, of the hub
         raise InputError(f"model.clip.arch {arch}: no tokenizer ({str(error).splitlines()[0]})") from None
     ends = isinstance(tokenizer, open_clip.SimpleTokenizer)
 
-    def encode(captions: list[str]) -> list[list[int]]:
+    def encode_rows(captions: list[str]) -> list[list[int]]:
         rows = tokenizer(captions).numpy()
         lengths = [row.nonzero()[0][-1] + 1 if ends else len(row) for row in rows]
         return [(row[:length] + 1).tolist() for row, length in zip(rows, lengths, strict=True)]
 
-    return encode
+    return encode_rows
 
 
-def _hugging_face(path: str) -> Callable[[list[str]], list[list[int]]]:
-    """A transformer's tokenizer, its ids plus one: 0 may be one of its tokens."""
+def _hugging_face(options: Options, _: Sequence[str]) -> Tokenizer:
+    """Build the tokenizer of a transformer, its ids plus one: 0 may be one of its tokens."""
     with not_installed("model.seq2vec.arch transformer"):
         from transformers import AutoTokenizer
+    path = options.model.seq2vec.path
     try:
         tokenizer = AutoTokenizer.from_pretrained(path)
     except (OSError, ValueError) as error:
@@ -175,32 +189,27 @@ def _hugging_face(path: str) -> Callable[[list[str]], list[list[int]]]:
     ]
 
 
+TOKENIZERS = {"vocabulary": _by_vocabulary, "clip": _open_clip, "transformer": _hugging_face}
+
+
 # ---------------------------------------------------------------- command
 
 
 def main() -> None:
+    """Build the vocabulary that the command line asks for."""
     parser = Parser(prog="vocab.py", description="Build the vocabulary of a data set from its captions.")
-    parser.add_argument(
-        "--data_path",
-        required=True,
-        help="folder of the data set with {train,test}_caps.txt, or the folder that it is in",
-    )
-    parser.add_argument("--data_name", required=True, help="name of the data set, such as rsitmd_precomp")
-    parser.add_argument(
-        "--splits",
-        nargs="+",
-        default=["train", "test"],
-        choices=["train", "test"],
-        help="captions to read; `train` alone: a vocabulary that has not seen the test",
-    )
-    parser.add_argument("--threshold", type=int, default=5, help="keep words with so many occurrences (default 5)")
-    parser.add_argument("--keep-stopwords", action="store_true", help="keep words such as above, between, under")
-    parser.add_argument("--out", help="default: vocab/NAME_vocab.json")
+    add, both = parser.add_argument, ["train", "test"]
+    add("--data_path", required=True, help="folder with {train,test}_caps.txt, or the folder that it is in")
+    add("--data_name", required=True, help="name of the data set, such as rsitmd_precomp")
+    add("--splits", nargs="+", default=both, choices=both, help="captions to read; train: without those of the test")
+    add("--threshold", type=int, default=5, help="keep words with so many occurrences (default 5)")
+    add("--keep-stopwords", action="store_true", help="keep words such as above, between, under")
+    add("--out", help="default: vocab/NAME_vocab.json")
     arguments = parser.parse_args()
     if arguments.threshold < 1:
-        raise InputError(f"--threshold {arguments.threshold}: must be 1 or more")
+        raise InputError(f"--threshold must be 1 or more, got {arguments.threshold}")
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", arguments.data_name):
-        raise InputError(f"--data_name {arguments.data_name}: letters, digits, '.', '_' and '-' only")
+        raise InputError(f"--data_name may hold letters, digits, '.', '_' and '-', got {arguments.data_name}")
 
     out = Path(arguments.out or f"vocab/{arguments.data_name.removesuffix('_precomp')}_vocab.json")
     check_writable_file(out)

@@ -426,7 +426,7 @@ VOCABULARIES = [
     Bad("vocabulary empty", TRAIN, "word2idx", vocabulary({})),
     Bad("vocabulary with a gap", TRAIN, "1 to 2", vocabulary({"ship": 1, "<unk>": 3})),
     Bad("vocabulary with an index twice", TRAIN, "1 to 2", vocabulary({"ship": 1, "<unk>": 1})),
-    Bad("vocabulary of broken numbers", TRAIN, "whole numbers", vocabulary({"ship": 1.5, "<unk>": 2})),
+    Bad("vocabulary of broken numbers", TRAIN, "integers", vocabulary({"ship": 1.5, "<unk>": 2})),
     Bad("vocabulary without <unk>", TRAIN, "<unk>", vocabulary({"ship": 1})),
     Bad("vocabulary of another run", SINGLE, "does not match", both(trained, vocabulary({"ship": 1, "<unk>": 2}))),
 ]

@@ -140,7 +140,7 @@ class TrainState:
 
 
 def refuse_existing(folder: Path) -> None:
-    """Raises InputError where a fold to be trained anew holds a run."""
+    """Raise InputError where a fold to be trained anew holds a run."""
     last = folder / LAST
     if last.exists() or previous(last).exists():
         raise InputError(
@@ -150,9 +150,9 @@ def refuse_existing(folder: Path) -> None:
 
 
 def earlier_state(folder: Path, names: dict[str, list[str]], options: Options, force: bool) -> dict[str, Any] | None:
-    """The checkpoint to go on from, or None for a new fold. `names`: the images that train and validate.
+    """Return the checkpoint to go on from, or None for a new fold. `names`: the images that train and validate.
 
-    Raises InputError where options or images have changed, unless `force`.
+    Raise InputError where options or images have changed, unless `force`.
     """
     last = folder / LAST
     state = newest_checkpoint(last)
@@ -175,7 +175,7 @@ def earlier_state(folder: Path, names: dict[str, list[str]], options: Options, f
 
 
 def check_inputs(state: dict[str, Any], inputs: str, folder: Path, force: bool) -> None:
-    """Raises InputError where captions or local features are not those that the state was trained on."""
+    """Raise InputError where captions or local features are not those that the state was trained on."""
     if state.get("inputs", inputs) != inputs and not force:
         raise InputError(
             f"the captions or the local features of fold {folder.name} have changed since {folder / LAST} was "
@@ -184,7 +184,7 @@ def check_inputs(state: dict[str, Any], inputs: str, folder: Path, force: bool) 
 
 
 def resumable(state: dict[str, Any]) -> bool:
-    """Whether a checkpoint holds what `TrainState.for_resume` gives, and so what an exact resume needs."""
+    """Tell whether a checkpoint holds what an exact resume needs, as `TrainState.for_resume` returns it."""
     kinds = {"epoch": int, "options": dict, "optimizer": dict, "progress": dict, "rows": list}
     if not all(isinstance(state.get(key), kind) for key, kind in kinds.items()):
         return False
@@ -193,7 +193,7 @@ def resumable(state: dict[str, Any]) -> bool:
 
 
 def with_defaults(options: dict[str, Any]) -> dict[str, Any]:
-    """The options of a run made before some of today's keys were there, with the defaults that these have."""
+    """Add the defaults of today's keys to the options of an earlier run."""
     try:
         return Options.model_validate(options).to_dict()
     except ValidationError:
@@ -201,7 +201,7 @@ def with_defaults(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def changed_options(old: dict, new: dict, prefix: str = "") -> list[str]:
-    """The options that differ and move a number of the run, as `key: old -> new`; a run may be made longer."""
+    """List the options that differ and move a number of the run, as `key: old -> new`; a run may be made longer."""
     changed = []
     for key in sorted(old.keys() | new.keys()):
         name, a, b = prefix + key, old.get(key), new.get(key)
@@ -213,12 +213,12 @@ def changed_options(old: dict, new: dict, prefix: str = "") -> list[str]:
 
 
 def _longer(name: str, old: Any, new: Any, block: dict[str, Any]) -> bool:
-    """Whether the change is more epochs, which moves no number of those that are done where the rate goes by steps."""
+    """Tell whether the change is more epochs, where the rate of those that are done does not depend on their number."""
     return name == "optim.epochs" and new > old and block.get("schedule", "step") == "step"
 
 
 def digest(*arrays: np.ndarray) -> str:
-    """A digest of the captions and local features that a fold trains and validates on."""
+    """Return a digest of arrays, to notice that captions or local features have changed."""
     of_all = hashlib.sha256()
     for array in arrays:
         of_all.update(repr(array.shape).encode() + array.tobytes())
@@ -226,7 +226,7 @@ def digest(*arrays: np.ndarray) -> str:
 
 
 def warn_of_seen_images(fold: int, validated: Sequence[str], resume: str) -> None:
-    """Say where the checkpoint to fine-tune from was trained on images that this fold validates on."""
+    """Warn where the checkpoint to fine-tune from was trained on images that this fold validates on."""
     path = Path(resume).with_name("split.json")
     before = read_json(path, "split") if path.is_file() else None
     names = before.get("train") if isinstance(before, dict) else None

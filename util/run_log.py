@@ -1,4 +1,4 @@
-"""The record of a run: its lock, what made it, and its log in three forms."""
+"""Keep the record of a run: its lock, what made it, its log in three forms, and the signals that stop it."""
 
 from __future__ import annotations
 
@@ -26,16 +26,18 @@ from utils import ROOT, InputError, Interrupted, RunError, disk_full, is_main, r
 
 logger = logging.getLogger("galr")
 
+PLACE = ("epoch", "batch", "of", "step")  # of a row of the log; its other keys are scalars
+SPEED = ("loss", "lr", "samples_per_second")
 LOCK_WAIT = 8  # seconds; loader workers of a killed run let go of its lock within them
 
 
 @contextlib.contextmanager
 def only_writer(folder: Path) -> Iterator[None]:
-    """Hold the folder's lock. Raises InputError if another run holds it; a dead one's lock is free at once.
+    """Hold the folder's lock. Raise InputError if another run holds it; the lock of a dead run is free at once.
 
-    What this made and nothing was written into, is removed again while the lock is still held. A run that was waiting
-    for it notices that the file is gone (filelock does) and begins anew. Of several processes the main one holds it,
-    and the others wait until it does.
+    Folders that were made for it, and stay empty, are removed while the lock is still held: a run that waits for it
+    notices that the file is gone (filelock does) and begins anew. Of several processes the main one holds the lock, and
+    the others wait until it does.
     """
     if not is_main():
         wait_for_all()
@@ -56,7 +58,7 @@ def only_writer(folder: Path) -> Iterator[None]:
 
 
 def _acquire(lock: filelock.BaseFileLock, folder: Path, tries: int = 10) -> list[Path]:
-    """Take the lock -> the folders that were made for it. Raises InputError if another run holds it."""
+    """Take the lock and return the folders that were made for it. Raise InputError if another run holds it."""
     for attempt in range(tries):
         made = [parent for parent in (folder, *folder.parents) if not parent.exists()]
         try:
@@ -72,7 +74,7 @@ def _acquire(lock: filelock.BaseFileLock, folder: Path, tries: int = 10) -> list
 
 
 def provenance(device: torch.device) -> dict[str, Any]:
-    """What made a run: command line, packages, commit, machine and device."""
+    """Return what made a run: command line, packages, commit, machine and device."""
     packages = ("torch", "torchvision", "numpy", "numba", "pillow", "h5py", "nltk", "scikit-image", "pydantic")
     describe = ["git", "describe", "--always", "--dirty", "--abbrev=40"]
     commit = ""
@@ -94,7 +96,7 @@ def provenance(device: torch.device) -> dict[str, Any]:
 
 
 def now() -> str:
-    """Date and time in UTC, ISO 8601."""
+    """Return date and time in UTC, ISO 8601."""
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
@@ -102,10 +104,10 @@ def now() -> str:
 def recorded(
     folder: Path, names: dict[str, list[str]], options: Options, rows: list[dict[str, Any]], device: torch.device
 ) -> Iterator[RunLog | NoLog]:
-    """The log of a fold, and its run.json, ended in any case. On a full disk that fails too: the first error counts.
+    """Open the log of a fold, and close it and its run.json in any case.
 
     names: the images that train and validate; rows: of the log so far, when the run goes on. Of several processes the
-    main one keeps it.
+    main one keeps the log. Raise RunError where the disk is full.
     """
     if not is_main():
         yield NoLog()
@@ -121,7 +123,7 @@ def recorded(
     try:
         yield log
     except BaseException as error:
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError):  # on a full disk this fails too, and the first error counts
             end()
         if disk_full(error):
             reason = os.strerror(error.errno)
@@ -131,7 +133,7 @@ def recorded(
 
 
 def start_record(folder: Path, names: dict[str, list[str]], options: Options, device: torch.device) -> dict[str, Any]:
-    """Write what makes this fold: options.yaml, split.json, and run.json, which keeps the sessions before."""
+    """Write options.yaml, split.json, and run.json, which keeps the sessions before."""
     path = folder / "run.json"
     before = read_json(path, "record") if path.exists() else {}
     if not isinstance(before, dict) or not isinstance(before.get("sessions", []), list):
@@ -150,20 +152,16 @@ class NoLog:
     rows: tuple = ()
 
     def train_row(self, row: dict[str, Any]) -> None:
-        """Note nothing."""
-
-    val_row = train_row
+        """Log nothing."""
 
 
 class RunLog:
-    """The log of one fold, in three forms: log.txt for people, history.json for figures, TensorBoard.
+    """The log of a fold in three forms: log.txt for people, history.json for figures, TensorBoard.
 
-    rows: those of the run so far, when it goes on; the files are written anew from them, so that a resumed run's log
-    is that of an uninterrupted one.
+    The files are written anew from the `rows` of the run so far: a resumed run's log is that of an uninterrupted one.
     """
 
     def __init__(self, folder: Path, board: Path, rows: list[dict[str, Any]]) -> None:
-
         self.rows = list(rows)
         self._folder = folder
         self._board = SummaryWriter(str(board), purge_step=rows[-1]["step"] + 1 if rows else 0)
@@ -171,22 +169,20 @@ class RunLog:
         self._file = (folder / "log.txt").open("a", encoding="utf-8")
 
     def train_row(self, row: dict[str, Any]) -> None:
-        """Note the loss, its temperature if it has one, learning rate and speed of the batches since the last row."""
-        scalars = ("loss", "lr", "samples_per_second", "temperature")
-        self._add(row, {f"train/{key}": row[key] for key in scalars if key in row})
+        """Log loss, learning rate and speed since the last row, and what the criterion says."""
+        self._add(row, {f"train/{key}": value for key, value in row.items() if key not in PLACE})
 
-    def val_row(self, row: dict[str, Any], sheet: Any = None) -> None:
-        """Note the validation recalls, with a figure of retrievals for TensorBoard."""
+    def val_row(self, row: dict[str, Any], grid: Any = None) -> None:
+        """Log the validation recalls, with a retrieval grid for TensorBoard."""
         scalars = {f"val/{way}_{key}": value for way in ("i2t", "t2i") for key, value in row[way].items()}
         self._add(row, scalars | {"val/mr": row["mr"], "val/mr_random": row["mr_random"]})
-        if sheet is not None:
-            self._board.add_figure("val/retrievals", sheet, row["step"])
+        if grid is not None:
+            self._board.add_figure("val/retrievals", grid, row["step"])
         self._board.flush()
         history = {"train": [r for r in self.rows if "loss" in r], "val": [r for r in self.rows if "mr" in r]}
         write_json(self._folder / "history.json", history)
 
     def _add(self, row: dict[str, Any], scalars: dict[str, float]) -> None:
-
         self.rows.append(row)
         line = log_line(row)
         print(line, file=self._file, flush=True)
@@ -195,16 +191,22 @@ class RunLog:
             self._board.add_scalar(name, value, row["step"])
 
     def close(self) -> None:
+        """Close the files."""
         self._file.close()
         self._board.close()
 
 
 def log_line(row: dict[str, Any]) -> str:
+    """Return a row as a line of log.txt.
+
+    >>> log_line({"epoch": 0, "batch": 9, "of": 9, "step": 9, "loss": 1, "lr": 0.1, "samples_per_second": 5})
+    'epoch 0 batch 9/9 loss 1.0000 lr 0.1 5 samples/s'
+    """
     if "loss" in row:
+        said = "".join(f" {key} {value:.4f}" for key, value in row.items() if key not in (*PLACE, *SPEED))
         return (
             f"epoch {row['epoch']} batch {row['batch']}/{row['of']} loss {row['loss']:.4f} lr {row['lr']:.3g} "
-            f"{row['samples_per_second']} samples/s"
-            + (f" temperature {row['temperature']:.4f}" if "temperature" in row else "")
+            f"{row['samples_per_second']} samples/s{said}"
         )
     recalls = "  ".join(
         f"{way} R@1 {row[way]['r1']:.2f} R@5 {row[way]['r5']:.2f} R@10 {row[way]['r10']:.2f}" for way in ("i2t", "t2i")
@@ -221,7 +223,7 @@ def log_line(row: dict[str, Any]) -> str:
 
 
 class StopSignals:
-    """Within it, Ctrl-C and SIGTERM are noted, and `check` raises Interrupted where the run can stop.
+    """Catch Ctrl-C and SIGTERM, and let `check` raise Interrupted where the run can stop.
 
     The first is answered by a line; a second Ctrl-C stops at once. Of several processes all stop at the same `check`,
     whichever of them had a signal.
