@@ -81,7 +81,7 @@ class Fold(NamedTuple):
 
     @property
     def names(self) -> dict[str, list[str]]:
-        """The names of the images that train and validate, as split.json holds them."""
+        """Return the names of the images that train and validate, as split.json holds them."""
         return {"train": self.train.images, "val": self.val.images}
 
 
@@ -241,7 +241,7 @@ class Batch(NamedTuple):
 
     @property
     def inputs(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """The arguments of the model."""
+        """Return the arguments of the model."""
         return self[:5]
 
 

@@ -54,7 +54,7 @@ class Vocabulary(NamedTuple):
 
     @property
     def index(self) -> dict[str, int]:
-        """The index of each word."""
+        """Return the index of each word."""
         return {word: i for i, word in enumerate(self.words, start=1)}
 
 
@@ -79,7 +79,7 @@ def tokenize(caption: str) -> list[str]:
 
 
 def build(captions: Iterable[str], threshold: int = 5, keep_stopwords: bool = False) -> Vocabulary:
-    """Build the vocabulary of words with at least `threshold` occurrences, in order of first appearance (released code).
+    """Build the vocabulary of words with at least `threshold` occurrences, in order of first appearance.
 
     >>> build(["a ship", "two ships", "a white ship"], threshold=2).words
     ('ship', '<unk>')

@@ -90,7 +90,7 @@ class TrainState:
 
     @property
     def scored(self) -> nn.Module:
-        """The model that is validated and kept as the best: the average where there is one."""
+        """Return the model that is validated and kept as the best: the average where there is one."""
         return self.average.module if self.average else self.model
 
     def for_scoring(self, options: Options, words: Sequence[str], model: nn.Module | None = None) -> dict[str, Any]:
