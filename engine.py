@@ -18,7 +18,7 @@ from data import DROPOUT, Batch, Data, caption_batches, epoch_size, image_batche
 from layers import build_model
 from layers.cpu import reuse_memory
 from layers.distributed import GlobalBatch, all_gather, gather, own_share, sum_gradients, world_size
-from layers.loss import InfoNCE, TripletLoss
+from layers.loss import CRITERIA
 from layers.model import Model
 from option.options import Optim, Options
 from util.checkpoints import load_weights
@@ -82,10 +82,8 @@ def autocast(options: Options, device: torch.device) -> torch.autocast:
 
 
 def make_criterion(options: Optim, device: torch.device) -> nn.Module:
-    """Build the criterion of the options; a temperature that is learned is a parameter of it."""
-    if options.loss == "infonce":
-        return InfoNCE(options.temperature, options.learn_temperature).to(device)
-    return TripletLoss(options.margin, options.max_violation)
+    """Build the criterion of the options; what it learns, such as a temperature, are its parameters."""
+    return CRITERIA[options.loss](options).to(device)
 
 
 def make_optimizer(model: Model, options: Optim, criterion: nn.Module | None = None) -> torch.optim.AdamW:

@@ -122,7 +122,8 @@ def train_fold(
         rows = checkpoint["rows"]
     progress = state.progress
     check_alike("the checkpoint, captions or local features", (inputs, progress.steps, progress.batch))
-    announce(fold, train, options)
+    pairs, images = epoch_size(train, options.dataset)[1], len(fold.val.images)
+    logger.info(f"fold {fold.number}: {pairs} pairs to train on, {images} images to validate on, into {fold.folder}")
 
     with StopSignals() as signals, recorded(fold.folder, fold.names, options, rows, device) as log:
 
@@ -176,15 +177,6 @@ def fingerprint(*splits: Data) -> str:
     )
 
 
-def announce(fold: Fold, train: Data, options: Options) -> None:
-    """Log the size of a fold."""
-    _, pairs = epoch_size(train, options.dataset)
-    logger.info(
-        f"fold {fold.number}: {pairs} pairs to train on, {len(fold.val.images)} images to validate on, "
-        f"into {fold.folder}"
-    )
-
-
 def evaluate(state: TrainState, val: Data, options: Options, log: RunLog | NoLog, check: Callable[[], None]) -> float:
     """Validate, log it, and return the sum of the six recalls; of several processes the main one's, of others -1.
 
@@ -196,10 +188,8 @@ def evaluate(state: TrainState, val: Data, options: Options, log: RunLog | NoLog
     progress, caption_to_image = state.progress, val.split.image_of_caption
     sims = similarities(state.scored, *vectors)
     if not np.isfinite(sims).all():
-        raise RunError(
-            f"the similarities after epoch {progress.epoch} are not finite, so its last step spoilt the weights; "
-            f"{DIVERGED}"
-        )
+        what = f"the similarities after epoch {progress.epoch} are not finite, so its last step spoilt the weights"
+        raise RunError(f"{what}; {DIVERGED}")
     found = query_ranks(sims, caption_to_image)
     i2t, t2i, mr = found.scores()
     row = {

@@ -6,11 +6,14 @@ A criterion is called as criterion(similarity, pairs), and says what the log sho
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+from option.options import Optim
 
 LARGEST_SCALE = 100  # of similarities in the cross-entropy (CLIP's)
 
@@ -94,3 +97,9 @@ class InfoNCE(nn.Module):
     def logged(self) -> dict[str, float]:
         """Return what the log says of this criterion beside the loss; on a GPU this waits for the work before it."""
         return {"temperature": self.temperature}
+
+
+CRITERIA: dict[str, Callable[[Optim], nn.Module]] = {  # values of optim.loss
+    "triplet": lambda optim: TripletLoss(optim.margin, optim.max_violation),
+    "infonce": lambda optim: InfoNCE(optim.temperature, optim.learn_temperature),
+}

@@ -12,6 +12,7 @@ import importlib.util
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -243,3 +244,38 @@ def listing(folder: Path) -> dict[str, bytes | None]:
         str(path.relative_to(folder)): path.read_bytes() if path.is_file() and not path.is_symlink() else None
         for path in sorted(folder.rglob("*"))
     }
+
+
+@pytest.fixture(scope="module")
+def without_pictures() -> Iterator[None]:
+    """No pictures for TensorBoard, for speed. Tests with processes of their own draw them."""
+    import train
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "retrieval_grid", lambda *_: None)
+        yield
+
+
+@pytest.fixture(scope="session")
+def whole(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The fold of an uninterrupted run of two epochs: 8 steps, a checkpoint every 3 steps and every epoch."""
+    import train
+
+    folder = tmp_path_factory.mktemp("whole") / "work"
+    shutil.copytree(demo, folder)
+    with shortened(), contextlib.chdir(folder), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", "train.py --path_opt tiny.yaml".split())
+        patch.setattr(train, "retrieval_grid", lambda *_: None)
+        assert utils.exit_status(train.main) == 0
+    return folder / "checkpoint/tiny/0"
+
+
+@pytest.fixture
+def part_way(work: Path, run: Callable[[str], Outcome]) -> Path:
+    """A run that was stopped after 5 steps: a checkpoint of step 5, and the one before it, of step 4."""
+    from interrupted import LAST, TRAIN, at_step, steps, stop
+
+    with at_step(5, stop(signal.SIGTERM)):
+        assert run(TRAIN).status == 143
+    assert steps(LAST) == 5 and steps(util.checkpoints.previous(LAST)) == 4
+    return work

@@ -10,7 +10,7 @@ import drawn
 import numpy as np
 import pytest
 import torch
-from test_reliability import at_step, stop
+from interrupted import at_step, stop
 
 import train
 from postprocessing.recall import recall

@@ -18,8 +18,8 @@ import numpy as np
 import pytest
 import torch
 from conftest import run_process
+from interrupted import at_step, stop
 from soak import differences
-from test_reliability import at_step, stop
 
 from layers.backbone import MEAN, STD
 from layers.clip import CLIPNetwork

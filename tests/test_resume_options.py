@@ -8,7 +8,7 @@ from pathlib import Path
 import drawn
 import pytest
 import torch
-from test_reliability import at_step, stop
+from interrupted import at_step, stop
 
 import engine
 import train

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from interrupted import FOLD, LAST, TRAIN, at_step, stop
 from soak import differences
-from test_reliability import FOLD, LAST, TRAIN, at_step, stop
 
 import engine
 from data import SameCaptions, epoch_rows, epoch_size, load_data, read_split, train_batches
