@@ -13,7 +13,7 @@ import torch
 from interrupted import at_step, stop
 
 import train
-from postprocessing.recall import recall
+from postprocessing.recall import chance, recall
 
 pytestmark = pytest.mark.usefixtures("short_trunk")
 FOLD = Path("checkpoint/drawn/0")
@@ -72,6 +72,8 @@ def test_ties_count_against_the_query_where_the_best_epoch_is_chosen(scored, run
     (_, row) = json.loads((FOLD / "history.json").read_text())["val"]
     assert row["mr"] == pytest.approx(recall(equal, owner)[2])
     assert row["mr_random"] == pytest.approx(recall(equal, owner, "random")[2])
+    assert (row["images"], row["captions"]) == (4, 20)
+    assert row["chance"] == pytest.approx(chance(owner, 4)[2])
 
 
 def test_a_resumed_run_remembers_its_best_epoch(scored, run) -> None:
