@@ -99,12 +99,6 @@ def make_folds(options: Options, only: int | None) -> list[Fold]:
     for number in range(k_fold.current_num, k_fold.nums) if only is None else [only]:
         listed = listed_rows(split, dataset, number) if dataset.val_list else None
         train, val = (subset(split, rows) for rows in listed or fold_rows(len(split.images), k_fold, number))
-        samples = len(train.images if dataset.captions_per_image else train.captions)
-        if dataset.image_size == 32 and samples % dataset.batch_size == 1:  # the last feature map is one pixel
-            raise InputError(
-                f"fold {number}: of {samples} samples the last batch has one, too few for batch normalisation at "
-                "dataset.image_size 32; change dataset.batch_size"
-            )
         folds.append(Fold(number, options.run_folder / str(number), train, val))
     return folds
 

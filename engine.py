@@ -267,19 +267,18 @@ def _checked(batches: Iterator, total: int, check: Callable[[], None]) -> Iterat
 
 
 @torch.no_grad()
-def similarities(model: Model, images: Tensor, captions: Captions, out: np.ndarray | None = None) -> np.ndarray:
-    """Return the similarity of every image (N, D) with every caption, (N, M) float32, in `out` if given.
+def similarities(model: Model, images: Tensor, captions: Captions) -> np.ndarray:
+    """Return the similarity of every image (N, D) with every caption, (N, M) float32.
 
     Blocks of images go over the device, so the matrix is never there as a whole, nor twice in memory. Equal captions
     tie to the last bit.
     """
-    if out is None:
-        out = np.empty((len(images), len(captions.place)), np.float32)
+    sims = np.empty((len(images), len(captions.place)), np.float32)
     step = max(1, SIMILARITY_BLOCK // len(captions.vectors))
     for start in range(0, len(images), step):
         block = model.similarity(images[start : start + step], captions.vectors).cpu().numpy()
-        np.take(block, captions.place, axis=1, out=out[start : start + step])
-    return out
+        np.take(block, captions.place, axis=1, out=sims[start : start + step])
+    return sims
 
 
 def embed_split(
@@ -311,7 +310,7 @@ def warn_of_other_options(checkpoint: dict[str, Any], options: Options) -> None:
     for key, values in SHAPELESS.items():
         trained, now = _option(before, key), _option(after, key)
         if key == "model.fusion.gate" and trained is None and isinstance(_option(before, "model.fusion"), dict):
-            trained = "released"  # what a file without the key means
+            trained = "released"  # the meaning of a file without the key
         if key == "dataset.local_path" and options.model.reads_local and isinstance(trained, str):
             differs = (trained == "zeros") != (now == "zeros")
         else:

@@ -335,11 +335,6 @@ LISTS = [
     Bad("no validation image", f"{TRAIN} --set k_fold.val_fraction=0.01", "no validation image"),
     Bad("no train image", f"{TRAIN} --set k_fold.val_fraction=0.99", "no train image"),
     Bad("more folds than images", f"{TRAIN} --set k_fold.mode=disjoint k_fold.nums=17", "no validation image"),
-    Bad(
-        "a last batch that cannot be normalised",
-        f"{TRAIN} --set dataset.image_size=32 dataset.batch_size=59",
-        "the last batch has one",
-    ),
     Bad("test list not there", TEST, "test_caps.txt", both(trained, remove("data/test_caps.txt"))),
     Bad("test captions empty", SINGLE, "test_caps.txt is empty", both(trained, write("data/test_caps.txt", ""))),
     Bad("test counts do not fit", TEST, "21 captions", both(trained, add("data/test_caps.txt", "one more\n"))),

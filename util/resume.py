@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import math
 from collections.abc import Sequence
@@ -10,7 +9,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
@@ -215,14 +213,6 @@ def changed_options(old: dict, new: dict, prefix: str = "") -> list[str]:
 def _longer(name: str, old: Any, new: Any, block: dict[str, Any]) -> bool:
     """Tell whether the change is more epochs, where the rate of those that are done does not depend on their number."""
     return name == "optim.epochs" and new > old and block.get("schedule", "step") == "step"
-
-
-def digest(*arrays: np.ndarray) -> str:
-    """Return a digest of arrays, to notice that captions or local features have changed."""
-    of_all = hashlib.sha256()
-    for array in arrays:
-        of_all.update(repr(array.shape).encode() + array.tobytes())
-    return of_all.hexdigest()
 
 
 def warn_of_seen_images(fold: int, validated: Sequence[str], resume: str) -> None:
