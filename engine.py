@@ -83,6 +83,8 @@ def autocast(options: Options, device: torch.device) -> torch.autocast:
 
 def make_criterion(options: Optim, device: torch.device) -> nn.Module:
     """Build the criterion of the options; what it learns, such as a temperature, are its parameters."""
+    if options.loss not in CRITERIA:
+        raise InputError(f"optim.loss must be one of {', '.join(CRITERIA)}, got {options.loss}")
     return CRITERIA[options.loss](options).to(device)
 
 
@@ -316,10 +318,8 @@ def warn_of_other_options(checkpoint: dict[str, Any], options: Options) -> None:
         else:
             differs = type(trained) is type(now) and trained in values and trained != now
         if differs:
-            logger.warning(
-                "the checkpoint was trained with %s=%s, and is now scored with %s; --set %s=%s scores it as trained",
-                *(key, trained, now, key, trained),
-            )
+            said = f"the checkpoint was trained with {key}={trained}, and is now scored with {now}"
+            logger.warning(f"{said}; --set {key}={trained} scores it as trained")
 
 
 def _option(tree: Any, key: str) -> Any:

@@ -109,10 +109,10 @@ def train_fold(
     fold: Fold, checkpoint: dict | None, options: Options, words: Sequence[str], device: torch.device, force: bool
 ) -> None:
     """Train a fold from its checkpoint, or anew, to its end; leave checkpoints, log and history in its folder."""
+    criterion = make_criterion(options.optim, device)
     model = prepare(start_model(fold, checkpoint, options, words), options, device)
     train = load_data(fold.train, options, words, device, training=True)
     val = load_data(fold.val, options, words, device, training=False)
-    criterion = make_criterion(options.optim, device)
     optimizer = make_optimizer(model, options.optim, criterion)
     state = TrainState(model, criterion, optimizer, make_average(model, options.optim.ema))
     inputs, rows = fingerprint(train, val), []

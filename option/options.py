@@ -301,8 +301,8 @@ class Optim(Section):
     """Precision of training and evaluation."""
     compile: bool = False
     """Compile the model with torch.compile."""
-    loss: Literal["triplet", "infonce"] = "triplet"
-    """Triplet loss, or symmetric cross-entropy (InfoNCE)."""
+    loss: Name = "triplet"
+    """Criterion of `layers/loss.py`: `triplet`, or `infonce` (symmetric cross-entropy)."""
     temperature: Annotated[float, Field(ge=0.001, le=100)] = 0.07
     """Temperature of InfoNCE."""
     learn_temperature: bool = True

@@ -124,6 +124,11 @@ def test_a_batch_gives_similarities_of_its_images_and_captions_and_pairs_that_po
     assert batch.pairs.positive[batch.pairs.image, batch.pairs.caption].all()
 
 
+def test_a_loss_that_is_not_there_is_refused_with_the_list_of_those_that_are(work, run) -> None:
+    refused = run(f"{TRAIN} --set optim.loss=huber")
+    assert refused.status == 2 and "optim.loss must be one of triplet, infonce, got huber" in refused.message
+
+
 def test_triplets_of_images_with_several_captions_are_refused(work, run) -> None:
     refused = run(f"{TRAIN} --set dataset.captions_per_image=5")
     assert refused.status == 2 and "needs optim.loss infonce" in refused.message
