@@ -302,7 +302,7 @@ class Optim(Section):
     compile: bool = False
     """Compile the model with torch.compile."""
     loss: Name = "triplet"
-    """Criterion of `layers/loss.py`: `triplet`, or `infonce` (symmetric cross-entropy)."""
+    """Criterion of layers/loss.py: `triplet` or `infonce`."""
     temperature: Annotated[float, Field(ge=0.001, le=100)] = 0.07
     """Temperature of InfoNCE."""
     learn_temperature: bool = True
