@@ -27,6 +27,7 @@ from utils import InputError, existing_file, some
 from vocab import encode_captions, load_words
 
 LONGEST = 1000  # characters of a sentence
+Sample = tuple[np.ndarray, np.ndarray, np.ndarray]  # (S, S, 3) uint8, local_rep and local_adj (20, 20) float32
 ZEROS, PROPOSALS, DETECTOR = "zeros", "proposals", "detector"
 
 
@@ -194,14 +195,6 @@ def _group(attributes: dict[str, Any], prefix: str, kind: type) -> dict[str, Any
     return {name: attributes[f"{prefix}.{name}"] for name in names if f"{prefix}.{name}" in attributes}
 
 
-class Sample(NamedTuple):
-    """A picture as the model takes it: pixels (S, S, 3) uint8, local_rep and local_adj (20, 20) float32."""
-
-    pixels: np.ndarray
-    local_rep: np.ndarray
-    local_adj: np.ndarray
-
-
 def sample(image: Image.Image, size: int, rules: LocalRules, regions: Regions | None = None) -> Sample:
     """Resize a picture of any size to a square as in training, and make its local features."""
-    return Sample(square(image, size), *rules.features(image, regions))
+    return square(image, size), *rules.features(image, regions)

@@ -84,7 +84,7 @@ def check_mark(index: Index, mark: Mark, arguments: argparse.Namespace) -> None:
     if known is None:
         index.write_mark(mark)
         return
-    faults = [fault for fault in known.differs(mark) if not (fault == "--images" and arguments.moved)]
+    faults = [fault for fault in known.differs(mark) if not (fault == "images" and arguments.moved)]
     if faults:
         raise InputError(
             f"index {index.address} was made with another {', '.join(faults)} (checkpoint {known.checkpoint}, images "
@@ -180,8 +180,6 @@ def export(address: str, path: Path) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    if path.suffix != ".parquet":
-        raise InputError(f"--export {path}: the name must end in .parquet")
     check_writable_file(path)
     with open_index(address) as index:
         vector = pa.list_(pa.float32(), read_mark(index).dim)

@@ -33,7 +33,7 @@ from search.server import serve
 from search.store import Index, Record, open_index, read_mark
 from search.windows import SCALES, selo_windows
 from util.device import pick_device
-from util.lists import read_captions, safe_paths
+from util.lists import safe_paths
 from utils import InputError, Interrupted, Parser, RunError, printable, run_command, write_json, write_text
 
 logger = logging.getLogger("galr")
@@ -44,7 +44,6 @@ FOLD = 0.98  # the cosine from which pictures count as the same
 THUMBNAIL = 256  # pixels
 PICTURE = 1024  # pixels: the longer side of a heat map
 WINDOWS = 20_000  # of an uploaded scene, at most
-EXAMPLES = 4
 PRIVATE = {"api_visibility": "private"}
 
 
@@ -76,7 +75,7 @@ class Site:
         """Ask with a picture. Raises InputError."""
         if not upload:
             raise InputError("there is no picture")
-        vector = query.image_vector(self.encoder, self.mark, query.open_query(upload, self.rules))
+        vector = query.image_vector(self.encoder, self.mark, upload)
         return Question(vector, "what looks like the picture", folder, fold)
 
     def by_sentence(self, sentence: str, folder: str, fold: bool) -> Question:
@@ -115,15 +114,6 @@ class Site:
         write_text(folder / "answers.csv", query.to_csv(answers))
         write_json(folder / "answers.geojson", query.to_geojson(answers))
         return str(folder / "answers.csv"), str(folder / "answers.geojson")
-
-    def examples(self) -> list[str]:
-        """Return some captions of the data set that the model was trained for; none where it is not at hand."""
-        try:
-            captions = read_captions(self.mark.options["dataset"]["data_path"], "test")
-        except (InputError, OSError):
-            return []
-        distinct = [one for one in dict.fromkeys(captions) if 0 < len(one) <= LONGEST]
-        return distinct[:: max(1, len(distinct) // EXAMPLES)][:EXAMPLES]
 
     def heat(self, name: str | None, upload: str | None, sentence: str) -> tuple[Image.Image, np.ndarray]:
         """Return a scene, uploaded or else of the index, reduced, and the map (h, w) uint8 of a sentence over it."""
@@ -169,8 +159,6 @@ def _search_tab(site: Site) -> None:
                 folder = gr.Textbox(label="Only in the folder", max_length=LONGEST, elem_id="folder")
                 fold = gr.Checkbox(label="Hide near-duplicates", elem_id="fold")
         upload = gr.Image(label="or a picture", type="filepath", sources=["upload"], height=260, elem_id="upload")
-    if examples := site.examples():
-        gr.Examples([[one] for one in examples], sentence, label="Examples", **PRIVATE)
     status = gr.Textbox(label="Answers (click one for what is like it)", interactive=False, elem_id="status")
     grid = {"columns": 5, "object_fit": "contain", "allow_preview": False, "buttons": [], "interactive": False}
     gallery = gr.Gallery(show_label=False, elem_id="gallery", **grid)

@@ -20,7 +20,7 @@ from layers.drea import Regions
 from option import Options, load_options
 from search.encoder import DETECTOR, LocalRules, Sample, read_rules, sample
 from search.rasters import SUFFIXES, RasterRules, Scene, open_scene
-from search.store import NOWHERE, PATH_BYTES, Record
+from search.store import NOWHERE, Record
 from search.windows import SCALES, selo_windows
 from util.regions.classes import parse_class_map
 from util.regions.detections import to_regions
@@ -65,31 +65,19 @@ def find_files(root: Path) -> Found:
                 others[path.suffix.lower() or "without a suffix"] += 1
                 continue
             relative = path.relative_to(root).as_posix()
-            if fault := _fault_of_name(path, relative, inside):
-                faults.append(fault)
-                continue
             try:
-                files[relative] = path.stat()
-            except OSError as error:
-                faults.append(f"image {path}: {error.strerror}")
+                relative.encode()
+                if path.is_symlink() and not Path(os.path.realpath(path)).is_relative_to(inside):
+                    faults.append(f"image {path}: a link that leads out of the folder")
+                else:
+                    files[relative] = path.stat()
+            except (OSError, UnicodeEncodeError) as error:
+                faults.append(
+                    f"image {path}: {error.strerror if isinstance(error, OSError) else 'its name is not UTF-8'}"
+                )
     if not files and not faults:
         raise InputError(f"image folder {root} holds no images")
     return found
-
-
-def _fault_of_name(path: Path, relative: str, inside: Path) -> str:
-    try:
-        length = len(relative.encode())
-    except UnicodeEncodeError:
-        return f"image {path}: its name is not UTF-8"
-    if length > PATH_BYTES:
-        return f"image {path}: its name is too long"
-    try:
-        if path.is_symlink() and not path.resolve().is_relative_to(inside):
-            return f"image {path}: a link that leads out of the folder"
-    except (OSError, RuntimeError):
-        return f"image {path}: a link that leads nowhere"
-    return ""
 
 
 def picture_size(path: Path, rules: RasterRules) -> tuple[int, int]:

@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
 from pydantic import ValidationError
 
 from option import Options
@@ -50,13 +49,12 @@ def main() -> None:
         logger.setLevel(logging.WARNING)  # nothing but JSON on standard output
     with open_index(arguments.index) as index:
         mark = read_mark(index)
-        image = open_query(arguments.image, raster_rules_of(mark)) if arguments.image else None
         encoder = encoder_of(mark, arguments.resume, pick_device(arguments.device))
-        if image is None:
+        if arguments.image:
+            vector = image_vector(encoder, mark, arguments.image)
+        else:
             note_unknown_words(encoder, arguments.text)
             vector = encoder.sentences([arguments.text])[0]
-        else:
-            vector = image_vector(encoder, mark, image)
         answers = ask(index, vector, arguments.top, arguments.folder, arguments.bbox, arguments.fold)
     if arguments.json:
         print(json.dumps(to_table(answers), indent=2))
@@ -116,8 +114,13 @@ def encoder_of(mark: Mark, resume: str | None, device: torch.device) -> Encoder:
     return load_encoder(options, path, device, tuple(mark.words))
 
 
-def image_vector(encoder: Encoder, mark: Mark, image: Image.Image) -> np.ndarray:
-    """Return the unit vector (D,) of a picture, with local features as far as the index's rules can make them."""
+def image_vector(encoder: Encoder, mark: Mark, path: str) -> np.ndarray:
+    """Return the unit vector (D,) of a picture, read and with local features by the rules of the index.
+
+    Raises InputError for a file that cannot be read.
+    """
+    with open_scene(path, raster_rules_of(mark)) as scene:
+        image = scene.overview(OVERVIEW)
     rules = LocalRules.from_dict(mark.rules)
     if rules.source == DETECTOR:
         logger.info("note: a detector's regions are not known for this picture: its global part alone is compared")
@@ -129,12 +132,6 @@ def raster_rules_of(mark: Mark) -> RasterRules:
     """Return the rules by which an index read its files."""
     bands = tuple(mark.bands) if mark.bands else None
     return RasterRules(bands, mark.stretch, mark.options["dataset"].get("truncated", "error"))
-
-
-def open_query(path: str, rules: RasterRules) -> Image.Image:
-    """Open a picture to ask with; a raster by the rules of the index, reduced. Raises InputError."""
-    with open_scene(path, rules) as scene:
-        return scene.overview(OVERVIEW)
 
 
 def note_unknown_words(encoder: Encoder, text: str) -> None:

@@ -98,21 +98,14 @@ class Mark:
 
     def differs(self, other: Mark) -> list[str]:
         """Return the names of what differs so that the vectors of two marks do not belong together."""
-        names = {
-            "sha256": "checkpoint",
-            "words": "vocabulary",
-            "rules": "rule of local features",
-            "scales": "--scales",
-            "bands": "--bands",
-            "stretch": "--stretch",
-            "images": "--images",
-        }
-        found = [name for field, name in names.items() if getattr(self, field) != getattr(other, field)]
-        if self.options["model"] != other.options["model"]:
-            found.append("model options")
-        if self.options["dataset"]["image_size"] != other.options["dataset"]["image_size"]:
-            found.append("dataset.image_size")
-        return found
+
+        def compared(mark: Mark) -> dict[str, Any]:
+            options = {"model": mark.options["model"], "image_size": mark.options["dataset"]["image_size"]}
+            same = ("words", "rules", "images", "scales", "bands", "stretch")
+            return {"checkpoint": mark.sha256} | {name: getattr(mark, name) for name in same} | options
+
+        theirs = compared(other)
+        return [name for name, value in compared(self).items() if value != theirs[name]]
 
 
 class Index:
@@ -296,10 +289,8 @@ def _check_folder(path: Path, create: bool) -> None:
         raise InputError(f"index {path}: the name of a folder that ends in .db, or a server's address (http://...)")
     if not path.exists() and not create:
         raise InputError(f"index {path} is not there; make it with python -m search.index")
-    if path.exists() and not path.is_dir():
-        raise InputError(f"index {path} is a file, not the folder of an index")
-    if path.exists() and any(path.iterdir()) and not (path / "LOCK").exists():
-        raise InputError(f"index {path} is a folder that holds other things; choose another name")
+    if path.is_file() or (path.exists() and any(path.iterdir()) and not (path / "LOCK").exists()):
+        raise InputError(f"index {path} is there and is no index; choose another name")
     check_writable(path, "Milvus Lite locks every index that it opens; index")
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.exists():

@@ -122,7 +122,7 @@ def test_an_index_refuses_the_vectors_of_another_model(
     refused = run(command + "--resume other.pth.tar --device cpu")
     assert refused.status == 2 and "another checkpoint" in refused.message
     refused = run(command + f"--resume {checkpoint} --device cpu --set model.fusion.gate=released")
-    assert refused.status == 2 and "made with another model options" in refused.err
+    assert refused.status == 2 and "made with another model" in refused.err
     refused = run(f"-m search.query --index i.db --text '{SENTENCE}' --resume other.pth.tar --device cpu")
     assert refused.status == 2 and "is not the one that made this index" in refused.message
     assert index().status == 2  # complete: --add is needed
@@ -133,7 +133,7 @@ def test_an_index_refuses_another_folder_of_images(index: Callable[..., Outcome]
     before = rows()
     shutil.copytree(work / "data/images", work / "other")
     refused = index("--add", "other")
-    assert refused.status == 2 and "--images" in refused.message and str(work / "data/images") in refused.message
+    assert refused.status == 2 and "images" in refused.message and str(work / "data/images") in refused.message
     assert rows() == before
 
 
@@ -261,10 +261,10 @@ def test_what_is_no_index_is_refused_and_left_alone(
     assert "ends in .db" in run(query + "data").message
     assert "is not there" in run(query + "no.db").message
     (work / "file.db").write_text("x")
-    assert "is a file" in run(query + "file.db").message
+    assert "is no index" in run(query + "file.db").message
     (work / "other.db").mkdir()
     (work / "other.db/mine.txt").write_text("x")
-    assert "holds other things" in run(query + "other.db").message
+    assert "is no index" in run(query + "other.db").message
     assert sorted(path.name for path in (work / "other.db").iterdir()) == ["mine.txt"]
     assert index().status == 0
     with open_index("i.db") as opened:
