@@ -72,9 +72,7 @@ def find_files(root: Path) -> Found:
                 else:
                     files[relative] = path.stat()
             except (OSError, UnicodeEncodeError) as error:
-                faults.append(
-                    f"image {path}: {error.strerror if isinstance(error, OSError) else 'its name is not UTF-8'}"
-                )
+                faults.append(f"image {path}: {error}")
     if not files and not faults:
         raise InputError(f"image folder {root} holds no images")
     return found

@@ -92,7 +92,7 @@ def test_a_window_lies_where_its_pixels_lie(tmp_path: Path) -> None:
 
 
 def test_a_threshold_takes_what_is_at_it_and_nothing_below() -> None:
-    grey = np.array([[127, 128, 0, 0], [0, 0, 0, 129]], np.uint8)
+    grey = np.array([[127, 0, 128, 0, 129]], np.uint8)
     found = regions_above(grey, 0.5)["features"]
     assert sorted(one["properties"]["largest"] for one in found) == [0.502, 0.5059]
     assert len(regions_above(grey, 129 / 255)["features"]) == 1
