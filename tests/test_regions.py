@@ -173,22 +173,10 @@ def test_a_malformed_line_is_an_error_with_file_and_line_number(tmp_path, form, 
         ([{**COCO[0], "image_id": 99}], COCO_IMAGES, "entry 1: image_id 99 is not in"),
         ([COCO[0], {**COCO[1], "category_id": 2}], COCO_IMAGES, "entry 2: category_id 2 is not in"),
         ([{**COCO[0], "bbox": [1, 2, 3]}], COCO_IMAGES, "entry 1 bbox"),
-        ([{**COCO[0], "bbox": [1, 2, -3, 4]}], COCO_IMAGES, "entry 1: bbox has a negative"),
         ([{**COCO[0], "bbox": [1, 2, 3, float("nan")]}], COCO_IMAGES, "entry 1 bbox 4"),
         ([{**COCO[0], "score": 1.1}], COCO_IMAGES, "entry 1 score"),
         ([{"image_id": 7}], COCO_IMAGES, "entry 1 category_id"),
         (COCO, [], "dictionary"),
-        (
-            COCO,
-            {**COCO_IMAGES, "images": [*COCO_IMAGES["images"], {"id": 8, "file_name": "c.png"}]},
-            "id 8. is there twice",
-        ),
-        (
-            COCO,
-            {**COCO_IMAGES, "images": [*COCO_IMAGES["images"], {"id": 9, "file_name": "b.png"}]},
-            "id 9. is there twice",
-        ),
-        (COCO, {**COCO_IMAGES, "categories": [*COCO_IMAGES["categories"], {"id": 3, "name": "ship"}]}, "twice"),
         ([{"image_id": 7, "category_id": 1, "score": 0.5}], COCO_IMAGES, "entry 1: neither bbox nor poly"),
     ],
 )
@@ -289,11 +277,6 @@ def test_a_classes_file_among_the_labels_gives_the_order_of_names(tmp_path, caps
         read_detections(tmp_path)
     write(tmp_path, {"a.txt": DOTA})  # the labels of another format
     assert len(read(tmp_path, ["a"])[0].score) == 2
-
-
-def test_the_labels_of_an_image_called_classes_are_labels(tmp_path) -> None:
-    write(tmp_path, {"classes.txt": YOLO})
-    assert len(read(tmp_path, ["classes.jpg"])[0].score) == 2
 
 
 def test_one_corner_far_outside_is_clipped_and_counted(capsys) -> None:

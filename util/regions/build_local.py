@@ -30,7 +30,7 @@ from util.regions.classes import parse_class_map
 from util.regions.detections import to_regions
 from util.regions.finished import Finished
 from util.regions.readers import add_detector_options, add_truncated, read_detections
-from utils import Bar, InputError, Interrupted, Parser, RunError, atomic, check_writable_file, some
+from utils import Bar, InputError, Interrupted, Parser, RunError, atomic, check_writable_file
 
 logger = logging.getLogger("galr")
 
@@ -69,12 +69,9 @@ def main() -> None:
 
 
 def image_names(data_path: Path) -> list[str]:
-    """Return the image names of the train list, then those of the test list, each once.
-
-    Raise InputError for a missing or blank list, and for images that share a key (`util.lists.unique_keys`).
-    """
+    """Return the image names of the train list, then those of the test list, each once."""
     names = list(dict.fromkeys(name for split in ("train", "test") for name in read_names(data_path, split)))
-    unique_keys(names, str(data_path))
+    unique_keys(names, str(data_path))  # raises before any work is done
     return names
 
 
@@ -82,42 +79,27 @@ def detected_regions(arguments: argparse.Namespace, names: list[str]) -> tuple[l
     """Return the regions of each image from a detector's files, and attributes that name their source."""
     source = Path(arguments.regions)
     detections, form = read_detections(source, arguments.format, arguments.classes, arguments.coco_images)
-    faults: dict[str, InputError] = {}
 
     def size_of(name: str) -> tuple[int, int]:
-        path = safe_paths(arguments.image_path, [name])[0]
-        try:
-            return image_size(path)
-        except InputError as error:
-            faults[path] = error
-            return 1, 1
+        return image_size(safe_paths(arguments.image_path, [name])[0])
 
     regions = to_regions(detections, names, size_of, arguments.allow_missing, parse_class_map(arguments.class_map))
-    if faults:
-        raise BadImages(faults, len(names))
     return regions, {"source": str(source), "format": form}
 
 
 def proposed_regions(arguments: argparse.Namespace, names: list[str]) -> tuple[list[Regions], dict[str, Any]]:
-    """Return the proposals of each image, and attributes that say how they were made.
-
-    Prototypes see train images only.
-    """
+    """Return the proposals of each image, and attributes that say how they were made."""
     from util.regions import proposals
 
-    paths = {name: Path(path) for name, path in zip(names, safe_paths(arguments.image_path, names), strict=True)}
-    missing = [name for name, path in paths.items() if not path.exists()]
-    if missing and not arguments.allow_missing:
-        raise InputError(
-            f"{len(missing)} of {len(names)} images are not in {arguments.image_path}: {some(missing)}; "
-            "add them, or give --allow-missing"
-        )
+    paths = dict(zip(names, map(Path, safe_paths(arguments.image_path, names)), strict=True))
+    if arguments.allow_missing:
+        paths = {name: path for name, path in paths.items() if path.exists()}
     done = Finished(proposals_folder(arguments.out), {"proposals": asdict(proposals.DEFAULTS)})
-    propose_all({name: path for name, path in paths.items() if name not in missing}, done, arguments)
+    propose_all(paths, done, arguments)
     results = done.results()
     found = [np.array(results.get(name, ())).reshape(-1, 5 + len(proposals.DESCRIPTION)) for name in names]
     found = [proposals.Proposals(columns[:, 0], columns[:, 1:5], columns[:, 5:]) for columns in found]
-    train = set(read_names(arguments.data_path, "train"))
+    train = set(read_names(arguments.data_path, "train"))  # prototypes must not see test images
     of_train = [one.description for name, one in zip(names, found, strict=True) if name in train]
     prototypes = proposals.fit_prototypes(np.concatenate(of_train))
     attributes: dict[str, Any] = {"source": PROPOSALS, "prototypes.description": proposals.DESCRIPTION}
@@ -132,19 +114,13 @@ def proposals_folder(out: Path) -> Path:
 
 
 def propose_all(paths: dict[str, Path], done: Finished, arguments: argparse.Namespace) -> None:
-    """Propose regions for the images (name -> path) that are not done yet.
-
-    Raise InputError for damaged images after the others are done.
-    """
+    """Propose regions for the images (name -> path) that are not done yet. Raise InputError for damaged ones last."""
     left = {str(path): name for name, path in paths.items() if not done.has(name, path)}
     faults = find_damaged(list(left), arguments.workers, arguments.truncated)
     good = [path for path in left if path not in faults]
     work = functools.partial(_propose_file, truncated=arguments.truncated)
-    for path, result in zip(good, in_parallel(work, good, arguments.workers, "proposals"), strict=True):
-        if isinstance(result, InputError):
-            faults[path] = result
-        else:
-            done.add(left[path], Path(path), result.tolist())
+    for path, result in zip(good, in_parallel(work, good, arguments.workers), strict=True):
+        done.add(left[path], Path(path), result)
     if faults:
         raise InputError(
             f"{BadImages(faults, len(paths))}; the proposals of the others are kept: mend these, and run the same "
@@ -152,33 +128,24 @@ def propose_all(paths: dict[str, Path], done: Finished, arguments: argparse.Name
         )
 
 
-def _propose_file(path: str, truncated: Truncated) -> np.ndarray | InputError:
-    """Return score, box and description in columns, or the fault: raised in a worker, it would end the others."""
+def _propose_file(path: str, truncated: Truncated) -> list[list[float]]:
     from util.regions.proposals import propose
 
-    try:
-        return np.column_stack(propose(open_image(path, truncated)))
-    except InputError as error:
-        return error
+    return np.column_stack(propose(open_image(path, truncated))).tolist()
 
 
-def in_parallel(function: Callable, items: list, workers: int, what: str) -> Iterator:
+def in_parallel(function: Callable, items: list, workers: int) -> Iterator:
     """Yield `function` of each item, in order, from several processes, with a progress bar."""
-    if workers == 1 or len(items) < 2:
-        yield from Bar(map(function, items), what, len(items), unit="image")
+    if workers == 1:
+        yield from Bar(map(function, items), PROPOSALS, len(items), unit="image")
         return
-    pool = ProcessPoolExecutor(min(workers, len(items)), initializer=_leave_signals_to_parent)
+    pool = ProcessPoolExecutor(workers, initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN))
     try:
-        yield from Bar(pool.map(function, items, chunksize=4), what, len(items), unit="image")
+        yield from Bar(pool.map(function, items, chunksize=4), PROPOSALS, len(items), unit="image")
     except BrokenProcessPool:
-        raise RunError(f"a worker process died ({what}); if memory was short, try --workers 1") from None
+        raise RunError("a worker process died; if memory was short, try --workers 1") from None
     finally:
         pool.shutdown(cancel_futures=True)
-
-
-def _leave_signals_to_parent() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _stop(signum: int, frame: Any) -> None:
@@ -238,30 +205,15 @@ def _parse() -> argparse.Namespace:
         value = getattr(default, name)
         parser.add_argument(f"--{name.replace('_', '-')}", type=float, default=value, help=f"default {value:g}")
     arguments = parser.parse_args()
-    _check(arguments)
-    return arguments
-
-
-def _check(arguments: argparse.Namespace) -> None:
-    """Make `options` of the arguments. Raise InputError for those that make no sense, before any work is done."""
     given = {option.name: getattr(arguments, option.name) for option in fields(DreaOptions) if option.name in arguments}
     try:
         arguments.options = DreaOptions(denoise=not arguments.no_denoise, enhance=not arguments.no_enhance, **given)
     except ValueError as error:
         raise InputError(str(error)) from None
-    out, published = arguments.out, arguments.published
-    of_detectors = arguments.format != "auto" or arguments.classes or arguments.coco_images or arguments.class_map
-    for wrong, message in (
-        (arguments.workers < 1, f"--workers must be at least 1, got {arguments.workers}"),
-        (arguments.preview < 0, f"--preview must be at least 0, got {arguments.preview}"),
-        (out.suffix == ".npy", f"--out must be an HDF5 file, such as local.h5, got {out} (.npy: --published)"),
-        (published and published.suffix != ".npy", f"--published must be a .npy file, got {published}"),
-        (
-            arguments.regions == PROPOSALS and of_detectors,
-            "--format, --classes, --class-map and --coco-images belong to a detector's files, not to proposals",
-        ),
-    ):
-        if wrong:
-            raise InputError(message)
-    for path in filter(None, (out, published)):
+    if arguments.workers < 1:
+        raise InputError(f"--workers must be at least 1, got {arguments.workers}")
+    if arguments.published and arguments.published.suffix != ".npy":
+        raise InputError(f"--published must be a .npy file, got {arguments.published}")
+    for path in filter(None, (arguments.out, arguments.published)):
         check_writable_file(path)
+    return arguments

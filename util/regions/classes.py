@@ -9,8 +9,7 @@ from pathlib import Path
 from layers.drea import CLASSES
 from utils import InputError, read_text
 
-# The names of DOTA-v1.0's classes in DIOR(-R), NWPU VHR-10, HRRSD, UCAS-AOD, FAIR1M, VEDAI, xView and COCO. `vehicle`
-# of DIOR and NWPU is mostly cars.
+# Names in DIOR(-R), NWPU VHR-10, HRRSD, UCAS-AOD, FAIR1M, VEDAI, xView, COCO. `vehicle` is mostly cars there.
 ALIASES = {
     "plane": "airplane aeroplane aircraft",
     "ship": "boat vessel",
@@ -58,7 +57,4 @@ def parse_class_map(pairs: Sequence[str]) -> ClassMap:
 
 def read_classes(path: Path) -> list[str]:
     """Read a class file: one name a line, in the order of the detector's indices."""
-    names = [line.strip() for line in read_text(path, "class file").rstrip().split("\n")]
-    if "" in names:
-        raise InputError(f"class file {path}, line {names.index('') + 1}: must be a class name, got a blank line")
-    return names
+    return [line.strip() for line in read_text(path, "class file").rstrip().split("\n")]

@@ -67,7 +67,7 @@ def read_coco(source: Path, classes: Path | None = None, coco_images: Path | Non
         names, results = None, checked(list[_Result], value, where)
     names = read_as(_Names, coco_images, "COCO images file") if coco_images else names
     if names:
-        found, image_of, category_of = _named(names, coco_images or source)
+        found, image_of, category_of = _named(names)
         stems = [one.image_id for one in results if one.image_id not in image_of]  # Ultralytics: the image's stem
         matched = match([str(stem) for stem in stems], found.rows, where)
         image_of |= {stem: name for stem, name in zip(stems, matched, strict=True) if name}
@@ -93,23 +93,12 @@ def read_coco(source: Path, classes: Path | None = None, coco_images: Path | Non
     return found
 
 
-def _named(names: _Names, path: Path) -> tuple[Detections, dict[int | str, str], dict[int, str]]:
+def _named(names: _Names) -> tuple[Detections, dict[int | str, str], dict[int, str]]:
     """Return the images without detections so far, image id -> name and category id -> name."""
-    found = Detections({})
-    image_of: dict[int | str, str] = {}
-    for image in names.images:
-        name = image.file_name.replace("\\", "/")
-        if image_of.get(image.id, name) != name or (name in found.rows and image.id not in image_of):
-            raise InputError(f"COCO images file {path}: image {image.file_name} (id {image.id}) is there twice")
-        image_of[image.id] = name
-        found.rows[name] = []
-        if image.width and image.height:
-            found.size[name] = (image.width, image.height)
-    category_of: dict[int, str] = {}
-    for category in names.categories:
-        if category_of.setdefault(category.id, category.name) != category.name:
-            raise InputError(f"COCO images file {path}: category id {category.id} is there twice")
-    return found, image_of, category_of
+    image_of = {image.id: image.file_name.replace("\\", "/") for image in names.images}
+    found = Detections({name: [] for name in image_of.values()})
+    found.size = {image_of[one.id]: (one.width, one.height) for one in names.images if one.width and one.height}
+    return found, image_of, {category.id: category.name for category in names.categories}
 
 
 def _hull(result: _Result, entry: str) -> Hull:
@@ -118,6 +107,4 @@ def _hull(result: _Result, entry: str) -> Hull:
     if not result.bbox:
         raise InputError(f"{entry}: neither bbox nor poly")
     left, top, width, height = result.bbox
-    if width < 0 or height < 0:
-        raise InputError(f"{entry}: bbox has a negative width or height")
     return left, top, left + width, top + height

@@ -12,9 +12,11 @@ from __future__ import annotations
 import argparse
 import hashlib
 import logging
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import repeat
+from math import inf
 from pathlib import Path
 
 import numpy as np
@@ -50,7 +52,9 @@ DONE = ".detections"  # the folder in --out that keeps the results of each image
 def main() -> None:
     arguments = _parse()
     classes = read_classes(arguments.classes) if arguments.classes else list(CLASSES)
-    check_folder(arguments.out, classes)
+    other = {path.name for path in arguments.out.glob("*.txt")} - {f"Task2_{name}.txt" for name in classes}
+    if other:
+        raise InputError(f"{arguments.out} holds other text files ({some(sorted(other))}); choose another --out")
     check_writable(arguments.out, "results go to")
     device = pick_device(arguments.device)
     paths = image_paths(arguments.image_path)
@@ -66,14 +70,10 @@ def main() -> None:
     left = [path for path in paths if not done.has(whole_stem(path.name), path)]
     faults = find_damaged([str(path) for path in left], arguments.workers, arguments.truncated)
     good = [path for path in left if str(path) not in faults]
+    batches = detect(model.to(device), good, device, arguments.batch_size, arguments.workers, arguments.truncated)
     with StopSignals() as stop:
-        batches = detect(model.to(device), good, device, arguments.batch_size, arguments.workers, arguments.truncated)
-        for batch in Bar(batches, "detecting", -(-len(good) // arguments.batch_size), unit="batch"):
-            for path, rows in batch:
-                if isinstance(rows, InputError):
-                    faults[str(path)] = rows
-                else:
-                    done.add(whole_stem(path.name), path, rows)
+        for path, rows in Bar(batches, "detecting", len(good), unit="image"):
+            done.add(whole_stem(path.name), path, rows)
             stop.check()
     found = done.results()
     write_results(arguments.out, found, classes)
@@ -86,17 +86,10 @@ def main() -> None:
 
 
 def load_detector(
-    arch: str,
-    weights: Path,
-    classes: int,
-    threshold: float,
-    min_size: int | None = None,
-    max_size: int | None = None,
+    arch: str, weights: Path, classes: int, threshold: float, min_size: int | None = None, max_size: int | None = None
 ) -> torch.nn.Module:
-    """Return a torchvision detector with the user's weights, in evaluation mode.
+    """Return a torchvision detector with the user's weights: a state dict, or one under `model` or `state_dict`.
 
-    The file holds a state dict, or a dict with one under `model` (torchvision's training scripts) or `state_dict`.
-    threshold: lowest score of a detection. min_size, max_size: image sides in the detector; None: its default.
     Raise InputError for any other file, and for weights of another architecture or number of classes.
     """
     with torch.serialization.safe_globals([argparse.Namespace]):  # torchvision's scripts store their arguments too
@@ -118,19 +111,15 @@ def load_detector(
 
 def image_paths(folder: Path) -> list[Path]:
     """Return the images of a folder, sorted. Raise InputError for none, two of one stem, or a name with spaces."""
-    if not folder.is_dir():
-        raise InputError(f"image folder {folder} is not there")
     suffixes = Image.registered_extensions()
-    paths = sorted(p for p in folder.iterdir() if p.suffix.lower() in suffixes and p.name[0] != "." and p.is_file())
+    paths = sorted(p for p in folder.glob("[!.]*") if p.suffix.lower() in suffixes and p.is_file())
     if not paths:
-        raise InputError(f"image folder {folder} holds no images")
-    first: dict[str, Path] = {}
-    for path in paths:
-        name = whole_stem(path.name)
-        if (other := first.setdefault(name, path)) is not path:
-            raise InputError(f"images {other.name} and {path.name} of {folder} share a name ({name}); rename one")
-        if name.split() != [name]:
-            raise InputError(f"image {path.name!r} of {folder} has spaces in its name, which DOTA text cannot hold")
+        raise InputError(f"image folder {folder} is not there, or holds no images")
+    stems = [whole_stem(path.name) for path in paths]
+    if twice := [stem for stem, count in Counter(stems).items() if count > 1]:
+        raise InputError(f"image folder {folder}: images share a name ({some(twice)}); rename one of each")
+    if spaced := [stem for stem in stems if stem.split() != [stem]]:
+        raise InputError(f"image folder {folder}: DOTA text cannot hold names with spaces ({some(spaced)})")
     return paths
 
 
@@ -142,30 +131,13 @@ def detect(
     batch_size: int,
     workers: int,
     truncated: Truncated = "error",
-) -> Iterator[list[tuple[Path, list[list[float]] | InputError]]]:
-    """Yield batches of (path, detections); a detection is label, score, left, top, right, bottom, in pixels.
-
-    A damaged image has its fault in place of detections.
-    """
+) -> Iterator[tuple[Path, list[list[float]]]]:
+    """Yield each image with its detections; a detection is label, score, left, top, right, bottom, in pixels."""
     with ThreadPoolExecutor(workers) as pool, memory_advice("lower --batch_size"):
         for start in range(0, len(paths), batch_size):
             batch = paths[start : start + batch_size]
-            found = dict(zip(batch, pool.map(_pixels, batch, repeat(truncated)), strict=True))
-            good = {path: one.to(device) for path, one in found.items() if not isinstance(one, InputError)}
-            outputs = model(list(good.values())) if good else []
-            yield list((found | dict(zip(good, map(_rows, outputs), strict=True))).items())
-
-
-def check_folder(out: Path, classes: list[str]) -> None:
-    """Raise InputError if classes cannot name files, or if `out` holds text files that would mix with the results."""
-    for name in classes:
-        if "/" in name or "\\" in name:
-            raise InputError(f"class name {name!r}: a result file is named after it, so it cannot hold / or \\")
-    other = sorted({path.name for path in out.glob("*.txt")} - {f"Task2_{name}.txt" for name in classes})
-    if other:
-        raise InputError(f"{out} holds other text files ({some(other)}); choose another folder for --out")
-    if any(out.glob("*.txt")) and not (out / DONE).exists():
-        raise InputError(f"{out} holds results without {DONE}, so they cannot be added to; choose another --out")
+            pixels = [one.to(device) for one in pool.map(_pixels, batch, repeat(truncated))]
+            yield from zip(batch, map(_rows, model(pixels)), strict=True)
 
 
 def write_results(folder: Path, found: dict[str, list[list[float]]], classes: list[str]) -> None:
@@ -178,12 +150,8 @@ def write_results(folder: Path, found: dict[str, list[list[float]]], classes: li
         write_text(folder / f"Task2_{name}.txt", "".join(line + "\n" for line in part))
 
 
-def _pixels(path: Path, truncated: Truncated) -> torch.Tensor | InputError:
-    """Return an image as (3, H, W) float32 in [0, 1], or its fault."""
-    try:
-        return torch.from_numpy(np.array(open_image(path, truncated))).permute(2, 0, 1).float() / 255
-    except InputError as error:
-        return error
+def _pixels(path: Path, truncated: Truncated) -> torch.Tensor:
+    return torch.from_numpy(np.array(open_image(path, truncated))).permute(2, 0, 1).float() / 255
 
 
 def _rows(output: dict[str, torch.Tensor]) -> list[list[float]]:
@@ -209,12 +177,8 @@ def _parse() -> argparse.Namespace:
     add_truncated(parser)
     parser.add_device()
     arguments = parser.parse_args()
-    if not 0 <= arguments.threshold <= 1:
-        raise InputError(f"--threshold must be from 0 to 1, got {arguments.threshold:g}")
-    for name in ("batch_size", "workers", "min_size", "max_size"):
+    for name, least, most in (("threshold", 0, 1), ("batch_size", 1, inf), ("min_size", 1, inf), ("max_size", 1, inf)):
         value = getattr(arguments, name)
-        if value is not None and value < 1:
-            raise InputError(
-                f"--{name.replace('_size', '-size') if name != 'batch_size' else name} must be at least 1, got {value}"
-            )
+        if value is not None and not least <= value <= most:
+            raise InputError(f"{name} must be from {least} to {most}, got {value}")
     return arguments

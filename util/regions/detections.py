@@ -23,7 +23,7 @@ _PATCH = re.compile(r"(?P<image>.+)__(?P<number>[0-9]{1,5}(\.[0-9]{1,5})?)__(?P<
 
 
 class Row(NamedTuple):
-    """Hold one detection: class name, score in [0, 1], and axis-aligned hull."""
+    """Hold one detection."""
 
     class_name: str
     score: float
@@ -31,12 +31,11 @@ class Row(NamedTuple):
 
 
 def hull(corners: Sequence[float]) -> Hull:
-    """Return the axis-aligned hull of corner points x1 y1 x2 y2 ..."""
     return min(corners[0::2]), min(corners[1::2]), max(corners[0::2]), max(corners[1::2])
 
 
 class Patch(NamedTuple):
-    """Hold a part of an image that was cut out for detection: its image, scale, and corner in pixels."""
+    """Hold the place of a part that was cut out of an image for detection."""
 
     image: str
     scale: float
@@ -44,7 +43,6 @@ class Patch(NamedTuple):
     top: float
 
     def put_back(self, row: Row) -> Row:
-        """Return the row in the coordinates of the image."""
         left, top, right, bottom = row.hull
         x, y = self.left, self.top
         place = ((left + x) / self.scale, (top + y) / self.scale, (right + x) / self.scale, (bottom + y) / self.scale)
@@ -66,21 +64,13 @@ def patch_of(name: str) -> Patch | None:
 
 @dataclass
 class Detections:
-    """Hold the content of a folder or file of detections.
+    """Hold the content of a folder or file of detections."""
 
-    rows: image name, as the source writes it -> its detections. Formats with one file per image, and COCO, name every
-        image that was looked at, some with an empty list.
-    normalised: hulls are in units of the image sides, not in pixels.
-    names_all: an image that is not in `rows` was never looked at; otherwise (result text), nothing was found in it.
-    size: image name -> (width, height) in pixels, if the source knows it.
-    source: the name for messages.
-    """
-
-    rows: dict[str, list[Row]]
-    normalised: bool = False
-    names_all: bool = True
-    size: dict[str, tuple[float, float]] = field(default_factory=dict)
-    source: str = "the regions"
+    rows: dict[str, list[Row]]  # image name, as the source writes it -> its detections
+    normalised: bool = False  # hulls are in units of the image sides, not in pixels
+    names_all: bool = True  # an image that is not in `rows` was never looked at; result text names no empty images
+    size: dict[str, tuple[float, float]] = field(default_factory=dict)  # image name -> width, height in pixels
+    source: str = "the regions"  # the name for messages
 
 
 def to_regions(
@@ -92,11 +82,9 @@ def to_regions(
 ) -> list[Regions]:
     """Return the regions of each image of `names`, in units of the image sides, clipped to the image.
 
-    size_of(name) returns (width, height) in pixels; it is called only if the detections are in pixels and the source
-    does not know the size. class_map adds class names to those that `class_index` knows. One warning each counts the
-    regions dropped for their class or their place, those clipped, images without any, and names of no image.
-    Raise InputError if the source lacks images, unless `allow_missing`, or if most regions would be dropped for their
-    class.
+    size_of(name) returns (width, height) in pixels, for sources that do not know it. class_map adds class names to
+    those that `class_index` knows. Raise InputError if the source lacks images, unless `allow_missing`, or if most
+    regions would be dropped for their class.
     """
     found, strangers = by_image(detections, names)
     _check_missing(found, names, strangers, allow_missing)
@@ -126,10 +114,7 @@ def to_regions(
 
 
 def by_image(detections: Detections, names: Sequence[str]) -> tuple[Detections, list[str]]:
-    """Return the detections under the names of the lists, patches put back, and the source's names of no image.
-
-    Raise InputError if two images share a name of the source.
-    """
+    """Return the detections under the names of the lists, patches put back, and the source's names of no image."""
     found = Detections({}, detections.normalised, detections.names_all, {}, detections.source)
     patches = {} if found.normalised else _patches(detections, names)
     others = [key for key in detections.rows if key not in patches]
@@ -146,7 +131,6 @@ def by_image(detections: Detections, names: Sequence[str]) -> tuple[Detections, 
 
 
 def _patches(detections: Detections, names: Sequence[str]) -> dict[str, tuple[Patch, str]]:
-    """Return the patches among the source's names with the listed image of each; a listed name is no patch."""
     themselves = {form for name in names for form in (name, whole_stem(name))}
     patches = {key: patch_of(key) or patch_of(whole_stem(key)) for key in detections.rows if key not in themselves}
     images = list(dict.fromkeys(patch.image for patch in patches.values() if patch))
@@ -174,7 +158,6 @@ def _check_missing(found: Detections, names: Sequence[str], strangers: list[str]
 
 
 def _class_indices(found: Detections, class_map: ClassMap) -> dict[str, int | None]:
-    """Return class name -> index, None for dropped ones. Raise InputError if most regions are of unknown classes."""
     count = Counter(row.class_name for rows in found.rows.values() for row in rows)
     index = {name: class_map.get(plain(name), class_index(name)) for name in count}
     unknown = Counter(

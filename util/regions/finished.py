@@ -22,10 +22,7 @@ class Finished:
             raise InputError(f"{folder} is from a run with other weights or options; delete it, or give another --out")
 
     def has(self, key: str, image: Path) -> bool:
-        """Return True if the image has a result and its file has not changed since.
-
-        Raise InputError if another file that is still there has the key.
-        """
+        """Return True if the image has a result and has not changed since. Raise InputError for another image's key."""
         path = self.folder / f"{key}.json"
         if not path.exists():
             return False
@@ -35,7 +32,6 @@ class Finished:
         return (file, stamp) == _file_and_stamp(image)
 
     def add(self, key: str, image: Path, result: Any) -> None:
-        """Write the result (JSON) of an image."""
         if not (self.folder / SETTINGS).exists():
             write_json(self.folder / SETTINGS, self.settings)
         write_text(self.folder / f"{key}.json", json.dumps([*_file_and_stamp(image), result]))

@@ -42,13 +42,8 @@ def _read_hdf5(path: Path, names: Sequence[str]) -> tuple[np.ndarray, ...]:
             return tuple(_table(path, file, key, len(known))[rows] for key in ("local_rep", "local_adj"))
     except InputError:
         raise
-    except BlockingIOError:
-        raise InputError(f"local features {path}: another program has it open to write; try when it is done") from None
     except Exception as error:  # h5py raises errors of many kinds on damaged files
-        raise InputError(
-            f"local features {path}: not the HDF5 form of docs/data.md, or damaged ({error}); on a file system with "
-            "no locks of its own, set HDF5_USE_FILE_LOCKING=FALSE"
-        ) from None
+        raise InputError(f"local features {path} cannot be read as HDF5 (docs/data.md): {error}") from None
 
 
 def _table(path: Path, file: h5py.File, key: str, images: int) -> np.ndarray:
@@ -82,11 +77,7 @@ def _read_npy(path: Path, names: Sequence[str]) -> tuple[np.ndarray, ...]:
 
 
 def _rows(path: Path, key: str, table: Any) -> list[list[float]]:
-    """Return a table of 20 x 20 numbers, arrays or lists, as lists. Raise InputError for anything else.
-
-    NumPy must not see lists that were not looked at: one that holds itself many times over keeps it busy for ever.
-    """
-    table = _listed(table)
+    table = _listed(table)  # NumPy must not see it before it is checked: a list may hold itself many times over
     rows = [_listed(row) for row in table] if isinstance(table, list) else []
     sizes = [len(row) if isinstance(row, (list, tuple)) else 0 for row in rows]
     if sizes != [SHAPE[1]] * SHAPE[0] or any(type(value) not in (float, int) for row in rows for value in row):
@@ -100,7 +91,6 @@ def _listed(value: Any) -> Any:
 
 
 def _keys(path: Path, names: Sequence[str], known: Iterable[str]) -> list[str]:
-    """Return the file's key of each image. Raise InputError for images that have none."""
     keys = match(names, known, f"local features {path}")
     absent = [name for name, key in zip(names, keys, strict=True) if key is None]
     if absent:

@@ -62,7 +62,6 @@ def _boxes(axes: Axes, box: np.ndarray, colour: np.ndarray, width: float, style:
 
 
 def _merges(axes: Axes, box: np.ndarray, colour: np.ndarray, denoised: Denoised) -> None:
-    """Draw nodes in full lines; what merged into one in dotted lines, with an arm to the node's centre."""
     kept = denoised.region_of_node
     merged = np.setdiff1d(np.flatnonzero(denoised.node_of_region >= 0), kept)
     into = kept[denoised.node_of_region[merged]]
@@ -76,7 +75,6 @@ def _merges(axes: Axes, box: np.ndarray, colour: np.ndarray, denoised: Denoised)
 
 
 def _graph(axes: Axes, box: np.ndarray, colour: np.ndarray, denoised: Denoised, adjacency: np.ndarray) -> None:
-    """Draw edges by their weight in A; a disc for each node, its area by its multiplicity."""
     centre = box[denoised.region_of_node, :2]
     i, j = np.triu_indices(len(centre), 1)
     weight = adjacency[i, j] / max(adjacency[i, j].max(initial=0), 1e-9)

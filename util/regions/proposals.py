@@ -1,9 +1,8 @@
 """Propose regions without a detector: compact, contrasting segments of an image.
 
-Segments come from graph-based segmentation (Felzenszwalb and Huttenlocher, IJCV 2004; scikit-image) of the image at
-several sizes. Each is described by colour, texture, shape and size; its "class" is the nearest of 15 appearance
-prototypes (k-means centres, scikit-learn) fitted on the train images; its score comes from its contrast to its
-surroundings. Nothing is random: the same images give the same regions.
+Segments come from graph-based segmentation (Felzenszwalb and Huttenlocher, IJCV 2004) of the image at several sizes.
+The "class" of a segment is the nearest of 15 appearance prototypes (k-means centres) fitted on the train images; its
+score comes from its contrast to its surroundings. Nothing is random.
 """
 
 from __future__ import annotations
@@ -28,18 +27,16 @@ DESCRIPTION = ("L", "a", "b", "deviation_L", "deviation_ab", "edges", "elongatio
 class ProposalOptions:
     """Set the rules of the proposals. The defaults are ours, chosen by eye on UCM train images.
 
-    side: images are scaled to this length of the longer side in pixels, so that time and thresholds do not depend on
-        their resolution. 256, the size that the model sees.
+    side: length in pixels to which the longer side of an image is scaled: what the model sees.
     shrink, scale, sigma, min_size: segmentation at 1/shrink of that size, with Felzenszwalb's scale, smoothing and
-        smallest segment (in its own pixels). The small sizes find large things at little cost.
-    min_area, max_area: share of the image that a region covers. Below, it is noise; above, it is background.
-    max_area_at_corner: the same for segments that meet two sides of the image or more; these are background more often.
-    min_compactness: area over the area of the ellipse with the same second moments (1 for an ellipse, 0.95 for a
-        rectangle, less for branching or hollow segments).
+        smallest segment. The small sizes find large things at little cost.
+    min_area, max_area: share of the image that a region covers: more than noise, less than background.
+    max_area_at_corner: the same for segments that meet two sides of the image; these are background more often.
+    min_compactness: area over that of the ellipse with the same second moments; low for branching segments.
     max_elongation: longest over shortest axis; longer ones are lines and shadows.
     min_contrast: CIELAB distance of the segment's mean colour and that of its surroundings.
-    full_contrast: the contrast at which the score 1 - exp(-(contrast / full_contrast)^2) is 0.63. The square keeps
-        large pieces of background, which are a little different from the rest, from outranking small targets.
+    full_contrast: of the score 1 - exp(-(contrast / full_contrast)^2), whose square keeps large pieces of background,
+        a little different from the rest, from outranking small targets.
     """
 
     side: int = 256
@@ -79,7 +76,6 @@ class Prototypes(NamedTuple):
 
 
 def propose(image: Image.Image, options: ProposalOptions = DEFAULTS) -> Proposals:
-    """Return the compact, contrasting segments of an image (any mode and size), over all sizes of the segmentation."""
     found = []
     shrink_to_side = options.side / max(image.size)
     for shrink in options.shrink:
@@ -90,10 +86,7 @@ def propose(image: Image.Image, options: ProposalOptions = DEFAULTS) -> Proposal
 
 
 def fit_prototypes(description: np.ndarray, most: int = 50_000, seed: int = 0) -> Prototypes:
-    """Fit k-means prototypes to region descriptions (n, 9), at most `most` evenly spaced ones of them.
-
-    Return 15 (one for each class of a node), or as many as there are distinct descriptions if these are fewer.
-    """
+    """Fit one k-means prototype for each class of a node to `most` evenly spaced of the descriptions (n, 9)."""
     if len(description) == 0:
         none = np.zeros(len(DESCRIPTION))
         return Prototypes(np.zeros((0, len(DESCRIPTION))), none, none + 1)
@@ -118,7 +111,6 @@ def classify(proposals: Proposals, prototypes: Prototypes) -> Regions:
 
 
 def _segments(rgb: np.ndarray, options: ProposalOptions) -> Proposals:
-    """Segment one image (h, w, 3) uint8 and keep what is compact, contrasting and of a fitting size."""
     height, width = rgb.shape[:2]
     lab = rgb2lab(rgb)
     label = felzenszwalb(rgb, scale=options.scale, sigma=options.sigma, min_size=options.min_size)
@@ -161,10 +153,7 @@ def _segments(rgb: np.ndarray, options: ProposalOptions) -> Proposals:
 
 
 def _contrast(lab: np.ndarray, colour: np.ndarray, count: np.ndarray, left, right, top, bottom) -> np.ndarray:
-    """Return the CIELAB distance of each segment's mean colour (n, 3) and that of its box, widened by half its size.
-
-    The segment itself is left out of its surroundings; sums over boxes come from the summed-area table.
-    """
+    """Return the CIELAB distance of each segment's mean colour and that of the rest of its box, widened by half."""
     height, width = lab.shape[:2]
     table = np.zeros((height + 1, width + 1, 4))
     table[1:, 1:, :3] = lab

@@ -47,10 +47,8 @@ def read_detections(
 ) -> tuple[Detections, str]:
     """Read a folder (DOTA, YOLO-OBB) or a file (COCO) of detections; return them and the name of their format.
 
-    form: a key of READERS, or `auto` (see `detect_format`). classes: a file of class names in the order of the
-    indices, for YOLO-OBB and for COCO results without `coco_images`; default: a `classes.txt` among the labels, else
-    CLASSES. coco_images: the JSON file whose `images` and `categories` COCO results refer to.
-
+    form: a key of READERS, or `auto`. classes: a file of class names in the order of the indices (default: a
+    `classes.txt` among the labels, else CLASSES). coco_images: the JSON file of COCO's `images` and `categories`.
     Raise InputError for a source that is missing, of no known format, malformed, or in another unit.
     """
     if not source.exists():
@@ -61,14 +59,9 @@ def read_detections(
         needed = f"one {reader.suffix[1:].upper()} file" if reader.suffix else "a folder of text files"
         raise InputError(f"regions {source}: the {form} format is {needed}")
     options = {name: value for name, value in (("classes", classes), ("coco_images", coco_images)) if value}
-    for name in options:
-        if name not in reader.options:
-            takers = " and ".join(key for key, other in READERS.items() if name in other.options)
-            raise InputError(
-                f"regions {source} are in the {form} format; --{name.replace('_', '-')} belongs to {takers}"
-            )
-    if len(options) == 2:
-        raise InputError(f"regions {source}: --classes is not needed with --coco-images; leave it out")
+    for name in options.keys() - set(reader.options):
+        takers = " and ".join(key for key, other in READERS.items() if name in other.options)
+        raise InputError(f"regions {source} are in the {form} format; --{name.replace('_', '-')} belongs to {takers}")
     found = reader.read(source, **options)
     found.source = str(source)
     _check_unit(found, form)
@@ -76,10 +69,7 @@ def read_detections(
 
 
 def detect_format(source: Path) -> str:
-    """Return the format of a file by its suffix, that of a folder by the first line that is not blank.
-
-    Raise InputError if none fits.
-    """
+    """Return the format of a file by its suffix, that of a folder by the first line that is not blank."""
     if not source.is_dir():
         for form, reader in READERS.items():
             if reader.suffix == source.suffix.lower():
@@ -93,7 +83,7 @@ def detect_format(source: Path) -> str:
                 if reader.fits(line.split(), result):
                     return form
             raise InputError(
-                f"regions {path}, line {number}: neither DOTA nor YOLO-OBB text ({quoted(line)}); see {GUIDE}, or say "
+                f"regions {path}, line {number}: neither DOTA nor YOLO-OBB text ({line[:60]!r}); see {GUIDE}, or say "
                 f"--format {'|'.join(READERS)} for a clearer message"
             )
     return "dota-result" if result else "dota"  # only empty files: nothing was found in any image
@@ -136,12 +126,10 @@ def _dota_row(line: str) -> Row:
     words = line.split()
     names = words[8:]
     if len(names) > 1 and class_index(" ".join(names)) is None:  # the last is a difficulty: 0, 1, in some data -1 or 2
-        if not re.fullmatch("[+-]?[0-9]+", names[-1]):
-            raise ValueError(f"the difficulty must be an integer, got {quoted(names[-1])}")
-        names = names[:-1]
+        int(names.pop())
     if not names or is_number(names[0]):
         raise ValueError("must be 8 coordinates and a class")
-    return _row(" ".join(names), 1.0, numbers(words[:8]))
+    return _row(" ".join(names), 1.0, numbers(words[:8], 8))
 
 
 def read_results(folder: Path) -> Detections:
@@ -160,26 +148,21 @@ def read_results(folder: Path) -> Detections:
 
 def _result_row(line: str, class_name: str, coordinates: int | None) -> tuple[str, Row]:
     """Return image and row. `coordinates` None: told from the number of words, for names without spaces."""
-    words = line.split()
-    found = {6: 4, 10: 8}.get(len(words))
+    found = {6: 4, 10: 8}.get(len(line.split()))
+    coordinates = coordinates or found
     if coordinates is None:
-        coordinates = found
-    elif found not in (None, coordinates) and all(map(is_number, words[1:])) and 0 <= float(words[1]) <= 1:
-        task = {8: "Task1", 4: "Task2"}
-        raise ValueError(
-            f"{found} coordinates in a {task[coordinates]} file, which has {coordinates} (name the file "
-            f"{task[found]}_... if these are right)"
-        )
-    words = line.rsplit(maxsplit=coordinates + 1) if coordinates else []
-    if coordinates is None or len(words) != coordinates + 2:
-        raise ValueError(f"must be image, score and {coordinates or '8 or 4'} coordinates")
-    score, *place = numbers(words[1:])
-    return words[0], _row(class_name, score, place)
+        raise ValueError("must be image, score and 8 or 4 coordinates")
+    if found not in (None, coordinates):
+        raise ValueError(f"{found} coordinates in a Task{1 if coordinates == 8 else 2} file, which has {coordinates}")
+    name, *words = line.rsplit(maxsplit=coordinates + 1)
+    score, *place = numbers(words, coordinates + 1)
+    return name, _row(class_name, score, place)
 
 
 def read_yolo(folder: Path, classes: Path | None = None) -> Detections:
     """Read Ultralytics' text: `class x1 y1 x2 y2 x3 y3 x4 y4 confidence [track]`, in units of the image sides."""
-    if classes is None and (classes := class_file(folder)):
+    if classes is None and (folder / CLASS_FILE).is_file():
+        classes = folder / CLASS_FILE
         logger.info(f"class names are those of {classes}")
     names = read_classes(classes) if classes else list(CLASSES)
     return Detections(_per_image(folder, lambda line: _yolo_row(line, names)), normalised=True)
@@ -189,16 +172,15 @@ def _yolo_row(line: str, names: list[str]) -> Row:
     words = line.split()
     if len(words) not in (10, 11):
         raise ValueError("must be class, 8 corner coordinates and confidence (Ultralytics: save_conf=True)")
-    if not re.fullmatch("[0-9]{1,9}", words[0]) or int(words[0]) >= len(names):
-        raise ValueError(f"the class is {quoted(words[0])}; an index from 0 to {len(names) - 1} is needed")
-    if len(words) == 11 and not re.fullmatch("[0-9]+", words[10]):
-        raise ValueError(f"column 11 (track id) must be an integer, got {quoted(words[10])}")
-    if re.fullmatch("[0-9]+", words[9]) and int(words[9]) > 1:
+    if not words[0].isdecimal() or int(words[0]) >= len(names):
+        raise ValueError(f"the class is {words[0]!r}; an index from 0 to {len(names) - 1} is needed")
+    if len(words) == 11 and not words[10].isdecimal():
+        raise ValueError(f"column 11 (track id) must be an integer, got {words[10]!r}")
+    *corners, confidence = numbers(words[1:10], 9)
+    if words[9].isdecimal() and confidence > 1:
         raise ValueError(
-            f"the confidence is {words[9]}; this looks like the number of a track, and no confidence "
-            "(Ultralytics: save_conf=True)"
+            f"the confidence is {words[9]}; this looks like the number of a track (Ultralytics: save_conf=True)"
         )
-    *corners, confidence = numbers(words[1:10])
     if sum(not -1 <= value <= 2 for value in corners) > 4:  # one corner may lie far out: it is clipped
         raise ValueError("corners must be in units of the image sides (0 to 1); these look like pixels")
     return _row(names[int(words[0])], confidence, corners)
@@ -227,19 +209,10 @@ READERS = {
 def label_files(folder: Path) -> list[Path]:
     """Return the text files of a folder, sorted, without a `classes.txt` of names. Raise InputError for none."""
     paths = sorted(path for path in folder.iterdir() if path.suffix.lower() == ".txt" and not path.name.startswith("."))
-    paths = [path for path in paths if path != class_file(folder)]
+    paths = [path for path in paths if path.name != CLASS_FILE]
     if not paths:
-        raise InputError(f"regions {folder} holds no .txt files" + (" of labels" if class_file(folder) else ""))
+        raise InputError(f"regions {folder} holds no .txt files of labels")
     return paths
-
-
-def class_file(folder: Path) -> Path | None:
-    """Return the folder's `classes.txt`, unless it holds the labels of an image of that name."""
-    path = folder / CLASS_FILE
-    if not path.is_file():
-        return None
-    names = all(sum(map(is_number, line.split())) < 4 for _, line in lines_of(path))
-    return path if names else None
 
 
 def lines_of(path: Path, headers: bool = False) -> Iterator[tuple[int, str]]:
@@ -255,7 +228,7 @@ def parsed(path: Path, parse: Callable[[str], Any], headers: bool = False) -> It
         try:
             yield parse(line)
         except ValueError as error:
-            raise InputError(f"regions {path}, line {number}: {error}; the line is {quoted(line)}") from None
+            raise InputError(f"regions {path}, line {number}: {error}; the line is {line[:60]!r}") from None
 
 
 def _per_image(folder: Path, row: Callable[[str], Row], headers: bool = False) -> dict[str, list[Row]]:
@@ -274,28 +247,21 @@ def _row(class_name: str, score: float, corners: list[float]) -> Row:
 
 
 def is_number(word: str) -> bool:
-    """Return True for a number that a pixel can be: not infinity, nan, or above 1e9."""
     try:
-        return abs(float(word)) < 1e9
+        return abs(float(word)) < 1e9  # not infinity, not nan
     except ValueError:
         return False
 
 
-def numbers(words: list[str]) -> list[float]:
-    """Parse numbers. Raise ValueError for the first word that is none."""
-    for word in words:
-        if not is_number(word):
-            raise ValueError(f"{quoted(word)} is not a number")
+def numbers(words: list[str], count: int) -> list[float]:
+    """Parse `count` numbers. Raise ValueError for anything else."""
+    wrong = [word for word in words if not is_number(word)]
+    if wrong or len(words) != count:
+        raise ValueError(f"{wrong[0]!r} is not a number" if wrong else f"must be {count} numbers, got {len(words)}")
     return [float(word) for word in words]
 
 
-def quoted(text: str, most: int = 60) -> str:
-    """Return a text in quotes, cut after `most` characters."""
-    return repr(text if len(text) <= most else text[:most] + "...")
-
-
 def _check_unit(found: Detections, form: str) -> None:
-    """Raise InputError for units of the image sides in a format of pixels."""
     hulls = np.array([row.hull for rows in found.rows.values() for row in rows])
     if not found.normalised and hulls.size and hulls.min() >= -1 and hulls.max() <= 2:
         raise InputError(
