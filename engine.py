@@ -21,8 +21,7 @@ from layers.distributed import GlobalBatch, all_gather, gather, own_share, sum_g
 from layers.loss import CRITERIA
 from layers.model import Model
 from option.options import Optim, Options
-from util.checkpoints import load_weights
-from util.resume import TrainState
+from util.checkpoint import TrainState, load_weights
 from util.run_log import NoLog, RunLog
 from util.weights import load_starting_weights
 from utils import Bar, InputError, Meter, memory_advice, not_installed

@@ -29,7 +29,7 @@ from postprocessing.recall import QueryRanks, chance, query_ranks
 from postprocessing.rerank import PUBLISHED, Reranker
 from postprocessing.results import Banked, FoldScore, Reranked, Results, score_of
 from postprocessing.tables import markdown, table, write_ranks, write_tables
-from util.checkpoints import BEST, read_checkpoint
+from util.checkpoint import BEST, read_checkpoint
 from util.device import pick_device
 from utils import InputError, Parser, check_writable, is_main, run_command, same_options, write_json
 from vocab import load_words

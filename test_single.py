@@ -17,7 +17,7 @@ from postprocessing.recall import query_ranks
 from postprocessing.results import Results
 from postprocessing.tables import markdown
 from test import describe, fold_score
-from util.checkpoints import read_checkpoint
+from util.checkpoint import read_checkpoint
 from util.device import pick_device
 from utils import InputError, Parser, check_writable_file, run_command
 from vocab import load_words

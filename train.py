@@ -34,16 +34,20 @@ from layers.model import Model
 from option import Options, load_options
 from postprocessing.drawing import retrieval_grid
 from postprocessing.recall import chance, query_ranks
-from util.checkpoints import BEST, LAST, load_weights, read_checkpoint, save_checkpoint
-from util.device import bf16_gain, pick_device
-from util.resume import (
+from util.checkpoint import (
+    BEST,
     DIVERGED,
+    LAST,
     TrainState,
     check_inputs,
     earlier_state,
+    load_weights,
+    read_checkpoint,
     refuse_existing,
+    save_checkpoint,
     warn_of_seen_images,
 )
+from util.device import bf16_gain, pick_device
 from util.run_log import NoLog, RunLog, StopSignals, only_writer, recorded
 from util.weights import load_starting_weights
 from utils import (

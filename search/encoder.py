@@ -18,7 +18,7 @@ from engine import autocast, load_model
 from layers.drea import DreaOptions, Regions, denoise, enhanced_adjacency
 from layers.model import Model, cosine, l2norm
 from option import Options
-from util.checkpoints import read_checkpoint
+from util.checkpoint import read_checkpoint
 from util.images import square
 from util.regions.local_features import ADVICE, SHAPE
 from util.regions.proposals import ProposalOptions, Prototypes, classify, propose

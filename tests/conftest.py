@@ -24,7 +24,7 @@ import torch
 import torchvision
 from torch import nn
 
-import util.checkpoints
+import util.checkpoint
 import utils
 
 ROOT = Path(utils.__file__).parent
@@ -212,7 +212,7 @@ def checkpoint(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     from engine import make_criterion, make_optimizer
     from layers import build_model
     from option import load_options
-    from util.resume import TrainState
+    from util.checkpoint import TrainState
 
     options = load_options(demo / "tiny.yaml")
     words = vocab.load(demo / "vocab.json").words
@@ -223,7 +223,7 @@ def checkpoint(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     train_state = TrainState(model, criterion, make_optimizer(model, options.optim, criterion))
     state = train_state.for_resume(options, words, rows=[], inputs="")
     del state["inputs"]  # as in checkpoints of before it was kept
-    util.checkpoints.save_checkpoint(state, folder / "GaLR_best.pth.tar")
+    util.checkpoint.save_checkpoint(state, folder / "GaLR_best.pth.tar")
     names = list(dict.fromkeys((demo / "data/train_filename.txt").read_text().split()))
     utils.write_json(folder / "split.json", {"train": names[4:], "val": names[:4]})
     return folder / "GaLR_best.pth.tar"
@@ -277,5 +277,5 @@ def part_way(work: Path, run: Callable[[str], Outcome]) -> Path:
 
     with at_step(5, stop(signal.SIGTERM)):
         assert run(TRAIN).status == 143
-    assert steps(LAST) == 5 and steps(util.checkpoints.previous(LAST)) == 4
+    assert steps(LAST) == 5 and steps(util.checkpoint.previous(LAST)) == 4
     return work

@@ -47,13 +47,12 @@ from option import load_options
 from option.options import Seq2Vec
 from postprocessing.matrices import load
 from postprocessing.rerank import rerank_recall
-from util.checkpoints import load_weights, newest_checkpoint, read_checkpoint
+from util.checkpoint import load_weights, newest_checkpoint, read_checkpoint, resumable
 from util.convert_captions import lists, read_images
 from util.lists import read_names, safe_paths, validation_names
 from util.regions.detections import to_regions
 from util.regions.local_features import load_local
 from util.regions.readers import read_detections
-from util.resume import resumable
 from util.skipthoughts import load_skipthoughts
 from utils import InputError, RunError
 

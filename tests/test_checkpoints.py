@@ -24,7 +24,7 @@ from interrupted import (
 )
 from soak import differences
 
-import util.checkpoints
+import util.checkpoint
 import util.device
 import util.images
 import util.run_log
@@ -43,15 +43,15 @@ pytestmark = pytest.mark.usefixtures("short_trunk", "without_pictures")
 )
 def test_a_damaged_checkpoint_is_found_and_the_one_before_it_taken_saying_so(damage, work, checkpoint, capsys) -> None:
     path = work / "last.pth.tar"
-    shutil.copy(checkpoint, util.checkpoints.previous(path))
+    shutil.copy(checkpoint, util.checkpoint.previous(path))
     path.write_bytes(damage(checkpoint.read_bytes()))
-    state = util.checkpoints.newest_checkpoint(path)
+    state = util.checkpoint.newest_checkpoint(path)
     assert state["arch"] == "GaLR"
     said = capsys.readouterr().err
     assert "damaged" in said and f"going on from the checkpoint before, {path}.previous" in said
-    util.checkpoints.previous(path).write_bytes(damage(checkpoint.read_bytes()))
+    util.checkpoint.previous(path).write_bytes(damage(checkpoint.read_bytes()))
     with pytest.raises(utils.InputError, match="no usable checkpoint"):
-        util.checkpoints.newest_checkpoint(path)
+        util.checkpoint.newest_checkpoint(path)
 
 
 def test_a_run_goes_on_from_the_checkpoint_before_to_the_very_same_end(part_way, run, whole) -> None:
@@ -75,9 +75,9 @@ def test_a_crash_between_the_two_renames_loses_nothing(work, checkpoint, monkeyp
     with monkeypatch.context() as patch:
         patch.setattr(Path, "replace", replace)
         with pytest.raises(Killed):
-            util.checkpoints.save_checkpoint({"model": {}}, path, keep_previous=True)
+            util.checkpoint.save_checkpoint({"model": {}}, path, keep_previous=True)
     assert not path.exists()
-    assert util.checkpoints.newest_checkpoint(path)["arch"] == "GaLR"
+    assert util.checkpoint.newest_checkpoint(path)["arch"] == "GaLR"
 
 
 def test_a_file_is_whole_or_not_there(tmp_path) -> None:
@@ -189,7 +189,7 @@ def test_a_full_disk_ends_the_run_and_it_goes_on_once_there_is_room(small_disk, 
     fold = small_disk / FOLD
     assert full.status == 3 and "0 MiB free" in full.message
     assert str(fold) in full.message and "--resume" in full.message
-    util.checkpoints.read_checkpoint(fold / "last.pth.tar")
+    util.checkpoint.read_checkpoint(fold / "last.pth.tar")
     subprocess.run(["mount", "-o", "remount,size=200m", small_disk], check=True)
     assert run(f"{command} --resume").status == 0
     assert differences(whole, fold) == []

@@ -19,7 +19,7 @@ from layers.loss import TripletLoss
 from layers.published import to_published
 from option import load_options
 from option.options import Optim
-from util.checkpoints import read_checkpoint
+from util.checkpoint import read_checkpoint
 from util.device import bf16_gain
 
 pytestmark = pytest.mark.usefixtures("short_trunk")

@@ -11,7 +11,7 @@ import torch
 
 from layers.loss import TripletLoss
 from layers.published import from_published, load_published, to_published
-from util.checkpoints import load_weights, read_checkpoint
+from util.checkpoint import load_weights, read_checkpoint
 
 
 @pytest.fixture(scope="module")

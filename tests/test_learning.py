@@ -18,7 +18,7 @@ from torch import nn
 from data import load_data, validation_split
 from engine import encode_split, load_model
 from option import load_options
-from util.checkpoints import read_checkpoint
+from util.checkpoint import read_checkpoint
 from vocab import load_words
 
 pytestmark = pytest.mark.usefixtures("short_trunk", "one_thread")

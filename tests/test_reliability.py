@@ -24,7 +24,7 @@ from interrupted import (
 )
 from torch._dynamo.exc import BackendCompilerFailed
 
-import util.checkpoints
+import util.checkpoint
 import util.device
 import util.images
 import util.run_log

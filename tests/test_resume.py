@@ -30,7 +30,7 @@ from interrupted import (
 )
 from soak import compare, differences
 
-import util.checkpoints
+import util.checkpoint
 import util.device
 import util.images
 import util.run_log

@@ -13,7 +13,7 @@ from interrupted import at_step, stop
 import engine
 import train
 from option import load_options
-from util.resume import changed_options
+from util.checkpoint import changed_options
 
 pytestmark = pytest.mark.usefixtures("short_trunk")
 FOLD = Path("checkpoint/drawn/0")

@@ -30,7 +30,7 @@ from search.store import Hit, Index, Record, open_index, read_mark
 from search.windows import selo_windows
 from tests.conftest import ROOT, Outcome
 from tests.searching import rows, write_scene
-from util.checkpoints import read_checkpoint
+from util.checkpoint import read_checkpoint
 from util.images import open_image
 from util.regions.local_features import load_local
 from utils import InputError

@@ -17,7 +17,7 @@ from torchvision.models import resnet18
 
 from layers.backbone import ResNet18
 from layers.published import load_state
-from util.checkpoints import load_weights, newest_checkpoint, previous, read_checkpoint, save_checkpoint
+from util.checkpoint import load_weights, newest_checkpoint, previous, read_checkpoint, save_checkpoint
 from util.weights import load_backbone, load_torch, read_weights, weights_of
 from utils import InputError
 

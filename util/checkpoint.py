@@ -1,9 +1,11 @@
-"""Exact resume: how far a fold has come, what its checkpoints hold, and whether a run may go on from one."""
+"""Checkpoints of a run: what they hold, written atomically, read safely, and whether a run may go on from one."""
 
 from __future__ import annotations
 
 import logging
 import math
+import os
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,11 +15,105 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
+from layers import models
+from layers.published import is_published, load_published, load_state
 from option.options import Options
-from util.checkpoints import LAST, newest_checkpoint, previous
-from utils import InputError, RunError, read_json
+from util.weights import check_finite, load_torch, weights_of
+from utils import InputError, RunError, atomic, read_json, worker_died
 
 logger = logging.getLogger("galr")
+
+# ---------------------------------------------------------------- files
+
+EARLIER = "global_branch.resnet.", "global_branch.trunk.net."  # a name in our first checkpoints, and its name now
+BEST, LAST = "GaLR_best.pth.tar", "last.pth.tar"  # in a fold's folder
+
+
+def save_checkpoint(state: dict[str, Any], path: Path, keep_previous: bool = False) -> None:
+    """Write a checkpoint atomically; with `keep_previous` the one before it stays beside it as `NAME.previous`.
+
+    Raise RunError if it cannot be written; what was there before is then still there.
+    """
+    try:
+        with atomic(path, keep=previous(path) if keep_previous else None) as temporary:
+            torch.save(state, temporary)
+    except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
+        if worker_died(error):
+            raise
+        free = shutil.disk_usage(path.parent).free / 2**20 if path.parent.is_dir() else 0
+        reason = error.strerror if isinstance(error, OSError) else "PyTorch's write failed"
+        raise RunError(
+            f"the checkpoint {path} cannot be written ({reason}; {free:.0f} MiB free); the one before it is intact: "
+            "make room and go on with --resume"
+        ) from None
+
+
+def previous(path: Path) -> Path:
+    """Return the path of the checkpoint before this one."""
+    return path.with_name(path.name + ".previous")
+
+
+def read_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
+    """Read a checkpoint, ours or a published one, without running anything in it. Raise InputError."""
+    state = load_torch(path, "checkpoint")
+    weights = weights_of(state["model"], keys=()) if isinstance(state, dict) and "model" in state else None
+    if weights is None:
+        raise InputError(f"checkpoint {path} holds no table 'model' of weights")
+    state["model"] = weights
+    if not isinstance(state.get("words", []), list):
+        raise InputError(f"checkpoint {path}: its words are no list")
+    check_finite(weights, f"checkpoint {path}")
+    return state
+
+
+def newest_checkpoint(path: Path) -> dict[str, Any] | None:
+    """Read the checkpoint at `path`; if it is missing or damaged, the one before it, with a warning; None without any.
+
+    Raise InputError if all that are there are damaged.
+    """
+    faults = []
+    for candidate in (path, previous(path)):
+        if not candidate.is_file():
+            continue
+        try:
+            state = read_checkpoint(candidate)
+        except InputError as error:
+            faults.append(str(error))
+            continue
+        if candidate != path:
+            why = faults[0] if faults else f"{path} is not there"
+            logger.warning(f"{why}; going on from the checkpoint before, {candidate}")
+        return state
+    if faults:
+        raise InputError(f"no usable checkpoint in {path.parent}: {faults[0]}; remove the folder to start anew")
+    return None
+
+
+def load_weights(model: nn.Module, checkpoint: dict[str, Any], words: Sequence[str]) -> None:
+    """Load the weights of a checkpoint, ours or a published one, made with this vocabulary.
+
+    Raise InputError if the vocabulary or the weights do not fit.
+    """
+    made_with = checkpoint.get("words")
+    if made_with is not None and list(made_with) != list(words):
+        raise InputError(
+            f"the vocabulary does not match the checkpoint: {len(words)} words against {len(made_with)} that it was "
+            "trained with; set dataset.vocab_path to the file that the run used"
+        )
+    made_of = str(checkpoint.get("arch"))
+    if made_of in models() and not isinstance(model, models()[made_of]):
+        raise InputError(f"the checkpoint is of the model {made_of}, and the option file names another in model.name")
+    weights = checkpoint["model"]
+    if any(name.startswith(EARLIER[0]) for name in weights):
+        weights = {name.replace(*EARLIER): tensor for name, tensor in weights.items()}
+    load = load_published if is_published(weights) else load_state
+    try:
+        load(model, weights)
+    except ValueError as error:
+        raise InputError(f"the checkpoint's weights do not fit this model: {error}") from None
+
+
+# ---------------------------------------------------------------- what they hold, and exact resume
 
 # Options that may change on --resume: they move no number of the run.
 FREE = {
@@ -138,7 +234,7 @@ class TrainState:
 
 
 def refuse_existing(folder: Path) -> None:
-    """Raise InputError where a fold to be trained anew holds a run."""
+    """Raise InputError if a fold to be trained anew holds a run."""
     last = folder / LAST
     if last.exists() or previous(last).exists():
         raise InputError(
@@ -148,9 +244,9 @@ def refuse_existing(folder: Path) -> None:
 
 
 def earlier_state(folder: Path, names: dict[str, list[str]], options: Options, force: bool) -> dict[str, Any] | None:
-    """Return the checkpoint to go on from, or None for a new fold. `names`: the images that train and validate.
+    """Read the checkpoint to go on from; None for a new fold. `names`: the images that train and validate.
 
-    Raise InputError where options or images have changed, unless `force`.
+    Raise InputError if options or images have changed, unless `force`.
     """
     last = folder / LAST
     state = newest_checkpoint(last)
@@ -173,7 +269,7 @@ def earlier_state(folder: Path, names: dict[str, list[str]], options: Options, f
 
 
 def check_inputs(state: dict[str, Any], inputs: str, folder: Path, force: bool) -> None:
-    """Raise InputError where captions or local features are not those that the state was trained on."""
+    """Raise InputError if captions or local features are not those that the state was trained on."""
     if state.get("inputs", inputs) != inputs and not force:
         raise InputError(
             f"the captions or the local features of fold {folder.name} have changed since {folder / LAST} was "
@@ -182,7 +278,7 @@ def check_inputs(state: dict[str, Any], inputs: str, folder: Path, force: bool) 
 
 
 def resumable(state: dict[str, Any]) -> bool:
-    """Tell whether a checkpoint holds what an exact resume needs, as `TrainState.for_resume` returns it."""
+    """Check that a checkpoint holds what `TrainState.for_resume` gives."""
     kinds = {"epoch": int, "options": dict, "optimizer": dict, "progress": dict, "rows": list}
     if not all(isinstance(state.get(key), kind) for key, kind in kinds.items()):
         return False
@@ -191,7 +287,7 @@ def resumable(state: dict[str, Any]) -> bool:
 
 
 def with_defaults(options: dict[str, Any]) -> dict[str, Any]:
-    """Add the defaults of today's keys to the options of an earlier run."""
+    """Add the defaults of keys that are newer than the run."""
     try:
         return Options.model_validate(options).to_dict()
     except ValidationError:
@@ -205,25 +301,21 @@ def changed_options(old: dict, new: dict, prefix: str = "") -> list[str]:
         name, a, b = prefix + key, old.get(key), new.get(key)
         if isinstance(a, dict) and isinstance(b, dict):
             changed += changed_options(a, b, name + ".")
-        elif a != b and name not in FREE and not _longer(name, a, b, new):
-            changed.append(f"{name}: {a} -> {b}")
+        elif a != b and name not in FREE:
+            longer = name == "optim.epochs" and b > a and new.get("schedule", "step") == "step"
+            if not longer:  # where the rate goes by steps, more epochs move no number of those that are done
+                changed.append(f"{name}: {a} -> {b}")
     return changed
 
 
-def _longer(name: str, old: Any, new: Any, block: dict[str, Any]) -> bool:
-    """Tell whether the change is more epochs, where the rate of those that are done does not depend on their number."""
-    return name == "optim.epochs" and new > old and block.get("schedule", "step") == "step"
-
-
 def warn_of_seen_images(fold: int, validated: Sequence[str], resume: str) -> None:
-    """Warn where the checkpoint to fine-tune from was trained on images that this fold validates on."""
+    """Warn if the checkpoint to fine-tune from was trained on images that this fold validates on."""
     path = Path(resume).with_name("split.json")
     before = read_json(path, "split") if path.is_file() else None
     names = before.get("train") if isinstance(before, dict) else None
     trained = {name for name in names if isinstance(name, str)} if isinstance(names, list) else set()
     if seen := trained.intersection(validated):
         logger.warning(
-            "%s was trained on %d of the %d images on which fold %d validates: its validation scores, and what is "
-            "chosen by them, come out too good",
-            *(resume, len(seen), len(validated), fold),
+            f"{resume} was trained on {len(seen)} of the {len(validated)} images on which fold {fold} validates: its "
+            "validation scores, and what is chosen by them, come out too good"
         )
