@@ -7,6 +7,7 @@ import collections
 import contextlib
 import functools
 import logging
+import multiprocessing
 import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
@@ -160,8 +161,10 @@ class Pictures(Dataset):
     def batches(self, size: int, workers: int) -> Iterator[tuple[Sequence[Record], list[Sample | InputError]]]:
         """Yield the records in order, `size` at a time, with their samples. Raises RunError where a worker dies."""
         how = {}
-        if len(self) >= WORTH_WORKERS and workers:  # not forked: Milvus Lite has threads in this process
-            how = {"num_workers": workers, "multiprocessing_context": "forkserver", "worker_init_fn": _leave_signals}
+        if len(self) >= WORTH_WORKERS and workers:  # not forked from here: Milvus Lite has threads in this process
+            server = multiprocessing.get_context("forkserver")
+            server.set_forkserver_preload([__name__])  # imported once, not by each worker
+            how = {"num_workers": workers, "multiprocessing_context": server, "worker_init_fn": _leave_signals}
         start = 0
         try:
             for batch in DataLoader(self, batch_size=size, collate_fn=list, **how):
