@@ -356,7 +356,7 @@ def loader(paths: Sequence[str], image_size: int, batch_size: int) -> torch.util
     return torch.utils.data.DataLoader(Files(paths, image_size), batch_size, shuffle=True, num_workers=2)
 
 
-# ---------------------------------------------------------------- recall and rerank
+# ---------------------------------------------------------------- rerank
 
 
 def plain_multivariate(sims: np.ndarray, k: int, w_similarity: float, w_reverse: float, xi: float = 0.05) -> np.ndarray:
@@ -371,13 +371,3 @@ def plain_multivariate(sims: np.ndarray, k: int, w_similarity: float, w_reverse:
         place = np.argsort(np.argsort(back, kind="stable"))
         scores[i, candidates] = fading + w_similarity * share[i, candidates] + w_reverse * fading[place]
     return scores
-
-
-def plain_recall(sims: np.ndarray, per_image: int) -> tuple[list[float], list[float]]:
-    """Return R@1, 5, 10 of both directions, each query's answers sorted and searched."""
-    i2t = np.empty(len(sims))
-    for i, row in enumerate(sims):
-        order = np.argsort(row)[::-1]
-        i2t[i] = min(np.where(order == caption)[0][0] for caption in range(per_image * i, per_image * (i + 1)))
-    t2i = np.array([np.where(np.argsort(column)[::-1] == j // per_image)[0][0] for j, column in enumerate(sims.T)])
-    return tuple([100 * np.mean(ranks < k) for k in (1, 5, 10)] for ranks in (i2t, t2i))

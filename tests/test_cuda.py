@@ -12,13 +12,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from gradients import our_gradients, worst_gradient
 from PIL import Image
 from torch import nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensor, FakeTensorMode
 from torch.utils._pytree import tree_leaves
 
 from bench.eval import our_evaluation
-from bench.train import new_model, our_gradients, settings, train_data, train_epoch, worst_gradient
+from bench.train import new_model, settings, train_data, train_epoch
 from data import Data, image_batches
 from engine import make_optimizer, prepare
 from layers.gru import pack, recurrence
