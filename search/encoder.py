@@ -32,7 +32,7 @@ ZEROS, PROPOSALS, DETECTOR = "zeros", "proposals", "detector"
 
 
 class Encoder(NamedTuple):
-    """A model that is ready to encode, its options, its vocabulary and its device."""
+    """Hold a model that is ready to encode, its options, its vocabulary and its device."""
 
     model: Model
     options: Options

@@ -28,7 +28,7 @@ logger = logging.getLogger("galr")
 
 
 class Annotation(Entry):
-    """A query as the file has it."""
+    """Describe a query as the file has it."""
 
     caption: Annotated[str, Field(min_length=1, max_length=LONGEST)]
     jpg_name: Annotated[str, Field(min_length=1)]
@@ -39,7 +39,7 @@ class Annotation(Entry):
 
 
 class Query(NamedTuple):
-    """A sentence, and the polygons (n, 2) of x, y in pixels that it means."""
+    """Hold a sentence, and the polygons (n, 2) of x, y in pixels that it means."""
 
     caption: str
     regions: list[np.ndarray]

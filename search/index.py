@@ -96,7 +96,7 @@ def check_mark(index: Index, mark: Mark, arguments: argparse.Namespace) -> None:
 
 
 class Change(NamedTuple):
-    """Rows to make, with the faults met in planning them, and the keys of rows to delete, by file.
+    """Hold rows to make, with the faults met in planning them, and the keys of rows to delete, by file.
 
     files: all that the folder holds.
     """

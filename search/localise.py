@@ -51,7 +51,7 @@ STRENGTH = 0.6  # of the map over the scene, in a picture
 
 
 class SceneVectors(NamedTuple):
-    """A scene of `height` x `width` pixels: its windows (n, 4) and their unit vectors (n, D)."""
+    """Hold a scene of `height` x `width` pixels: its windows (n, 4) and their unit vectors (n, D)."""
 
     height: int
     width: int

@@ -1,4 +1,4 @@
-"""Metrics of semantic localisation: how well a map points at the regions that a sentence means.
+"""Measure semantic localisation: how well a map points at the regions that a sentence means.
 
 Yuan et al., "Learning to Evaluate Performance of Multimodal Semantic Localization", TGRS 2022 (arXiv 2209.06515), as
 their evaluation code computes them.

@@ -48,7 +48,7 @@ PRIVATE = {"api_visibility": "private"}
 
 
 class Question(NamedTuple):
-    """What was asked: its vector (D,), in words, and the number of answers wanted."""
+    """Hold what was asked: its vector (D,), in words, and the number of answers wanted."""
 
     vector: np.ndarray
     words: str

@@ -38,7 +38,7 @@ AS_PUBLISHED = "sides of the windows (default 256 512 768, as published)"
 
 
 class Found(NamedTuple):
-    """Image files: name within the folder -> size and times; faults of those left out; number of others by suffix."""
+    """Hold image files (name in the folder -> size, times), faults of those left out, numbers of others by suffix."""
 
     files: dict[str, os.stat_result]
     faults: list[str]

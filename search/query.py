@@ -31,7 +31,7 @@ OVERVIEW = 1024  # pixels: the longer side of a scene that is itself the query
 
 
 class Answer(NamedTuple):
-    """An answer: rank from 1, cosine, record, and the near-duplicates hidden under it, best first."""
+    """Hold an answer: rank from 1, cosine, record, and the near-duplicates hidden under it, best first."""
 
     rank: int
     score: float

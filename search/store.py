@@ -58,17 +58,17 @@ class Record(NamedTuple):
 
     @property
     def key(self) -> str:
-        """The row's primary key."""
+        """Return the row's primary key."""
         return hashlib.sha256(repr((self.path, self.window if self.windows > 1 else ())).encode()).hexdigest()[:32]
 
     @property
     def window(self) -> tuple[int, int, int, int]:
-        """First row, end row, first column, end column."""
+        """Return first row, end row, first column, end column."""
         return self.top, self.bottom, self.left, self.right
 
 
 class Hit(NamedTuple):
-    """A row that was found: its cosine with the query, its record and its vector (D,)."""
+    """Hold a row that was found: its cosine with the query, its record and its vector (D,)."""
 
     score: float
     record: Record

@@ -1,4 +1,4 @@
-"""Semantic localisation: the windows of a scene, and the map that their similarities to a sentence give.
+"""Make the windows of a scene, and the map that their similarities to a sentence give: semantic localisation.
 
 Yuan et al., "Learning to Evaluate Performance of Multimodal Semantic Localization", TGRS 2022 (arXiv 2209.06515). The
 published procedure adds each window to the pixels under it, one by one; here the scene is cut along the windows' edges,

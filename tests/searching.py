@@ -12,7 +12,7 @@ from search.store import Record, open_index
 
 
 def rows() -> dict[str, list[Record]]:
-    """The records of i.db by path."""
+    """Return the records of i.db by path."""
     with open_index("i.db") as opened:
         found: dict[str, list[Record]] = {}
         for record in opened.records():
@@ -21,7 +21,7 @@ def rows() -> dict[str, list[Record]]:
 
 
 def write_scene(path: Path, bands: int = 4, dtype: str = "uint16", side: int = 400, west: float = 500_000) -> None:
-    """A GeoTIFF in UTM 33N, pixels of 10 m, its north-west corner at 45.15 degrees north."""
+    """Write a GeoTIFF in UTM 33N, pixels of 10 m, its north-west corner at 45.15 degrees north."""
     path.parent.mkdir(parents=True, exist_ok=True)
     pixels = np.random.default_rng(0).gamma(2, 500, (bands, side, side)).astype(dtype)
     how = {"driver": "GTiff", "count": bands, "height": side, "width": side, "dtype": dtype}

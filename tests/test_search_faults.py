@@ -33,7 +33,7 @@ KILLS = int(os.environ.get("GALR_KILLS", "20"))
 
 @pytest.fixture
 def folder(work: Path) -> Path:
-    """The demonstration set, a checkpoint of the real trunk, and 400 images in `many`."""
+    """Make the demonstration set, a checkpoint of the real trunk, and 400 images in `many`."""
     options, words = load_options("tiny.yaml"), vocab.load("vocab.json").words
     torch.manual_seed(0)
     torch.save({"model": build_model(options, words).state_dict(), "words": list(words)}, "model.pth.tar")
@@ -52,7 +52,7 @@ def command(out: str, images: str = "many") -> str:
 
 
 def started(line: str, folder: Path) -> subprocess.Popen[str]:
-    """A command that runs while the test goes on; what it says to standard error is kept."""
+    """Start a command that runs while the test goes on; what it says to standard error is kept."""
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen(command_line(line), cwd=folder, env=environment(), **quiet)
 
@@ -125,7 +125,7 @@ def test_files_that_vanish_meanwhile_are_counted_and_stop_nothing(folder: Path) 
 
 
 def obey_modes() -> None:
-    """The process minds the modes of files, as those of plain users do, though root has started it."""
+    """Have the process mind the modes of files, as those of plain users do, though root has started it."""
     drop_from_bounding_set, dac_override = 24, 1  # linux/prctl.h, linux/capability.h
     ctypes.CDLL(None).prctl(drop_from_bounding_set, dac_override, 0, 0, 0)
 

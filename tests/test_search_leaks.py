@@ -48,7 +48,7 @@ def unopened(*paths: Path) -> Iterator[None]:
 
 
 def write(path: Path, value: int = OWN, side: int = 2048, **more: object) -> Path:
-    """A raster of one value, large enough that an overview is worth while."""
+    """Write a raster of one value, large enough that an overview is worth while."""
     how = {"driver": "GTiff", "count": 3, "height": side, "width": side, "dtype": "uint8"} | more
     with rasterio.open(path, "w", **how) as file:
         file.write(np.full((how["count"], side, side), value, "uint8"))
@@ -56,7 +56,7 @@ def write(path: Path, value: int = OWN, side: int = 2048, **more: object) -> Pat
 
 
 def look(path: Path) -> np.ndarray:
-    """Everything that the commands do with a scene: its windows and places, a window, the whole."""
+    """Do what the commands do with a scene: its windows and places, a window, the whole."""
     records_of(path.parent, path.name, path.stat(), [256], RasterRules())
     with open_scene(path) as scene:
         scene.place((0, 8, 0, 8))
@@ -64,7 +64,7 @@ def look(path: Path) -> np.ndarray:
 
 
 def raw_vrt(secret: Path) -> str:
-    """A VRT that shows the bytes of any file as pixels."""
+    """Return a VRT that shows the bytes of any file as pixels."""
     band = (
         '<VRTRasterBand dataType="Byte" band="{}" subClass="VRTRawRasterBand"><SourceFilename relativeToVRT="0">'
         f"{escape(str(secret))}</SourceFilename><ImageOffset>0</ImageOffset><PixelOffset>1</PixelOffset>"
@@ -151,7 +151,7 @@ def test_overviews_within_the_file_are_read(tmp_path: Path) -> None:
 
 
 def test_a_format_of_several_files_is_refused_with_the_way_out(tmp_path: Path) -> None:
-    """Erdas Imagine: GDAL opens the .ige and .rrd files that it names, and whatever lies beside it."""
+    """Refuse Erdas Imagine: GDAL opens the .ige and .rrd files that it names, and whatever lies beside it."""
     path = tmp_path / "scene.img"
     path.write_bytes(b"EHFA_HEADER_TAG\0" + bytes(100))
     with pytest.raises(InputError, match="gdal_translate"):

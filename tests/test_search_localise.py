@@ -37,7 +37,7 @@ TEST_DATA = os.environ.get("GALR_TEST_DATA")
 
 @pytest.fixture
 def scene(work: Path) -> Path:
-    """A GeoTIFF of 300 x 360 pixels with a bright quarter."""
+    """Write a GeoTIFF of 300 x 360 pixels with a bright quarter."""
     pixels = np.random.default_rng(0).integers(0, 80, (3, 300, 360)).astype(np.uint8)
     pixels[:, :150, 180:] += 150
     how = {"driver": "GTiff", "count": 3, "height": 300, "width": 360, "dtype": "uint8"}

@@ -50,7 +50,7 @@ needs_browser = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def address(demo: Path, checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of a page over an index of 22 pictures and one scene of 24 windows."""
+    """Serve and return the address of a page over an index of 22 pictures and one scene of 24 windows."""
     work = tmp_path_factory.mktemp("page") / "work"
     shutil.copytree(demo, work)
     images = work / "data/images"
@@ -74,7 +74,7 @@ def address(demo: Path, checkpoint: Path, tmp_path_factory: pytest.TempPathFacto
 
 @pytest.fixture
 def browser(tmp_path: Path) -> Iterator[webdriver.Chrome]:
-    """Debian's chromium without a screen, which notes every request."""
+    """Start Debian's chromium without a screen, which notes every request."""
     options = webdriver.ChromeOptions()
     options.binary_location = str(BROWSER)
     for flag in (
@@ -205,7 +205,7 @@ def test_a_sentence_of_a_gigabyte_is_refused_and_not_kept(address: str) -> None:
 
 
 def call(address: str, function: int, data: list) -> str:
-    """What the page's function of this number answers to raw data, as a hostile client would send them."""
+    """Return what the page's function of this number answers to raw data, as a hostile client would send them."""
     session = f"s{time.time_ns()}"
     body = json.dumps({"data": data, "fn_index": function, "session_hash": session}).encode()
     code, content = fetch(f"{address}gradio_api/queue/join", body)

@@ -28,7 +28,7 @@ UTM = {"crs": "EPSG:32633", "transform": from_origin(5e5, 5e6, 10, 10)}
 
 
 def write(path: Path, pixels: np.ndarray, **more: object) -> Path:
-    """A GeoTIFF of pixels (bands, height, width)."""
+    """Write a GeoTIFF of pixels (bands, height, width)."""
     count, height, width = pixels.shape
     how = {"driver": "GTiff", "count": count, "height": height, "width": width, "dtype": pixels.dtype.name}
     with rasterio.open(path, "w", **how | more) as file:
@@ -37,13 +37,13 @@ def write(path: Path, pixels: np.ndarray, **more: object) -> Path:
 
 
 def seen(path: Path, rules: RasterRules = RasterRules()) -> np.ndarray:  # noqa: B008 - immutable
-    """All pixels of a scene as RGB (height, width, 3)."""
+    """Return all pixels of a scene as RGB (height, width, 3)."""
     with open_scene(path, rules) as scene:
         return np.asarray(scene.read((0, scene.height, 0, scene.width)))
 
 
 def levels(bands: int) -> np.ndarray:
-    """Bands of one value each: 10, 20, 30 and so on."""
+    """Return bands of one value each: 10, 20, 30 and so on."""
     return np.repeat(np.arange(1, bands + 1, dtype=np.uint8) * 10, 64).reshape(bands, 8, 8)
 
 

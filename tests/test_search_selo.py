@@ -99,7 +99,7 @@ def test_windows_at_the_border_are_moved_inward_and_cut_only_by_a_smaller_image(
 
 
 def square(x: int, y: int) -> np.ndarray:
-    """A region whose corners are 50 pixels from (x, y): a radius of 75."""
+    """Return a region whose corners are 50 pixels from (x, y): a radius of 75."""
     return np.array([[x - 30, y - 40], [x + 30, y - 40], [x + 30, y + 40], [x - 30, y + 40]])
 
 

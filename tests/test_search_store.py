@@ -22,7 +22,7 @@ MARK = Mark("model.pth.tar", "0" * 64, {"model": {}}, ["plane"], {}, "images", D
 
 @pytest.fixture
 def index(tmp_path: Path) -> Iterator[Index]:
-    """An index without rows."""
+    """Open an index without rows."""
     with open_index(str(tmp_path / "i.db"), create=True) as opened:
         opened.write_mark(MARK)
         yield opened
@@ -33,7 +33,7 @@ def picture(path: str, place: Sequence[float] = ()) -> Record:
 
 
 def unit(*angles: float) -> np.ndarray:
-    """Unit vectors (n, DIM) whose cosine with the first axis is that of the angle in degrees."""
+    """Return unit vectors (n, DIM) whose cosine with the first axis is that of the angle in degrees."""
     radians = np.deg2rad(angles)
     return np.stack([np.cos(radians), np.sin(radians), 0 * radians, 0 * radians], axis=1).astype(np.float32)
 
