@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from operator import attrgetter
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 from option.load import all_keys, load_options
-from utils import InputError, Parser, run_command
+from utils import Parser, run_command
 
 BOUNDS = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
 KINDS = {int: "integer", float: "number", str: "text", bool: "`True`, `False`"}
@@ -22,9 +23,8 @@ def table() -> str:
     rows: dict[tuple[str, ...], list[str]] = {}
     for key, forms, field in all_keys():
         default = "needed" if field.is_required() else "none" if field.default is None else f"`{field.default}`"
-        rows.setdefault((key, values(field.annotation, field.metadata), default, field.description), []).extend(
-            forms[-1:]
-        )
+        row = key, values(field.annotation, field.metadata), default, field.description
+        rows.setdefault(row, []).extend(forms[-1:])
     lines = ["| key | values | default | meaning |", "|---|---|---|---|"]
     for (key, *cells), having in rows.items():
         only = f" ({', '.join(dict.fromkeys(having))})" if having else ""
@@ -61,20 +61,10 @@ def main() -> None:
     if not arguments.get:
         print(table())
         return
-    if not arguments.path_opt:
-        raise InputError("--get needs an option file: --path_opt FILE")
-    logging.disable(logging.INFO)  # the values alone
-    try:
-        options = load_options(arguments.path_opt, arguments.set)
-    finally:
-        logging.disable(logging.NOTSET)
+    logging.getLogger("galr").setLevel(logging.WARNING)  # no notes among the values
+    options = load_options(arguments.path_opt, arguments.set)
     for key in arguments.get:
-        value: Any = options
-        for part in key.split("."):
-            if part not in type(value).model_fields:
-                raise InputError(f"--get {key}: no such key")
-            value = getattr(value, part)
-        print(value)
+        print(attrgetter(key)(options))
 
 
 if __name__ == "__main__":

@@ -24,7 +24,6 @@ UNUSED_OF_GALR = tuple(
     for block in ("model.", "")
     for key in ("cross_attention", "fusion.correct_local_", "fusion.supplement_global_", "global_local_weight")
 )
-RENAMED_FILES = {f"{name}_GaLR_lite.yaml": f"{name}_lite.yaml" for name in ("UCM", "RSICD")}
 
 
 def _variants(annotation: Any, key: str) -> tuple[str, dict[str, type[Section]]]:
@@ -46,8 +45,8 @@ def load_options(path: str | os.PathLike, overrides: Sequence[str] = ()) -> Opti
     0.0001
     """
     path = Path(path)
-    if path.name in RENAMED_FILES and not path.exists():
-        path = path.with_name(RENAMED_FILES[path.name])
+    if path.name.endswith("_GaLR_lite.yaml") and not path.exists():
+        path = path.with_name(path.name.replace("_GaLR_lite", "_lite"))
         logger.info(f"note: the file is now called {path}")
     tree = _read_yaml(path)
     for override in overrides:
@@ -174,11 +173,7 @@ def _word(fault: dict[str, Any]) -> str:
     if fault["type"].startswith("union_tag"):
         key, forms = VARIANTS[place[-1]]
         name, value, message = f"{name}.{key}", value.get(key), f"there are {', '.join(forms)}"
-    try:
-        text = repr(value)
-    except ValueError:  # an integer of thousands of digits
-        text = "a number"
-    return f"{name} = {text[:200] + '...' * (len(text) > 200)}: {message}"
+    return f"{name} = {repr(value)[:200]}: {message}"
 
 
 def _hint(place: list[str], chosen: dict[str, str]) -> str:

@@ -30,8 +30,6 @@ def _by_default(key: str, value: str) -> BeforeValidator:
 
 
 class Seq2Vec(Section):
-    """The published text encoder: skip-thoughts."""
-
     arch: Literal["skipthoughts"] = "skipthoughts"
     """Text encoder: skip-thoughts' GRU, as published."""
     type: Literal["BayesianUniSkip", "UniSkip", "BiSkip"] = "BayesianUniSkip"
@@ -51,8 +49,6 @@ class Seq2Vec(Section):
 
 
 class PlainGRU(Section):
-    """A word embedding and a GRU with random weights."""
-
     arch: Literal["gru"]
     """Text encoder: PyTorch's GRU."""
     embedding_dim: Count = 300
@@ -68,8 +64,6 @@ class PlainGRU(Section):
 
 
 class Transformer(Section):
-    """A transformer of Hugging Face with its own tokenizer."""
-
     arch: Literal["transformer"]
     """Text encoder: a transformer and its tokenizer."""
     path: Name
@@ -206,8 +200,6 @@ class GaLROptions(Backbone):
 
 
 class AMFMNOptions(Backbone):
-    """AMFMN, in one of its three forms."""
-
     name: Literal["AMFMN"]
     """AMFMN."""
     multiscale: Multiscale = Multiscale()
@@ -233,8 +225,6 @@ class VSEPPOptions(Backbone):
 
 
 class CLIPOptions(Model):
-    """CLIP, scored as it comes or fine-tuned."""
-
     name: Literal["CLIP"]
     """CLIP, scored as it comes or fine-tuned."""
     clip: CLIPSource = CLIPSource()

@@ -81,7 +81,6 @@ def test_the_captions_of_an_image_are_drawn_together():
     assert over_queries(*fivefold) == pytest.approx(over_queries(one, other))
 
 
-@pytest.mark.slow
 def test_the_intervals_hold_the_true_difference_as_often_as_they_say(monkeypatch):
     """Draw splits from a population of images whose true difference, its mean, is known."""
     monkeypatch.setattr(compare, "RESAMPLES", 999)

@@ -105,7 +105,6 @@ def test_both_directions_agree_with_the_equations(problem, setting):
     agrees_with_the_equations(problem[0].T, **setting)
 
 
-@pytest.mark.slow
 @settings(deadline=None, max_examples=1000)
 @random_problems
 def test_both_directions_agree_with_the_equations_on_a_thousand_matrices(problem, setting):
