@@ -198,12 +198,12 @@ def test_a_validation_list_that_does_not_fit_is_an_error(tmp_path, val, more, sa
 
 
 def test_test_images_in_the_train_list_are_counted_and_named(tmp_path, capsys) -> None:
-    write_lists(tmp_path, "train", ["a.1.tif", "b.tif", "c.tif"], ["x", "y", "z"])
-    write_lists(tmp_path, "test", ["a.2.jpg", "b.jpg", "d.jpg"], ["x", "y", "z"])
+    write_lists(tmp_path, "train", ["a.1.tif", "b.tif", "c.2.tif"], ["x", "y", "z"])
+    write_lists(tmp_path, "test", ["a.2.jpg", "b.jpg", "c.2.jpg"], ["x", "y", "z"])
     data.read_split(tmp_path, "test")
-    assert "1 of 3 images of the test list are in the train list too (b.jpg)" in capsys.readouterr().err
-    folds(tmp_path, ["c.tif"])
-    assert "(b.jpg)" in capsys.readouterr().err
+    assert "2 of 3 images of the test list are in the train list too (b.jpg, c.2.jpg)" in capsys.readouterr().err
+    folds(tmp_path, ["c.2.tif"])
+    assert "(b.jpg, c.2.jpg)" in capsys.readouterr().err
 
 
 # ------------------------------------------------------------ batches

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from test_bad_input import RERANK, SINGLE, TRAIN, trained
+from spoiling import RERANK, SINGLE, TRAIN, trained
 
 from util.pickles import load_pickled_npy
 from util.regions.local_features import load_local

@@ -134,6 +134,14 @@ def test_whole_crops_are_the_normalised_picture() -> None:
     assert torch.allclose(ours, transforms.normalise(pixels[[2, 0]]), atol=1e-5)
 
 
+def test_what_lies_beyond_the_picture_goes_on_as_its_edge() -> None:
+    """No dark rim on crops that touch the border of the picture."""
+    grey = torch.full((1, 40, 40, 3), 200, dtype=torch.uint8)
+    whole = transforms.Augmentation(np.array([90.0]), np.zeros((1, 2)), np.array([True]), np.ones((1, 2)))
+    ours = transforms.augment(grey, torch.tensor([0]), whole, 64)
+    torch.testing.assert_close(ours, transforms.normalise(grey[:, :1, :1]).expand_as(ours))
+
+
 def test_resize_follows_the_image_size_and_leaves_the_smallest_crop_its_size() -> None:
     assert [transforms.resize_size(s) for s in (256, 128, 64)] == [278, 139, 70]
     assert [transforms.resize_size(96, "crops", share) for share in (0.25, 0.5, 1)] == [192, 136, 96]

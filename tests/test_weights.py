@@ -250,6 +250,13 @@ def test_a_checkpoint_of_our_first_version_loads_under_todays_names() -> None:
     assert all(torch.equal(value, loaded[name]) for name, value in source.state_dict().items())
 
 
+def test_a_checkpoint_of_another_vocabulary_is_refused_even_where_it_has_as_many_words() -> None:
+    state = {"model": small().state_dict(), "words": ["ship", "plane"]}
+    load_weights(small(), state, ["ship", "plane"])
+    with pytest.raises(InputError, match="the vocabulary does not match the checkpoint"):
+        load_weights(small(), state, ["plane", "ship"])
+
+
 def test_the_second_newest_checkpoint_is_kept_beside_the_newest_only_where_that_is_asked_for(tmp_path) -> None:
     path = tmp_path / "new/last.pth.tar"
     for epoch in range(3):

@@ -1,4 +1,4 @@
-"""Captions in the JSON form of Karpathy's splits (dataset_rsicd.json and the like) -> the published lists.
+"""Convert captions in the JSON form of Karpathy's splits (dataset_rsicd.json and the like) to the published lists.
 
     python -m util.convert_captions --json dataset_rsicd.json --out data/rsicd_precomp
 
@@ -25,7 +25,7 @@ class Sentence(Entry):
 
 
 class Image(Entry):
-    """`filepath` is a folder within that of the images, as COCO's file has it."""
+    """An image with its captions; `filepath` is a folder within that of the images, as in COCO."""
 
     filename: str
     split: str
@@ -38,7 +38,7 @@ class Image(Entry):
 
     @property
     def captions(self) -> list[str]:
-        """Each on one line."""
+        """Return the captions, each on one line."""
         return [" ".join(sentence.raw.split()) for sentence in self.sentences]
 
 
@@ -70,7 +70,7 @@ def main() -> None:
 
 
 def read_images(path: Path) -> list[Image]:
-    """The images that have captions. Raises InputError for a file of another form, or without train or test images."""
+    """Read the images with captions. Raises InputError for a file of another form, or without train or test images."""
     images = read_as(Captions, path, "captions").images
     for number, image in enumerate(images, 1):
         if image.split not in SPLITS:
@@ -91,7 +91,7 @@ def read_images(path: Path) -> list[Image]:
 
 
 def lists(images: list[Image]) -> dict[str, str]:
-    """The text files of the published layout: name -> content."""
+    """Return the text files of the published layout: name -> content."""
     files = {}
     for split in ("train", "test"):
         chosen = [image for image in images if SPLITS[image.split] == split]

@@ -35,15 +35,15 @@ warnings.filterwarnings("ignore", module=r"PIL\.")  # whatever matters is an err
 
 
 class Damaged(InputError):
-    """An image file whose pixels cannot be decoded."""
+    """Raised for an image file whose pixels cannot be decoded."""
 
 
 class CutShort(Damaged):
-    """An image file that is damaged or ends early, of which something is readable."""
+    """Raised for an image file that is damaged or ends early, of which something is readable."""
 
 
 class BadImages(InputError):
-    """Images that are missing or undecodable; all truncated files are named.
+    """Name images that are missing or undecodable, and all truncated files.
 
     faults: path -> error; total: number of images examined.
     """

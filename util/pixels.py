@@ -90,7 +90,7 @@ class Pixels:
 
 
 class MemoryPixels(Pixels):
-    """All images in one tensor (N, R, R, 3), on the training device or mapped from a file.
+    """Hold all images in one tensor (N, R, R, 3), on the training device or mapped from a file.
 
     places: (n,) rows of the split's images in it; by default all.
     """
