@@ -114,8 +114,10 @@ COMMANDS = [
     Bad("a matrix below a file", f"{SINGLE} --sims vocab.json/out.npy", "vocab.json", trained),
     Bad("a picture that is no .png", f"{SINGLE} --figure out.gif", "--figure out.gif", trained),
     Bad("vocab without a name", "vocab.py --data_path data", "--data_name"),
-    Bad("vocab with a threshold of 0", f"{VOCAB} --threshold 0", "--threshold 0"),
-    Bad("vocab with a name that is a path", "vocab.py --data_path data --data_name ../x", "--data_name ../x"),
+    Bad("vocab with a threshold of 0", f"{VOCAB} --threshold 0", "--threshold must be 1 or more, got 0"),
+    Bad(
+        "vocab with a name that is a path", "vocab.py --data_path data --data_name ../x", "--data_name may hold letters"
+    ),
     Bad("vocab of words that are too rare", f"{VOCAB} --threshold 9999", "--threshold"),
     Bad("vocab of no such split", f"{VOCAB} --splits dev", "--splits"),
     Bad("demo of too few images", f"{DEMO} --images 2", "--images 2"),
@@ -127,8 +129,8 @@ COMMANDS = [
     Bad("local features with no worker", f"{LOCAL} --workers 0", "--workers"),
     Bad("local features with a nonsense threshold", f"{LOCAL} --similarity-threshold nan", "threshold"),
     Bad("local features into a folder", f"{LOCAL} --out data", "data"),
-    Bad("detection with a threshold of 2", f"{DETECT} --threshold 2", "--threshold"),
-    Bad("detection of no image at a time", f"{DETECT} --batch_size 0", "--batch_size"),
+    Bad("detection with a threshold of 2", f"{DETECT} --threshold 2", "threshold must be from 0 to 1, got 2"),
+    Bad("detection of no image at a time", f"{DETECT} --batch_size 0", "batch_size must be"),
     Bad("detection without weights", DETECT, "weights.pth"),
     Bad("detection in no such folder", DETECT.replace("data/images", "nowhere"), "nowhere"),
     Bad("cache without an option file", "-m util.cache_images", "--path_opt"),
@@ -178,7 +180,7 @@ LISTS = [
     ),
     Bad("captions to convert that are not there", f"{CONVERT} --json nowhere.json", "nowhere.json"),
     Bad("captions to convert of another form", f"{CONVERT} --json vocab.json", "vocab.json, entry images"),
-    Bad("a class map of no class", f"{LOCAL} --class-map ship=crane", "got 'ship=crane'"),
+    Bad("a class map of no class", f"{LOCAL} --class-map ship=crane", "ship=crane"),
     Bad("two images of one stem", LOCAL, "share a name", named("demo_0001.tif")),
 ]
 

@@ -202,7 +202,7 @@ def test_small_files_on_a_full_disk_are_one_line_too(small_disk, work, run) -> N
     out = run(f"vocab.py --data_path data --data_name demo_precomp --out {small_disk}/vocab.json")
     assert out.status == 3 and "No space left" in out.message
     cache = run(f"-m util.cache_images --path_opt tiny.yaml --set dataset.data_path={copy_data(work, small_disk)}")
-    assert cache.status == 3 and "images_64.h5" in cache.message
+    assert cache.status == 3 and "images_64_70.npy" in cache.message
     assert not list(small_disk.glob("**/.*.tmp"))
 
 
