@@ -3,7 +3,7 @@
     python test.py --path_opt option/RSITMD/RSITMD_GaLR.yaml [--rerank] [--bank [static|dynamic]]
     torchrun --nproc_per_node N test.py alike
 
-Leaves results.json, .md, .csv and .tex, ranks.csv and figures in checkpoint/{experiment_name}/, and the similarity
+Leaves results.json, .md and .csv, ranks.csv and figures in checkpoint/{experiment_name}/, and the similarity
 matrices of test and validation in the folder `logs.matrices`, postprocessing/file/.
 """
 
@@ -111,7 +111,7 @@ def main() -> None:
     write_ranks(run / "ranks.csv", {fold: one.matrices[""].sims for fold, one in scored.items()}, *test.split)
     logger.info(markdown(results))
     pictures, _ = draw_run(run, matrices=folder)
-    written = "results.json, .md, .csv, .tex, ranks.csv"
+    written = "results.json, .md, .csv, ranks.csv"
     logger.info(f"{run}/{written}; {len(pictures)} figures in {run}/figures; matrices in {folder}")
 
 

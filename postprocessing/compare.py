@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from postprocessing.drawing import GREY, INK, PALE, PLAIN, RERANK, RUN, new_figure, save_figure
-from postprocessing.matrices import gallery_file, load, load_gallery
+from postprocessing.matrices import load, load_gallery
 from postprocessing.recall import CUTS, QueryRanks, query_ranks
 from postprocessing.results import Results, Score, score_of, summarise
 from postprocessing.results import load as load_file
@@ -110,11 +110,12 @@ Seeds = list[list[QueryRanks]]  # of a model: the ranks of the split's queries, 
 
 
 class ModelScore(NamedTuple):
-    """A model's mean over all seeds and folds, and for each way to count ties the sample deviations of mR."""
+    """A model's mean over all seeds and folds, and the sample deviations of mR over "seeds" and "folds"."""
 
     name: str
     mean: Score
-    deviations: dict[str, dict[str, float | None]]
+    against: dict[str, float | None]  # of mR with ties against the query
+    random: dict[str, float | None]  # with ties at random
 
 
 class Difference(NamedTuple):
@@ -154,7 +155,7 @@ def mr_of(seeds: Seeds, ties: str) -> np.ndarray:
 def score_model(name: str, seeds: Seeds) -> ModelScore:
     """Return the mean of a model and its deviations."""
     mean, _ = summarise([score_of(ranks) for folds in seeds for ranks in folds])
-    return ModelScore(name, mean, {ties: deviations(mr_of(seeds, ties)) for ties in ("against", "random")})
+    return ModelScore(name, mean, *(deviations(mr_of(seeds, ties)) for ties in ("against", "random")))
 
 
 def deviations(mr: np.ndarray) -> dict[str, float | None]:
@@ -184,7 +185,7 @@ def markdown(comparison: Comparison) -> str:
     """Return the tables of the models, of their differences, and of the published rows."""
     texts = [f"{comparison.dataset}, {comparison.runs}", str(comparison.gallery)]
     for ties in max((score.mean.ties for score in comparison.scores), key=len):
-        rows = ([name, *six_cells(mean.flat(ties)), *spread[ties].values()] for name, mean, spread in comparison.scores)
+        rows = ([one.name, *six_cells(one.mean.flat(ties)), *getattr(one, ties).values()] for one in comparison.scores)
         texts.append(table([[f"ties {ties}", *NARROW, "seeds", "folds"], *rows]))
     texts.append("seeds, folds: the deviations of mR over them")
     if comparison.differences:
@@ -237,6 +238,7 @@ class Run(NamedTuple):
 
     name: str
     results: Results
+    folds: list[int]
     images: list[str]  # their file names
     captions: list[str]
     image_of_caption: np.ndarray
@@ -244,14 +246,9 @@ class Run(NamedTuple):
 
     def check_comparable(self, other: Run) -> None:
         """Raise InputError if the other run has another split or other folds."""
-        for what in ("images", "captions"):
-            if getattr(self, what) != getattr(other, what):
+        for what in ("images", "captions", "image_of_caption", "folds"):
+            if not np.array_equal(getattr(self, what), getattr(other, what)):
                 raise InputError(f"{self.name} and {other.name} were scored on different {what}; take the same split")
-        if not np.array_equal(self.image_of_caption, other.image_of_caption):
-            raise InputError(f"in {self.name} and {other.name} captions belong to different images")
-        mine, theirs = ([fold.fold for fold in run.results.folds] for run in (self, other))
-        if mine != theirs:
-            raise InputError(f"{self.name} has the folds {mine}, {other.name} has {theirs}; score the same of both")
 
 
 def read_run(name: str, runs: Path, matrices: Path) -> Run:
@@ -260,11 +257,12 @@ def read_run(name: str, runs: Path, matrices: Path) -> Run:
     first, found = None, []
     for fold in results.folds:
         file = matrices / f"{name}_{fold.fold}.npy"
-        (sims, owner), (images, captions) = load(file), load_gallery(gallery_file(file))
+        (sims, owner), (images, captions) = load(file), load_gallery(file)
         found.append(query_ranks(sims, owner))
-        if sims.shape != (len(images), len(captions)) or abs(found[-1].metrics()["mr"] - fold.mr) > 1e-6:
+        if abs(found[-1].metrics()["mr"] - fold.mr) > 1e-6:
             raise InputError(f"{file} is not what {runs / name}/results.json was made from; run test.py for it again")
-        run = Run(name, results, [Path(image).name for image in images], captions, owner, found)
+        names = [Path(image).name for image in images]
+        run = Run(name, results, [fold.fold for fold in results.folds], names, captions, owner, found)
         first = first or run
         first.check_comparable(run)
     return first
@@ -282,8 +280,8 @@ def main() -> None:
     add("--matrices", default="postprocessing/file", metavar="DIR", help="where test.py left them (%(default)s)")
     add("--out", metavar="DIR", help="where the tables and the figure go (RUNS/{dataset}_compare)")
     args = parser.parse_args()
-    if args.seeds < 1 or not 0 < args.level < 1 or len(set(args.models)) < len(args.models):
-        raise InputError("--seeds must be an integer >= 1, --level must lie between 0 and 1, each model is named once")
+    if args.seeds < 1 or not 0 < args.level < 1:
+        raise InputError("--seeds must be an integer >= 1, --level must lie between 0 and 1")
     out = Path(args.out or Path(args.runs) / f"{args.dataset}_compare")
     check_writable(out, "the folder of the comparison")
     runs: dict[str, list[Run]] = {name: [] for name in args.models}
@@ -301,19 +299,14 @@ def main() -> None:
         [score_model(name, of_model) for name, of_model in models.items()],
         differences(models, first.image_of_caption, args.level),
     )
-    content = {
-        "dataset": comparison.dataset,
-        "gallery": comparison.gallery._asdict(),
-        "seeds": args.seeds,
-        "folds": len(first.ranks),
-        "level": args.level,
-        "scores": [{"name": name, "mean": mean.model_dump(), **spread} for name, mean, spread in comparison.scores],
-        "differences": [
-            pair._asdict()
-            | {"queries": pair.queries._asdict(), "seeds": pair.seeds and pair.seeds._asdict(), "verdict": pair.verdict}
-            for pair in comparison.differences
-        ],
-    }
+    content = {"dataset": comparison.dataset, "gallery": comparison.gallery._asdict(), "level": args.level}
+    content |= {"seeds": args.seeds, "folds": len(first.ranks)}
+    content["scores"] = [score._asdict() | {"mean": score.mean.model_dump()} for score in comparison.scores]
+    content["differences"] = [
+        pair._asdict()
+        | {"queries": pair.queries._asdict(), "seeds": pair.seeds and pair.seeds._asdict(), "verdict": pair.verdict}
+        for pair in comparison.differences
+    ]
     write_json(out / "compare.json", content)
     write_text(out / "compare.md", markdown(comparison))
     print(markdown(comparison), end="")

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from postprocessing.recall import CUTS, DIRECTIONS, SIX, check_images, check_matrix
+from postprocessing.recall import CUTS, DIRECTIONS, SIX
 from postprocessing.results import History, Results
 from postprocessing.tables import AT_RANDOM, chance_of, gallery_of, published
 from utils import ROOT, InputError, atomic
@@ -59,14 +59,9 @@ def _quiet(axes, grid: str) -> None:
 
 
 def training_curve(history: History, title: str = "") -> Figure:
-    """Draw the loss of the batches, smoothed where there are many, and validation mR on a second axis, with chance.
-
-    Raise InputError for a history without rows.
-    """
+    """Draw the loss of the batches, smoothed where there are many, and validation mR on a second axis, with chance."""
     train = np.array([(row.step, row.loss) for row in history.train if row.loss is not None]).reshape(-1, 2)
     val = np.array([(row.step, row.mr) for row in history.val if row.mr is not None]).reshape(-1, 2)
-    if not len(train) and not len(val):
-        raise InputError("the history has no rows yet; it is written at the first validation")
     epochs = 1 + max(row.epoch for row in history.train + history.val)
     figure = new_figure(9, 4.8, title)
     left = figure.subplots()
@@ -217,16 +212,11 @@ def retrieval_grid(
     evenly over the gallery, not picked. An image that cannot be read is a grey panel with its name. Raise InputError
     where the sizes do not fit.
     """
-    sims = check_matrix(sims)
-    owner = check_images(image_of_caption, sims.shape)
-    if sims.shape != (len(image_paths), len(captions)):
-        raise InputError(
-            f"{len(image_paths)} image paths and {len(captions)} captions do not fit a matrix {sims.shape}"
-        )
-    asked = [("t2i", at) for at in _spread(len(captions), queries)] + [
-        ("i2t", at) for at in _spread(len(sims), queries)
-    ]
-    sides, places = 1 if reranked is None else 2, np.arange(len(sims))
+    owner, (images, texts) = image_of_caption, (len(image_paths), len(captions))
+    if sims.shape != (images, texts):
+        raise InputError(f"{images} image paths and {texts} captions do not fit a matrix {sims.shape}")
+    asked = [(way, at) for way, size in (("t2i", texts), ("i2t", images)) for at in _spread(size, queries)]
+    sides, places = 1 if reranked is None else 2, np.arange(images)
     height = 0.7 + 1.45 * len(asked)
     figure = new_figure(3.2 + 6 * sides, height, title)
     edges = {"left": 0.01, "right": 0.99, "top": 1 - 0.7 / height, "bottom": 0.1 / height}
@@ -269,7 +259,6 @@ def retrieval_grid(
 
 
 def _spread(size: int, number: int) -> list[int]:
-    """Return up to `number` places of a gallery of this size, spread evenly."""
     return sorted({int((at + 0.5) * size / number) for at in range(number)})
 
 

@@ -17,7 +17,7 @@ from postprocessing.matrices import gallery_file, load, load_gallery
 from postprocessing.rerank import multivariate_order
 from postprocessing.results import History, Results, Setting
 from postprocessing.results import load as load_file
-from utils import InputError, Parser, check_writable, run_command
+from utils import InputError, Parser, run_command
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -36,7 +36,6 @@ def draw_run(
     """
     run = Path(run)
     out = run / "figures" if out is None else Path(out)
-    check_writable(out, "the folder of the pictures")
     if not run.is_dir():
         raise InputError(f"the run's folder {run} is not there; train.py makes checkpoint/EXPERIMENT")
     file = run / "results.json"
@@ -55,28 +54,20 @@ def draw_run(
     figures = {name: draw() for name, (files, draw) in drawings.items() if not set(files) & set(missing)}
     if not figures:
         raise InputError(f"nothing to draw in {run}: {', '.join(map(str, missing))} missing")
-    written = [out / f"{name}.png" for name in figures]
-    for path, figure in zip(written, figures.values(), strict=True):
-        save_figure(figure, path)
-    return written, missing
+    for name, figure in figures.items():
+        save_figure(figure, out / f"{name}.png")
+    return [out / f"{name}.png" for name in figures], missing
 
 
 def _curve(file: Path, title: str) -> Figure:
-    history = load_file(file, History)
-    try:
-        return training_curve(history, f"{title}: training")
-    except InputError as error:
-        raise InputError(f"{file}: {error}") from None
+    return training_curve(load_file(file, History), f"{title}: training")
 
 
 def _grid(file: Path, setting: Setting | None, title: str) -> Figure:
-    (sims, owner), gallery = load(file), load_gallery(gallery_file(file))
-    pairs = {"i2t": sims, "t2i": sims.T}
-    reranked = setting and {way: multivariate_order(matrix, setting) for way, matrix in pairs.items()}
-    try:
-        return retrieval_grid(sims, *gallery, owner, f"{title}: {len(sims)} images, {len(owner)} captions", reranked)
-    except InputError as error:
-        raise InputError(f"{gallery_file(file)}: {error}") from None
+    sims, owner = load(file)
+    reranked = setting and {"i2t": multivariate_order(sims, setting), "t2i": multivariate_order(sims.T, setting)}
+    title = f"{title}: {len(sims)} images, {len(owner)} captions"
+    return retrieval_grid(sims, *load_gallery(file), owner, title, reranked)
 
 
 def main() -> None:

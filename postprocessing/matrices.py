@@ -5,16 +5,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import filecmp
 import glob
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from postprocessing.recall import blocks, check_images, check_matrix, image_of_caption
-from utils import InputError, atomic, existing_file, read_json, write_json
+from utils import InputError, atomic, existing_file, read_as, write_json
 
 
 class Gallery(NamedTuple):
@@ -50,31 +51,29 @@ def load(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
     """
     path = existing_file(path, "similarity matrix", "test.py and test_single.py --sims write such files")
     beside = images_file(path)
-    try:
+    with _named(path):
         sims = check_matrix(_load_array(path))
         for _ in blocks(sims):  # NaN and infinity are faults of the file, so say so here
             pass
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from None
-    if not beside.exists():
-        try:
+        if not beside.exists():
             return sims, image_of_caption(*sims.shape)
-        except InputError as error:
-            raise InputError(f"{path}: {error} in {beside.name} beside it") from None
+    with _named(beside):
+        return sims, check_images(_load_array(beside), sims.shape)
+
+
+@contextlib.contextmanager
+def _named(file: Path) -> Iterator[None]:
     try:
-        return sims, check_images(_load_array(existing_file(beside, "file")), sims.shape)
+        yield
     except InputError as error:
-        raise InputError(f"{beside}: {error}") from None
+        raise InputError(f"{file}: {error}") from None
 
 
 def _load_array(path: Path) -> np.ndarray:
     try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
+        return np.load(path, mmap_mode="r", allow_pickle=False)
     except Exception:  # NumPy raises errors of many kinds on damaged files
         raise InputError("not a .npy file of plain numbers, or only a part of one") from None
-    if not isinstance(array, np.ndarray):
-        raise InputError("an .npz archive, not a .npy file")
-    return array
 
 
 def images_file(matrix: Path) -> Path:
@@ -87,36 +86,29 @@ def gallery_file(matrix: Path) -> Path:
     return matrix.with_name(f"{matrix.stem}_gallery.json")
 
 
-def load_gallery(path: Path) -> Gallery:
-    """Read the gallery of a matrix. Raise InputError, naming the file, for anything else."""
-    tree = read_json(path, "gallery")
-    lists = [tree.get(key) for key in Gallery._fields] if isinstance(tree, dict) else [None]
-    if not all(isinstance(names, list) and all(isinstance(name, str) for name in names) for names in lists):
-        raise InputError(f'gallery {path}: two lists of texts, "images" and "captions", are expected')
-    return Gallery(*lists)
+def load_gallery(matrix: Path) -> Gallery:
+    """Read the gallery of a matrix. Raise InputError, naming the file, if it is missing or damaged."""
+    return read_as(Gallery, gallery_file(matrix), "gallery")
+
+
+def gallery_beside(matrix: Path) -> Gallery | None:
+    """Return the gallery of a matrix if it is known."""
+    return load_gallery(matrix) if gallery_file(matrix).is_file() else None
 
 
 def share_images(one: Path, other: Path) -> bool:
     """Return whether two matrices share images, by the galleries that test.py leaves beside them, or else are equal."""
-    galleries = [gallery_file(file) for file in (one, other)]
-    if not all(gallery.is_file() for gallery in galleries):
-        return filecmp.cmp(one, other, shallow=False)
-    return not set(load_gallery(galleries[0]).images).isdisjoint(load_gallery(galleries[1]).images)
+    mine, its = gallery_beside(one), gallery_beside(other)
+    return not set(mine.images).isdisjoint(its.images) if mine and its else filecmp.cmp(one, other, shallow=False)
 
 
-def matrix_files(patterns: Sequence[str], option: str) -> list[Path]:
-    """Return the files of a command line's names and globs, sorted.
+def matrix_files(patterns: Sequence[str]) -> list[Path]:
+    """Return the files of names and globs, sorted.
 
     Without the `*_images.npy`; and where there are others, without `*_val.npy`, `*_bank.npy` and `*_bank_dynamic*.npy`.
     """
-    files = []
-    for pattern in patterns:
-        is_glob = glob.has_magic(pattern) and not Path(pattern).exists()
-        found = sorted(glob.glob(pattern)) if is_glob else [pattern]  # noqa: PTH207 (it takes absolute patterns)
-        if not found:
-            raise InputError(f"{option}: no file matches {pattern}")
-        files += [Path(file) for file in found]
-    files = list(dict.fromkeys(files))
+    found = (sorted(glob.glob(pattern)) or [pattern] for pattern in patterns)  # noqa: PTH207 (it takes absolute ones)
+    files = list(dict.fromkeys(Path(file) for names in found for file in names))
     for suffix in ("_images", "_val", "_bank", "_bank_dynamic", "_bank_dynamic_i2t"):
         files = [file for file in files if not file.stem.endswith(suffix)] or files
     return files

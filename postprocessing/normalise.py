@@ -1,24 +1,15 @@
 """Normalisation of similarity matrices: query bank, Sinkhorn, the mean of several models. Arrays in, arrays out.
 
 Some images are similar to every caption (hubs) and appear among the first answers of too many queries. All of this is
-ours to offer, no part of GaLR.
+ours to offer, no part of GaLR; docs/evaluation.md has the equations and what each of them looks at.
 
-Query bank: the train list (the bank) shows the hubs. For image i and caption j of a split, at temperature t:
+Query bank: the train list (the bank) shows the hubs. For image i and caption j of a split, at temperature t, `static`
+(an inverted softmax, Smith et al. 2017) and `dynamic` (QB-Norm as published, Bogolin et al., CVPR 2022) subtract
 
     h_i = log sum over the bank's captions b of exp(s_ib / t)        g_j = log sum over its images a of exp(s_aj / t)
 
-`static` is an inverted softmax (Smith et al. 2017): s_ij / t - h_i - g_j for all pairs. Equal captions and equal images
-of the bank count once, and the sums are means.
-
-`dynamic` is QB-Norm as published (Bogolin et al., CVPR 2022): a caption's images are ordered by s_ij / t - h_i only if
-its first answer is the first answer of a caption of the bank too (the activation set), else by s_ij; the captions of an
-image alike by g_j. The sums go over all captions and images of the bank. Each direction has a matrix of its own.
-
-Both look at no other query of the split, but at its whole gallery: the images and captions that may be answers.
-
-Sinkhorn: P = diag(u) K diag(v) with K_ij = exp(s_ij / t), all rows have one sum, all columns another (1967);
-log P takes the place of s. Like the rerank it needs all queries of the split at once: a score with it is no score of
-single queries.
+Sinkhorn (1967): P = diag(u) K diag(v) with K_ij = exp(s_ij / t), all rows have one sum, all columns another; log P
+takes the place of s. Like the rerank it needs all queries of the split at once.
 """
 
 from __future__ import annotations
@@ -30,12 +21,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from postprocessing.matrices import Matrix, gallery_file, load, load_gallery, matrix_files
+from postprocessing.matrices import Matrix, gallery_beside, load, matrix_files
 from postprocessing.recall import QueryRanks, blocks, check_matrix, query_ranks
 from postprocessing.results import Results, score_of, summarise
 from postprocessing.results import load as load_file
 from postprocessing.tables import change_table, filled, gain, gallery_of, mr_cell, published, report, table
-from utils import InputError, Parser, check_writable_file
+from utils import InputError, Parser
 
 logger = logging.getLogger("galr")
 
@@ -56,7 +47,10 @@ class Bank(NamedTuple):
 
 
 def static_bank(sims: np.ndarray, bank: Bank, temperature: float = STATIC_TEMPERATURE) -> np.ndarray:
-    """Return the normalised similarities (N, M), in the precision of `sims`. Equal captions keep equal columns."""
+    """Return s_ij / t - h_i - g_j for all pairs (N, M), in the precision of `sims`. Equal captions stay equal.
+
+    Equal captions and equal images of the bank count once, and the sums are means.
+    """
     of_images = _log_sum_exp(bank.to_captions, temperature) - np.log(bank.to_captions.shape[1])
     of_captions = _log_sum_exp(bank.from_images.T, temperature) - np.log(len(bank.from_images))
     return (np.asarray(sims, np.float64) / temperature - of_images[:, None] - of_captions).astype(sims.dtype)
@@ -67,7 +61,9 @@ def dynamic_bank(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return two matrices (N, M): the scores of captions as answers to images (i2t), and of images to captions (t2i).
 
-    Only the order within a query has a meaning: a row of the first, a column of the second.
+    A caption's images are ordered by s_ij / t - h_i only if its first answer is the first answer of a caption of the
+    bank too (the activation set), else by s_ij; the captions of an image alike by g_j. Only the order within a query
+    has a meaning: a row of the first, a column of the second.
     """
     scaled = np.asarray(sims, np.float64) / temperature
     of_images = _log_sum_exp(bank.to_captions, temperature, bank.caption_counts)
@@ -106,15 +102,10 @@ def _log_sum_exp(sims: np.ndarray, temperature: float, counts: np.ndarray | None
 def sinkhorn(sims: np.ndarray, temperature: float = SINKHORN_TEMPERATURE, steps: int = SINKHORN_STEPS) -> np.ndarray:
     """Return log P of similarities (images, captions) after so many steps over rows and columns, in their precision.
 
-    Columns that are equal stay equal. Raise InputError for NaN and infinity, and for a temperature that is not positive
-    or so low that exp(s / temperature) has no meaning in double precision.
+    Columns that are equal stay equal.
     """
     sims = check_matrix(sims)
-    if not 1e-4 <= temperature <= 1e4:
-        raise InputError(f"the temperature must be a number from 0.0001 to 10000, got {temperature!r}")
     logits = np.asarray(sims, np.float64) / temperature
-    if not np.isfinite(logits).all():
-        raise InputError("the matrix holds NaN or infinity")
     for axis in (1, 0) * steps:
         largest = logits.max(axis=axis, keepdims=True)
         logits -= largest + np.log(np.exp(logits - largest).sum(axis=axis, keepdims=True))
@@ -126,23 +117,19 @@ def mean_similarities(files: Sequence[Path]) -> tuple[np.ndarray, np.ndarray]:
 
     Raise InputError, naming the files, where they are not of the same images and captions.
     """
-    total, owner = None, None
+    (first, owner), names = load(files[0]), _names(files[0])
+    total = np.zeros(first.shape)
     for file in files:
         sims, its_owner = load(file)
-        if total is None:
-            total, owner = np.zeros(sims.shape), its_owner
-        if sims.shape != total.shape or not np.array_equal(its_owner, owner) or _names(file) != _names(files[0]):
+        if not np.array_equal(its_owner, owner) or len(sims) != len(total) or _names(file) != names:
             raise InputError(f"{file} is not of the images and captions of {files[0]}")
         total += sims
     return (total / len(files)).astype(sims.dtype), owner
 
 
 def _names(file: Path) -> tuple | None:
-    """Return the names of a matrix's images, without their folders, and its captions; None if they are not known."""
-    if not gallery_file(file).is_file():
-        return None
-    gallery = load_gallery(gallery_file(file))
-    return [Path(image).name for image in gallery.images], gallery.captions
+    gallery = gallery_beside(file)
+    return gallery and ([Path(image).name for image in gallery.images], gallery.captions)  # folders may differ
 
 
 # ---------------------------------------------------------------- commands
@@ -157,17 +144,12 @@ def balance() -> None:
     add("--steps", type=int, default=SINKHORN_STEPS, help="over rows and columns (%(default)s)")
     add("--out", type=Path, metavar="FILE.json", help="also write the scores here")
     args = parser.parse_args()
-    if args.steps < 0:
-        raise InputError(f"--steps must be an integer >= 0, got {args.steps}")
-    if args.out:
-        check_writable_file(args.out)
-    files, setting = matrix_files(args.sims, "--sims"), {"temperature": args.temperature, "steps": args.steps}
-    matrices = [load(file) for file in files]
-    scores = [
-        (score_of(query_ranks(sims, owner)), score_of(query_ranks(sinkhorn(sims, **setting), owner)))
-        for sims, owner in matrices
-    ]
-    report(files, matrices, scores, setting, args.out)
+    setting = {"temperature": args.temperature, "steps": args.steps}
+
+    def change(sims: np.ndarray, owner: np.ndarray) -> tuple[QueryRanks, QueryRanks]:
+        return query_ranks(sims, owner), query_ranks(sinkhorn(sims, **setting), owner)
+
+    report(matrix_files(args.sims), change, setting, args.out)
 
 
 def ensemble() -> None:
@@ -184,10 +166,7 @@ def ensemble() -> None:
         return
     if not args.sims or not args.out:
         raise InputError("give --sims FILE.npy ... and --out FILE.npy, or --run checkpoint/EXPERIMENT")
-    check_writable_file(args.out)
-    files = [file for file in matrix_files(args.sims, "--sims") if file.resolve() != args.out.resolve()]
-    if len(files) < 2:
-        raise InputError(f"--sims names {len(files)} matrix: an ensemble takes two or more")
+    files = [file for file in matrix_files(args.sims) if file.resolve() != args.out.resolve()]
     before, _ = summarise([score_of(query_ranks(*load(file))) for file in files])
     after = score_of(query_ranks(*save_mean(files, args.out)))
     print(f"{len(files)} matrices, {gain(before, after)}\n\nbefore: mean of their recalls; after: recall of their mean")
@@ -196,9 +175,8 @@ def ensemble() -> None:
 
 def save_mean(files: Sequence[Path], out: Path) -> tuple[np.ndarray, np.ndarray]:
     """Save the mean of matrices with its gallery, and return it as `mean_similarities` does."""
-    gallery = load_gallery(gallery_file(files[0])) if gallery_file(files[0]).is_file() else None
     mean = mean_similarities(files)
-    Matrix(*mean, gallery).save(out)
+    Matrix(*mean, gallery_beside(files[0])).save(out)
     return mean
 
 

@@ -80,8 +80,7 @@ class QueryRanks(NamedTuple):
         """Return the flat dictionary of all metrics. Raise InputError for ties that are none of `TIES`."""
         if ties not in TIES:
             raise InputError(f"ties must be {', '.join(TIES[:-1])} or {TIES[-1]}, got {ties!r}")
-        pairs = zip(DIRECTIONS, self, strict=True)
-        flat = {f"{way}_{key}": measure(ranks, ties) for way, ranks in pairs for key, measure in MEASURES.items()}
+        flat = {f"{way}_{key}": f(getattr(self, way), ties) for way in DIRECTIONS for key, f in MEASURES.items()}
         return flat | {"mr": sum(flat[key] for key in SIX) / 6}
 
     def scores(self, ties: str = "against") -> Scores:
@@ -164,7 +163,9 @@ def chance(image_of_caption: np.ndarray, n_images: int) -> Scores:
 def image_of_caption(images: int, captions: int) -> np.ndarray:
     """Return the row of each caption's image where consecutive captions share the images evenly, (captions,) int64."""
     if images < 1 or captions < 1 or captions % images:
-        raise InputError(f"{captions} captions do not share {images} images evenly; say which image each belongs to")
+        raise InputError(
+            f"{captions} captions do not share {images} images evenly; say which image each belongs to in *_images.npy"
+        )
     return np.arange(captions) // (captions // images)
 
 
@@ -189,8 +190,6 @@ def check_images(image_of_caption: np.ndarray, shape: tuple[int, int]) -> np.nda
             f"the similarity matrix has {images} images x {captions} captions, so the images of the captions must be "
             f"{captions} integers, got {owner.dtype} of shape {owner.shape}"
         )
-    if captions == 0:
-        raise InputError("there are no captions")
     wrong = np.flatnonzero((owner < 0) | (owner >= images))
     if len(wrong):
         raise InputError(f"caption {wrong[0]} belongs to image {owner[wrong[0]]}, but the images are 0 to {images - 1}")
@@ -199,29 +198,23 @@ def check_images(image_of_caption: np.ndarray, shape: tuple[int, int]) -> np.nda
 
 def blocks(sims: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
     """Yield blocks of rows of a matrix, each with its slice. Raise InputError at a value that is not finite."""
-    step = block_rows(sims)
-    for start in range(0, len(sims), step):
-        yield slice(start, start + step), read_block(sims, start, step)
+    return ((rows, _read(sims, rows)) for rows in _block_rows(sims))
 
 
 def each_block(work: Callable[[slice, np.ndarray], None], sims: np.ndarray) -> None:
     """Call work(rows, block) for each block of rows, on a few cores: NumPy releases the interpreter while it sorts."""
-    step = block_rows(sims)
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
-        starts = range(0, len(sims), step)
-        for _ in pool.map(lambda at: work(slice(at, at + step), read_block(sims, at, step)), starts):
-            pass
+        list(pool.map(lambda rows: work(rows, _read(sims, rows)), _block_rows(sims)))
 
 
-def block_rows(sims: np.ndarray) -> int:
-    """Return the rows of a block. At least 64: of a transposed view these are columns, and short runs read slowly."""
-    return max(64, BLOCK // sims.shape[1])
+def _block_rows(sims: np.ndarray) -> list[slice]:
+    step = max(64, BLOCK // sims.shape[1])  # rows of a transposed view are columns, and short runs of them read slowly
+    return [slice(start, start + step) for start in range(0, len(sims), step)]
 
 
-def read_block(sims: np.ndarray, start: int, step: int) -> np.ndarray:
-    """Return some rows of a matrix, contiguous in memory. Raise InputError that names a value that is not finite."""
-    block = np.ascontiguousarray(sims[start : start + step])
+def _read(sims: np.ndarray, rows: slice) -> np.ndarray:
+    block = np.ascontiguousarray(sims[rows])
     if not np.isfinite(block).all():
         row, column = np.argwhere(~np.isfinite(block))[0]
-        raise InputError(f"the similarity in row {start + row}, column {column} is {block[row, column]}")
+        raise InputError(f"the similarity in row {rows.start + row}, column {column} is {block[row, column]}")
     return block

@@ -32,7 +32,7 @@ if __name__ == "__main__" and not __package__:  # run as a file: import from the
 from postprocessing.drawing import heat_maps, save_figure
 from postprocessing.matrices import load, matrix_files, share_images
 from postprocessing.recall import QueryRanks, Ranks, Scores, check_images, check_matrix, each_block, query_ranks
-from postprocessing.results import LEAST_K, PUBLISHED, VARIANTS, Setting, score_of
+from postprocessing.results import LEAST_K, PUBLISHED, VARIANTS, Setting
 from postprocessing.tables import report
 from utils import Bar, InputError, Parser, check_writable_file, run_command
 
@@ -75,7 +75,9 @@ def multivariate(
            [2.15, 1.96]])
     """
     sims = check_matrix(sims)
-    found, score = _scored(sims, Setting(k, w_similarity, w_reverse, xi, variant, l))
+    setting = Setting(k, w_similarity, w_reverse, xi, variant, l)
+    found = find_candidates(sims, setting.candidates(sims.shape[1]))
+    score = scores(found, setting).astype(sims.dtype)
     out = np.empty(sims.shape, sims.dtype)
 
     def fill(rows: slice, block: np.ndarray) -> None:
@@ -86,22 +88,11 @@ def multivariate(
     return out
 
 
-def reverse_order(sims: np.ndarray, k: int) -> np.ndarray:
-    """Return each query's k best columns by its position when searching back; equal ones keep their order."""
-    sims = check_matrix(sims)
-    found = find_candidates(sims, min(k, sims.shape[1]))
-    return np.take_along_axis(found.index, np.argsort(found.back, axis=1, kind="stable"), axis=1)
-
-
 def multivariate_order(sims: np.ndarray, setting: Setting = PUBLISHED) -> np.ndarray:
     """Return the candidates of each query by their multivariate score, best first, (queries, k)."""
-    found, score = _scored(check_matrix(sims), setting)
-    return np.take_along_axis(found.index, np.argsort(-score, axis=1, kind="stable"), axis=1)
-
-
-def _scored(sims: np.ndarray, setting: Setting) -> tuple[Candidates, np.ndarray]:
     found = find_candidates(sims, setting.candidates(sims.shape[1]))
-    return found, scores(found, setting).astype(sims.dtype)
+    order = np.argsort(-scores(found, setting).astype(sims.dtype), axis=1, kind="stable")
+    return np.take_along_axis(found.index, order, axis=1)
 
 
 def rerank_recall(
@@ -170,10 +161,7 @@ def scores(found: Candidates, setting: Setting) -> np.ndarray:
         reverse = np.exp(-setting.xi * (found.back + 1.0))
         if setting.l is not None:
             reverse[found.back >= setting.l] = 0
-    score = fading + setting.w_similarity * found.similarity + setting.w_reverse * reverse
-    if not np.abs(score).max() < 1e30:
-        raise InputError("the similarities of some column sum to almost nothing, so c_similarity has no meaning there")
-    return score
+    return fading + setting.w_similarity * found.similarity + setting.w_reverse * reverse
 
 
 def find_candidates(sims: np.ndarray, k: int) -> Candidates:
@@ -279,15 +267,15 @@ def search(rerankers: Sequence[Reranker], start: Setting) -> tuple[Setting, np.n
 
 def _searched(args: argparse.Namespace, tests: list[Path], start: Setting) -> Setting:
     """Return the best setting on the validation matrices. Raise InputError if one shares images with a test matrix."""
-    vals = matrix_files(args.val, "--val") if args.val else [file.with_name(f"{file.stem}_val.npy") for file in tests]
+    vals = matrix_files(args.val) if args.val else [file.with_name(f"{file.stem}_val.npy") for file in tests]
     if len(vals) != len(tests):
         raise InputError(f"--val gives {len(vals)} validation matrices for {len(tests)} test matrices")
+    matrices = [load(val) for val in vals]
     for val, test in itertools.product(vals, tests):
-        if val.exists() and test.exists() and share_images(val, test):
+        if share_images(val, test):
             raise InputError(f"{val} is of the same images as the test matrix {test}; choose the setting on others")
     picture = tests[0].with_name(f"{tests[0].stem}_grid.png")
-    check_writable_file(picture)
-    setting, mr, grid = search([Reranker(*load(val), max(GRID["k"])) for val in vals], start)
+    setting, mr, grid = search([Reranker(*matrix, max(GRID["k"])) for matrix in matrices], start)
     save_figure(heat_maps(mr, grid, f"{args.variant} rerank, mR on validation"), picture)
     found = f"mR {mr[:, 0, 0].max():.2f} without rerank, {mr.max():.2f} with the best of {mr.size} settings"
     logger.info(f"on {', '.join(map(str, vals))}: {found}; all of them: {picture}")
@@ -316,14 +304,16 @@ def main() -> None:
     if args.out:
         check_writable_file(args.out)
     setting = Setting(**{field.name: getattr(args, field.name) for field in fields(Setting)})
-    tests = matrix_files(args.sims, "--sims")
-    matrices = [load(file) for file in tests]
+    tests = matrix_files(args.sims)
     if args.search:
         setting = _searched(args, tests, setting)
     logger.info(", ".join(f"{name} {value}" for name, value in asdict(setting).items() if value is not None))
-    rerankers = (Reranker(sims, owner, setting.k) for sims, owner in matrices)
-    changes = [(score_of(reranker.before), score_of(reranker.ranks(setting))) for reranker in rerankers]
-    report(tests, matrices, changes, asdict(setting), args.out)
+
+    def change(sims: np.ndarray, owner: np.ndarray) -> tuple[QueryRanks, QueryRanks]:
+        reranker = Reranker(sims, owner, setting.k)
+        return reranker.before, reranker.ranks(setting)
+
+    report(tests, change, asdict(setting), args.out)
 
 
 if __name__ == "__main__":

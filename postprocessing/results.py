@@ -5,16 +5,16 @@ Only this file knows their form. A file of another form is an InputError that na
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import numpy as np
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from postprocessing.recall import DIRECTIONS, NOTICEABLE, SIX, Metrics, QueryRanks
-from utils import InputError, read_json
+from postprocessing.recall import DIRECTIONS, NOTICEABLE, Metrics, QueryRanks
+from utils import InputError, checked, read_json
 
 VARIANTS = ("released", "paper")
 LEAST_K = 10  # of the released code
@@ -34,10 +34,9 @@ class Setting:
     def __post_init__(self) -> None:
         if self.variant not in VARIANTS:
             raise InputError(f"the rerank variant must be {' or '.join(VARIANTS)}, got {self.variant!r}")
-        for name in ("k", "w_similarity", "w_reverse", "xi") + (() if self.l is None else ("l",)):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, (int, float, np.number)) or not 0 <= value < 1e9:
-                raise InputError(f"{name} must be a number from 0 to 1e9, got {value!r}")
+        for name in ("w_similarity", "w_reverse", "xi", "l"):
+            if not 0 <= (getattr(self, name) or 0) < 1e9:
+                raise InputError(f"{name} must be a number from 0 to 1e9, got {getattr(self, name)}")
         if self.k < 1 or self.k != int(self.k):
             raise InputError(f"k must be an integer >= 1, got {self.k}")
 
@@ -47,7 +46,6 @@ class Setting:
 
 
 PUBLISHED = Setting()
-Count = Annotated[int, Field(ge=1, le=10**7)]
 
 
 class Part(BaseModel):
@@ -93,8 +91,8 @@ class Sizes(Part):
 
     fold: int
     split: str
-    images: Count
-    captions: Count
+    images: int
+    captions: int
 
 
 class FoldScore(Score, Sizes):
@@ -113,18 +111,6 @@ class Summary(Part):
         """Return the summary of folds."""
         mean, std = summarise(folds)
         return cls(folds=list(folds), mean=mean, std=std, **more)
-
-    @model_validator(mode="after")
-    def _complete(self) -> Summary:
-        scores = (*self.folds, self.mean, self.std)
-        if len({score.random is None for score in scores}) > 1:
-            raise ValueError("some scores have ties at random, others have not")
-        for score in scores[:-1]:
-            for flat in [score.flat(ties) for ties in ("against", "random") if ties == "against" or score.random]:
-                numbers = [flat.get(key) for key in (*SIX, *flat)]
-                if None in numbers or not np.isfinite(numbers).all():
-                    raise ValueError("a number of a fold or of the mean is missing or not finite")
-        return self
 
 
 class Reranked(Summary):
@@ -159,24 +145,19 @@ class Results(Summary, Run):
         return {name: part for name, part in (("", self), ("+ rerank", self.rerank), (bank, self.bank)) if part}
 
 
-class TrainRow(Part):
+class HistoryRow(Part):
     epoch: int
     step: int
-    loss: float | None
-
-
-class ValRow(Part):
-    epoch: int
-    step: int
-    mr: float | None
+    loss: float | None = None
+    mr: float | None = None
     chance: float | None = None
 
 
 class History(Part):
     """history.json: a row for every print of the loss, and one for every validation."""
 
-    train: list[TrainRow]
-    val: list[ValRow]
+    train: list[HistoryRow]
+    val: list[HistoryRow]
 
 
 File = TypeVar("File", Results, History)
@@ -184,16 +165,7 @@ File = TypeVar("File", Results, History)
 
 def load(path: Path, kind: type[File], advice: str = "") -> File:
     """Read a file of a run. Raise InputError that names the file, and what in it is not of its form."""
-    what = kind.__name__.lower()
-    tree = read_json(path, what, advice)
-    try:
-        return kind.model_validate(tree)
-    except ValidationError as error:
-        first = error.errors()[0]
-        fault = ": ".join(filter(None, [".".join(map(str, first["loc"])), first["msg"]]))
-        raise InputError(f"{path}: not of the form of {what}.json ({fault})") from None
-    except InputError as error:
-        raise InputError(f"{path}: the rerank's setting: {error}") from None
+    return checked(kind, read_json(path, kind.__name__.lower(), advice), str(path))
 
 
 def score_of(ranks: QueryRanks) -> Score:
@@ -202,19 +174,15 @@ def score_of(ranks: QueryRanks) -> Score:
 
 
 def summarise(scores: Sequence[Score]) -> tuple[Score, Score]:
-    """Return the mean and the sample standard deviation (n - 1) of scores. One score has none: its numbers are None.
+    """Return the mean and the sample standard deviation (n - 1) of scores. One score has none: its numbers are None."""
 
-    Raise InputError for no scores.
-    """
-    if not scores:
-        raise InputError("there are no folds to summarise")
-    found = []
-    for ties in ("against", "random") if scores[0].random else ("against",):
-        flats = [score.flat(ties) for score in scores]
-        numbers = np.array([list(flat.values()) for flat in flats], float)
-        std = numbers.std(axis=0, ddof=1).tolist() if len(scores) > 1 else [None] * numbers.shape[1]
-        found.append([dict(zip(flats[0], values, strict=True)) for values in (numbers.mean(axis=0).tolist(), std)])
-    mean, std = (
-        Score.of(flat, random=Nested.of(rest[0]) if rest else None) for flat, *rest in zip(*found, strict=True)
-    )
-    return mean, std
+    def over_scores(statistic: Callable[[list[float]], float | None]) -> Score:
+        kinds = ["against", "random"] if scores[0].random else ["against"]
+        flats = ([score.flat(ties) for score in scores] for ties in kinds)
+        found = [{key: statistic([flat[key] for flat in of_kind]) for key in of_kind[0]} for of_kind in flats]
+        return Score.of(found[0], random=Nested.of(found[1]) if len(found) > 1 else None)
+
+    def deviation(numbers: list[float]) -> float | None:
+        return float(np.std(numbers, ddof=1)) if len(numbers) > 1 else None
+
+    return over_scores(lambda numbers: float(np.mean(numbers))), over_scores(deviation)

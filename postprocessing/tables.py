@@ -1,4 +1,4 @@
-"""Tables of recall: Markdown and LaTeX for people, CSV with every number, and the published rows.
+"""Tables of recall: Markdown for people, CSV with every number, and the published rows.
 
 Readers have mistaken a validation score for a test score, so every table names its split, its lists, the sizes of its
 gallery, and the score of a random ranking. Where ties move mR noticeably, both ways to count them are shown.
@@ -11,14 +11,15 @@ import functools
 import io
 import os
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from postprocessing.recall import DIRECTIONS, SIX, Metrics, Scores, chance, query_ranks
-from postprocessing.results import FoldScore, Results, Score, load, summarise
+from postprocessing.matrices import load as load_matrix
+from postprocessing.recall import DIRECTIONS, SIX, Metrics, QueryRanks, Scores, chance, query_ranks
+from postprocessing.results import FoldScore, Results, Score, load, score_of, summarise
 from utils import Parser, run_command, write_json, write_text
 
 LABELS = {"r1": "R@1", "r5": "R@5", "r10": "R@10", "medr": "med r", "meanr": "mean r"}
@@ -48,20 +49,13 @@ def published(dataset: str) -> list[Published]:
     Each number is as printed: the mR of AMFMN-soft on RSICD is not the mean of its recalls (16.16), nor, in the last
     digit, are those of SCAN i2t.
     """
-    key = dataset.lower().removesuffix("_precomp")
-    with Path(__file__).with_name("published.csv").open(newline="") as file:
-        rows = [row for row in csv.DictReader(file) if row["dataset"] == key]
-    return [
-        Published(
-            row["name"],
-            {name: float(row[name]) if row[name] else None for name in (*SIX, "mr")},
-            float(row["std"]) if row["std"] else None,
-            *(int(row[size]) if row[size] else None for size in ("images", "captions")),
-            row["lists"],
-            row["source"],
-        )
-        for row in rows
-    ]
+    key, found = dataset.lower().removesuffix("_precomp"), []
+    for row in csv.DictReader(Path(__file__).with_name("published.csv").read_text().splitlines()):
+        if row["dataset"] == key:
+            flat = {name: float(row[name]) if row[name] else None for name in (*SIX, "mr", "std")}
+            sizes = (int(row[size]) if row[size] else None for size in ("images", "captions"))
+            found.append(Published(row["name"], flat, flat.pop("std"), *sizes, row["lists"], row["source"]))
+    return found
 
 
 class Gallery(NamedTuple):
@@ -98,17 +92,12 @@ def gallery_of(folds: Sequence[FoldScore], lists: str | None) -> Gallery:
 # ---------------------------------------------------------------- the writer
 
 
-def table(rows: Sequence[Sequence[Cell]], form: str = "markdown") -> str:
-    """Return rows of cells, the first one the head, as an aligned Markdown table or as a LaTeX tabular.
+def table(rows: Sequence[Sequence[Cell]]) -> str:
+    """Return rows of cells, the first one the head, as an aligned Markdown table.
 
-    In Markdown, long names in the first column are cut in the middle, so that a line has `WIDTH` columns.
+    Long names in the first column are cut in the middle, so that a line has `WIDTH` columns.
     """
     lines = [["-" if x is None else f"{x:.2f}" if isinstance(x, float) else str(x) for x in row] for row in rows]
-    if form == "latex":
-        head, *body = (" & ".join(map(_escaped, line)) + r" \\" for line in lines)
-        columns = "l" + "r" * (len(lines[0]) - 1)
-        start, end = rf"\begin{{tabular}}{{{columns}}}", r"\end{tabular}"
-        return "\n".join([start, r"\hline", head, r"\hline", *body, r"\hline", end])
     widths = [max(3, *map(len, column)) for column in zip(*lines, strict=True)]
     widths[0] = min(widths[0], max(8, WIDTH - 1 - sum(width + 3 for width in widths[1:]) - 3))
     rule = [":" + "-" * (widths[0] - 1), *("-" * (width - 1) + ":" for width in widths[1:])]
@@ -141,19 +130,19 @@ def _shortened(name: str, width: int) -> str:
     return name[: width - 1 - end] + "\u2026" + name[len(name) - end :]
 
 
-def _escaped(text: str) -> str:
-    special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "\u00b1": r"$\pm$"}
-    return "".join(special.get(c, "\\" + c if c in "&%$#_{}" else c) for c in text)
+def _csv(rows: Iterable[Sequence]) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue()
 
 
 # ---------------------------------------------------------------- a run
 
 
 def write_tables(results: Results, folder: str | os.PathLike) -> None:
-    """Write results.md, results.csv and results.tex into the folder."""
-    texts = {"md": markdown(results), "csv": comma_separated(results), "tex": latex(results)}
-    for suffix, text in texts.items():
-        write_text(Path(folder) / f"results.{suffix}", text)
+    """Write results.md and results.csv into the folder."""
+    write_text(Path(folder) / "results.md", markdown(results))
+    write_text(Path(folder) / "results.csv", comma_separated(results))
 
 
 class Row(NamedTuple):
@@ -186,18 +175,13 @@ def markdown(results: Results) -> str:
     folds = [row for row in rows if row.what.startswith("fold")]
     texts = [f"{results.experiment} on {results.dataset}", *map(str, dict.fromkeys(row.gallery for row in folds)), TIES]
     if len(results.folds) > 1:
-        texts.append(table([["mean", "ties", *NARROW], *mean_rows(results)]))
+        means = ([row.part or "plain", row.ties, *six_cells(row.flat, row.std)] for row in rows if row.what == "mean")
+        texts.append(table([["mean", "ties", *NARROW], *means]))
     cells = ([f"{row.what} {row.part}".strip(), row.ties, *six_cells(row.flat)] for row in folds)
     texts.append(table([["fold", "ties", *NARROW], *cells]))
     flat = results.mean.flat()
     ranks = (f"{way} median {flat[f'{way}_medr']:.2f} mean {flat[f'{way}_meanr']:.2f}" for way in DIRECTIONS)
     return "\n\n".join([*texts, f"ranks: {', '.join(ranks)}", *published_tables(results.dataset)]) + "\n"
-
-
-def mean_rows(results: Results) -> list[list[Cell]]:
-    """Return the cells of the means."""
-    means = (row for row in run_rows(results) if row.what == "mean")
-    return [[row.part or "plain", row.ties, *six_cells(row.flat, row.std)] for row in means]
 
 
 def published_tables(dataset: str) -> list[str]:
@@ -215,36 +199,31 @@ def published_tables(dataset: str) -> list[str]:
 def comma_separated(results: Results) -> str:
     """Return every number as CSV: folds, mean, std, published rows; an unknown number is an empty field."""
     keys = list(results.mean.flat())
-    names = [f"{way} {LABELS.get(key, key)}" for way, _, key in (key.partition("_") for key in keys[:-1])]
-    rows = []
+    rows = [["name", "split", "lists", "images", "captions", "chance mR", *map(label, keys)]]
+
+    def add(name: str, gallery: Gallery, flat: Metrics) -> None:
+        values = [name, *gallery, gallery.chance, *(flat.get(key) for key in keys)]
+        rows.append([round(x, 4) if isinstance(x, float) else x for x in values])
+
     for row in run_rows(results):
-        words = AT_RANDOM if row.ties == "random" else ""
-        rows.append((f"{row.what} {row.part}".strip() + words, row.gallery, row.flat))
+        add(f"{row.what} {row.part}".strip() + AT_RANDOM * (row.ties == "random"), row.gallery, row.flat)
     for row in published(results.dataset):
         name = row.name + ("" if row.std is None else f" \u00b1 {row.std:.2f}") + " (published)"
-        rows.append((name, Gallery("test", row.lists or None, row.images, row.captions), row.flat))
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["name", "split", "lists", "images", "captions", "chance mR", *names, "mR"])
-    for name, gallery, flat in rows:
-        values = [name, *gallery, gallery.chance, *(flat.get(key) for key in keys)]
-        writer.writerow(["" if x is None else round(x, 4) if isinstance(x, float) else x for x in values])
-    return text.getvalue()
+        add(name, Gallery("test", row.lists or None, row.images, row.captions), row.flat)
+    return _csv(rows)
 
 
-def latex(results: Results) -> str:
-    """Return the means and the published rows as a LaTeX tabular, which needs no package."""
-    others = [[f"{row.name} (published)", "", *six_cells(row.flat, row.std)] for row in published(results.dataset)]
-    return table([["", "ties", *NARROW], *mean_rows(results), *others], "latex") + "\n"
+def label(key: str) -> str:
+    """Return the name of a metric in tables: "i2t R@1" for "i2t_r1"."""
+    way, _, measure = key.partition("_")
+    return f"{way} {LABELS.get(measure, measure)}" if measure else "mR"
 
 
 def write_ranks(
     file: Path, folds: dict[int, np.ndarray], images: list[str], captions: list[str], image_of_caption: np.ndarray
 ) -> None:
     """Write the rank (ties against) and the first ten answers of every query as CSV, from the matrix of each fold."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["fold", "direction", "number", "query", "rank", *(f"answer {n}" for n in range(1, 11))])
+    lines = [["fold", "direction", "number", "query", "rank", *(f"answer {n}" for n in range(1, 11))]]
     asked = np.unique(image_of_caption)  # an image without captions is no query
     for fold, sims in folds.items():
         ranks = query_ranks(sims, image_of_caption)
@@ -252,8 +231,8 @@ def write_ranks(
         for direction, (numbers, rows, queries, answers) in zip(DIRECTIONS, (i2t, t2i), strict=True):
             best = np.argsort(-rows, axis=1, kind="stable")[:, :10]
             for number, rank, order in zip(numbers, getattr(ranks, direction).from_zero(), best, strict=True):
-                writer.writerow([fold, direction, number, queries[number], rank + 1, *(answers[at] for at in order)])
-    write_text(file, text.getvalue())
+                lines.append([fold, direction, number, queries[number], rank + 1, *(answers[at] for at in order)])
+    write_text(file, _csv(lines))
 
 
 # ---------------------------------------------------------------- several scores
@@ -265,36 +244,35 @@ def change_table(before: Score, after: Score) -> str:
     for ties in max(before.ties, after.ties, key=len):
         old, new = before.flat(ties), after.flat(ties)
         for key in old:
-            way, _, measure = key.partition("_")
-            name = f"{way} {LABELS.get(measure, measure)}" if measure else "mR"
             change = f"{round(new[key] - old[key], 2) + 0.0:+.2f}"
-            lines.append([name + (AT_RANDOM if ties == "random" else ""), old[key], new[key], change])
+            lines.append([label(key) + AT_RANDOM * (ties == "random"), old[key], new[key], change])
     return table([["", "before", "after", "change"], *lines])
 
 
 def gain(before: Score, after: Score) -> str:
     """Return the change of mR in words."""
-    texts = {"against": "", "random": "; with ties at random "}
-    parts = []
-    for ties in max(before.ties, after.ties, key=len):
-        old, new = before.flat(ties)["mr"], after.flat(ties)["mr"]
-        words = f"mR {old:.2f} before and {new:.2f} after" if ties == "against" else f"{old:.2f} and {new:.2f}"
-        parts.append(f"{texts[ties]}{words} ({new - old:+.2f})")
-    return "".join(parts)
+    pairs = {ties: (before.flat(ties)["mr"], after.flat(ties)["mr"]) for ties in max(before.ties, after.ties, key=len)}
+    words = {ties: f"{old:.2f} and {new:.2f} ({new - old:+.2f})" for ties, (old, new) in pairs.items()}
+    return "mR before and after: " + "; with ties at random ".join(words.values())
 
 
 def report(
     files: Sequence[Path],
-    matrices: Sequence[tuple[np.ndarray, np.ndarray]],
-    scores: Sequence[tuple[Score, Score]],
+    change: Callable[[np.ndarray, np.ndarray], tuple[QueryRanks, QueryRanks]],
     setting: dict[str, Any],
     out: Path | None,
 ) -> None:
-    """Print the scores of saved matrices before and after a change, and their mean; write them as JSON to `out`."""
-    rows = []
-    for file, (sims, owner), (before, after) in zip(files, matrices, scores, strict=True):
+    """Print the scores of saved matrices before and after a change, and their mean; write them as JSON to `out`.
+
+    `change` takes a matrix and the row of each caption's image.
+    """
+    rows, scores = [], []
+    for file in files:
+        sims, owner = load_matrix(file)
+        before, after = map(score_of, change(sims, owner))
         row = {"file": str(file), "images": len(sims), "captions": len(owner), "chance": chance(owner, len(sims)).mr}
         rows.append(row | {"before": before.model_dump(), "after": after.model_dump()})
+        scores.append((before, after))
         sizes = "{file}: {images} images, {captions} captions, chance mR {chance:.2f}".format(**row)
         print(f"{sizes}, {gain(before, after)}")
     (before, _), (after, _) = map(summarise, zip(*scores, strict=True))

@@ -316,7 +316,9 @@ MATRICES = [
     Bad("matrix whose captions have no image", RERANK, "4 captions do not share 3 images", sims(SIMS)),
     Bad("matrix with too few owners", RERANK, "sims_images.npy", sims(SIMS, [0, 1])),
     Bad("matrix with owners that are not there", RERANK, "image 9", sims(SIMS, [0, 1, 2, 9])),
-    Bad("matrix an archive", RERANK, "archive", lambda folder: np.savez((folder / "sims.npy").open("wb"), a=SIMS)),
+    Bad(
+        "matrix an archive", RERANK, "two dimensions", lambda folder: np.savez((folder / "sims.npy").open("wb"), a=SIMS)
+    ),
     Bad(
         "figures of damaged results",
         FIGURES,

@@ -11,7 +11,6 @@ from postprocessing.balance import main
 from postprocessing.matrices import Matrix
 from postprocessing.normalise import sinkhorn
 from postprocessing.recall import recall
-from utils import InputError
 
 
 def some_sims(images: int = 12, each: int = 5) -> tuple[np.ndarray, np.ndarray]:
@@ -71,16 +70,3 @@ def test_the_command_gives_recall_before_and_after(tmp_path, monkeypatch, capsys
     assert written["mean"]["before"]["mr"] == pytest.approx(recall(sims, owner).mr)
     assert written["mean"]["after"]["mr"] == pytest.approx(recall(sinkhorn(sims), owner).mr)
     assert f"{written['mean']['after']['mr']:.2f}" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize("temperature", [0.0, -1.0, np.nan, np.inf, 1e-9])
-def test_a_temperature_without_meaning_is_refused(temperature) -> None:
-    with pytest.raises(InputError, match="temperature must be a number from"):
-        sinkhorn(some_sims()[0], temperature)
-
-
-def test_a_matrix_that_is_not_finite_is_refused() -> None:
-    sims, _ = some_sims()
-    sims[1, 1] = np.nan
-    with pytest.raises(InputError):
-        sinkhorn(sims)

@@ -293,7 +293,7 @@ def change(folder: Path, edit) -> None:
         (other_images, "X_GaLR_s0 and X_GaLR_s1 were scored on different images"),
         (other_names, "were scored on different images"),
         (other_captions, "were scored on different captions"),
-        (lambda folder: save_run(folder, "X_VSE++_s1", [5], 1.0), "has the folds [0, 1], X_VSE++_s1 has [0]"),
+        (lambda folder: save_run(folder, "X_VSE++_s1", [5], 1.0), "X_VSE++_s1 were scored on different folds"),
         (lambda folder: shutil.rmtree(folder / "runs/X_VSE++_s1"), "X_VSE++_s1/results.json is not there; train"),
         (lambda folder: (folder / "file/X_GaLR_s0_1.npy").unlink(), "X_GaLR_s0_1.npy is not there"),
         (lambda folder: (folder / "file/X_GaLR_s0_1_gallery.json").unlink(), "X_GaLR_s0_1_gallery.json is not there"),

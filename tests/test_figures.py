@@ -69,7 +69,7 @@ def test_short_histories_are_drawn(rows, tmp_path):
     assert Image.open(tmp_path / "curve.png").size[0] > 800
 
 
-@pytest.mark.parametrize("wrong", [{}, {"train": [], "val": []}, {"train": 1, "val": 2}, {"train": [{}], "val": []}])
+@pytest.mark.parametrize("wrong", [{}, {"train": 1, "val": 2}, {"train": [{}], "val": []}])
 def test_what_is_no_history_is_an_input_error(wrong, tmp_path):
     (tmp_path / "history.json").write_text(json.dumps(wrong))
     with pytest.raises(InputError, match="history"):
@@ -215,15 +215,11 @@ def test_the_command_draws_where_it_is_told(run, tmp_path):
     ("damage", "content", "message"),
     [
         ("results.json", "{", "results.json, line 1: not JSON"),
-        ("results.json", "[]", "results.json: not of the form of results.json"),
-        ("results.json", '{"folds": []}', "results.json: not of the form of results.json (experiment: Field required)"),
-        (
-            "0/history.json",
-            '{"train": 3}',
-            "history.json: not of the form of history.json (train: Input should",
-        ),
-        ("../../file/run_0_gallery.json", '{"images": [1]}', "run_0_gallery.json: two lists"),
-        ("../../file/run_0_gallery.json", '{"images": [], "captions": []}', "run_0_gallery.json: 0 image paths"),
+        ("results.json", "[]", "results.json: Input should be"),
+        ("results.json", '{"folds": []}', "results.json, entry experiment: Field required"),
+        ("0/history.json", '{"train": 3}', "history.json, entry train: Input should"),
+        ("../../file/run_0_gallery.json", '{"images": [1]}', "run_0_gallery.json, entry images 1: Input should"),
+        ("../../file/run_0_gallery.json", '{"images": [], "captions": []}', "0 image paths"),
         ("../../file/run_0.npy", "x", "run_0.npy: not a .npy file"),
     ],
 )

@@ -159,7 +159,7 @@ def test_test_py_scores_with_the_bank_and_saves_its_matrix(scored_run, run) -> N
     assert scored["folds"][0]["i2t"] == recall(*i2t).i2t._asdict()
     assert scored["folds"][0]["t2i"] == recall(*t2i).t2i._asdict()
     assert "+ dynamic bank" in (scored_run / "checkpoint/tiny/results.md").read_text()
-    files = [file.name for file in matrix_files(["postprocessing/file/tiny_0*.npy"], "--sims")]
+    files = [file.name for file in matrix_files(["postprocessing/file/tiny_0*.npy"])]
     assert files == ["tiny_0.npy"]  # of a glob that finds all of them
 
 
