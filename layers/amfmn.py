@@ -137,9 +137,6 @@ class AMFMN(Model):
     def encode_image(self, images: Tensor, local_rep: Tensor | None = None, local_adj: Tensor | None = None) -> Tensor:
         return self.global_branch(images)
 
-    def encode_text(self, token_ids: Tensor, lengths: Tensor | None = None) -> Tensor:
-        return self.text_encoder(token_ids, lengths)
-
     def similarity(self, image_vectors: Tensor, text_vectors: Tensor) -> Tensor:
         """Return S (N, M) of v (N, D) and t (M, D), in float32 whatever autocast says."""
         with torch.autocast(image_vectors.device.type, enabled=False):

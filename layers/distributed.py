@@ -95,7 +95,6 @@ class Shard(NamedTuple):
 
     @property
     def divided(self) -> bool:
-        """Return whether other processes have the rest."""
         return self.stop - self.start < self.total
 
 
@@ -114,33 +113,28 @@ class GlobalBatch(TorchFunctionMode):
     That holds for every module that calls PyTorch's own functions, those of other libraries too.
     """
 
-    shard: Shard | None = None  # of the context that is open
+    current: Shard | None = None  # of the context that is open
 
     def __init__(self, shard: Shard) -> None:
         super().__init__()
-        self.rows_of = shard
+        self.shard = shard
 
     def __enter__(self) -> GlobalBatch:
-        GlobalBatch.shard = self.rows_of
+        GlobalBatch.current = self.shard
         return super().__enter__()
 
     def __exit__(self, *error: object) -> None:
-        GlobalBatch.shard = None
+        GlobalBatch.current = None
         super().__exit__(*error)
 
     def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        kwargs = kwargs or {}
-        if func is functional.dropout:
-            return self._dropout(*args, **kwargs)
-        if func is functional.batch_norm:
-            return batch_norm(*args, **kwargs)
-        return func(*args, **kwargs)
+        func = {functional.dropout: self._dropout, functional.batch_norm: batch_norm}.get(func, func)
+        return func(*args, **(kwargs or {}))
 
     def _dropout(self, x: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
-        shard = self.rows_of
-        if not training or len(x) != shard.stop - shard.start:
+        if not training or len(x) != self.shard.stop - self.shard.start:
             return functional.dropout(x, p, training)
-        return x * functional.dropout(x.new_ones(shard.total, *x.shape[1:]), p)[shard.rows]
+        return x * functional.dropout(x.new_ones(self.shard.total, *x.shape[1:]), p)[self.shard.rows]
 
 
 def global_places(order: Tensor) -> tuple[int, Tensor | None]:
@@ -148,7 +142,7 @@ def global_places(order: Tensor) -> tuple[int, Tensor | None]:
 
     order (b,): of this process's captions, longest first. None for the places if the batch is not divided.
     """
-    shard = GlobalBatch.shard
+    shard = GlobalBatch.current
     if shard is None:
         return len(order), None
     longest_first = shard.lengths.clamp(min=1).sort(descending=True, stable=True).indices

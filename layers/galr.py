@@ -43,6 +43,3 @@ class GaLR(Model):
             return v_g
         with torch.autocast(images.device.type, enabled=False):  # small: float32 costs nothing here
             return self.midf(v_g, self.local_branch(local_rep, local_adj))
-
-    def encode_text(self, token_ids: Tensor, lengths: Tensor | None = None) -> Tensor:
-        return self.text_encoder(token_ids, lengths)

@@ -31,8 +31,8 @@ def register(name: str) -> Callable[[M], M]:
 class Model(nn.Module):
     """Images and captions -> vectors -> similarities.
 
-    A model defines its two encoders, and a similarity of its own if that is not the cosine. frozen: parts that do not
-    learn.
+    A model defines `encode_image`, a `text_encoder` or an `encode_text` of its own, and a `similarity` if that is not the
+    cosine. frozen: parts that do not learn.
     """
 
     def __init__(self) -> None:
@@ -45,7 +45,7 @@ class Model(nn.Module):
 
     def encode_text(self, token_ids: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Encode (B, T) int64 with 0 = padding, (B,) number of words -> (B, D), not normalised."""
-        raise NotImplementedError
+        return self.text_encoder(token_ids, lengths)
 
     def similarity(self, image_vectors: Tensor, text_vectors: Tensor) -> Tensor:
         """Compare (N, D), (M, D) -> (N, M) float32; by the cosine, unless a model defines another."""
