@@ -31,8 +31,8 @@ def register(name: str) -> Callable[[M], M]:
 class Model(nn.Module):
     """Images and captions -> vectors -> similarities.
 
-    A model defines `encode_image`, a `text_encoder` or an `encode_text` of its own, and a `similarity` if that is not the
-    cosine. frozen: parts that do not learn.
+    A model defines `encode_image`, a `text_encoder` (or `encode_text`), and `similarity` if that is not the cosine.
+    frozen: parts that do not learn.
     """
 
     def __init__(self) -> None:
