@@ -1,5 +1,7 @@
 """Everything whose only purpose is speed on a CPU; on another device the plain formula runs.
 
+A frozen batch norm alone is fused everywhere, for it is fused before the model moves to its device.
+
     fuse_norms        batch norm with fixed statistics, fused into the convolution before it
     depthwise         backward pass of a depthwise convolution, as one compiled loop
     mvsa_low          the strided convolution of MVSA without its concatenated and upsampled input
