@@ -159,10 +159,7 @@ def _open_clip(options: Options, _: Sequence[str]) -> Tokenizer:
     with not_installed("model.clip"):
         import open_clip
     arch = options.model.clip.arch
-    try:
-        tokenizer = open_clip.get_tokenizer(arch.replace("/", "-") if ":" not in arch else arch)
-    except Exception as error:  # of a folder, of the hub
-        raise InputError(f"model.clip.arch {arch}: no tokenizer ({str(error).splitlines()[0]})") from None
+    tokenizer = open_clip.get_tokenizer(arch.replace("/", "-") if ":" not in arch else arch)
     ends = isinstance(tokenizer, open_clip.SimpleTokenizer)
 
     def encode_rows(captions: list[str]) -> list[list[int]]:
@@ -177,11 +174,7 @@ def _hugging_face(options: Options, _: Sequence[str]) -> Tokenizer:
     """Build the tokenizer of a transformer, its ids plus one: 0 may be one of its tokens."""
     with not_installed("model.seq2vec.arch transformer"):
         from transformers import AutoTokenizer
-    path = options.model.seq2vec.path
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(path)
-    except (OSError, ValueError) as error:
-        raise InputError(f"model.seq2vec.path {path}: no tokenizer there ({str(error).splitlines()[0]})") from None
+    tokenizer = AutoTokenizer.from_pretrained(options.model.seq2vec.path)
     longest = min(tokenizer.model_max_length, LONGEST)
     return lambda captions: [
         [token + 1 for token in tokens]

@@ -20,9 +20,9 @@ NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
 
 
 def pick_device(name: str) -> torch.device:
-    """`auto` takes a CUDA GPU where one is; says which device it is, and why no GPU.
+    """Return the device that `auto`, `cpu` or `cuda` means here, and log it, and why there is no GPU.
 
-    Raises InputError for a GPU that is not there, or is too old for this PyTorch.
+    Raise InputError for a GPU that is not there, or is too old for this PyTorch.
     """
     import torch
 
@@ -42,7 +42,7 @@ def pick_device(name: str) -> torch.device:
 
 
 def own_gpu() -> torch.device:
-    """Of several processes each takes the GPU of its number. Raises InputError where there are fewer GPUs."""
+    """Return the GPU of this process's number. Raise InputError where there are fewer GPUs than processes."""
     import torch
 
     if int(os.environ["LOCAL_RANK"]) >= torch.cuda.device_count():
@@ -53,7 +53,7 @@ def own_gpu() -> torch.device:
 
 
 def find_gpu() -> tuple[bool, str]:
-    """Whether PyTorch can use a CUDA GPU; where it cannot, the reason, as far as it can be told."""
+    """Tell whether PyTorch can use a CUDA GPU, and if not the reason, as far as it is known."""
     import torch
 
     with warnings.catch_warnings(record=True) as said:  # it says what is wrong with a driver by a warning, once
@@ -71,7 +71,7 @@ def find_gpu() -> tuple[bool, str]:
 
 
 def check_kernels(device: torch.device) -> None:
-    """Raises InputError where the GPU is too old for this PyTorch, which is seen at the first thing that it does."""
+    """Raise InputError where the GPU is too old for this PyTorch, which its first use shows."""
     import torch
 
     try:
@@ -87,7 +87,7 @@ def check_kernels(device: torch.device) -> None:
 
 
 def device_name(device: torch.device) -> str:
-    """What it is, in words."""
+    """Return the name of a device, and its threads or its CUDA."""
     import torch
 
     if device.type == "cpu":
