@@ -3,7 +3,7 @@
     python train.py --path_opt option/RSITMD/RSITMD_GaLR.yaml [--set optim.lr=1e-4 ...] [--fold K] [--resume]
 
 Each fold leaves checkpoint/{experiment_name}/{fold}/: best and last checkpoint, split, options, log.
-`torchrun --nproc_per_node N train.py ...` is the same run in N processes (docs/SCALING.md); the first of them writes.
+`torchrun --nproc_per_node N train.py ...` is the same run in N processes (docs/scaling.md); the first of them writes.
 """
 
 from __future__ import annotations
