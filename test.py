@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import argparse
 import logging
+from collections import defaultdict
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from torch import Tensor
@@ -46,8 +46,7 @@ def main() -> None:
     add("--rerank", action="store_true", help="also score after the multivariate rerank, as published")
     bank_help = "also score after query bank normalisation by the train list (static: docs/evaluation.md)"
     add("--bank", nargs="?", const="static", choices=["static", "dynamic"], help=bank_help)
-    grid_help = "only print validation mR with the fold's train images as the bank, for a grid of temperatures"
-    add("--bank-grid", action="store_true", help=grid_help)
+    add("--bank-grid", action="store_true", help="only print validation mR, the fold's train images as the bank")
     parser.add_device()
     arguments = parser.parse_args()
     options = load_options(arguments.path_opt, arguments.set)
@@ -61,18 +60,17 @@ def main() -> None:
             f"{same_options(arguments)} --resume, or score fewer with --set k_fold.nums=K"
         )
     check_writable(folder, "logs.matrices")
-    words = load_words(options)
+    words, data_path = load_words(options), options.dataset.data_path
 
-    def read(split: str | Split) -> Data:
-        split = read_split(options.dataset.data_path, split) if isinstance(split, str) else split
+    def read(split: Split) -> Data:
         return load_data(split, options, words, device, training=False)
 
     def fold_part(fold: int, part: str) -> Data:
         return read(validation_split(run / str(fold), options, part))
 
     def fold_model(fold: int) -> Model:
-        checkpoint = read_checkpoint(run / str(fold) / BEST)
-        check_alike(f"the checkpoint {run / str(fold) / BEST}", checkpoint.get("Eiters"))
+        checkpoint = read_checkpoint(file := run / str(fold) / BEST)
+        check_alike(f"the checkpoint {file}", checkpoint.get("Eiters"))
         return load_model(checkpoint, options, words, device)
 
     if arguments.bank_grid:
@@ -83,62 +81,57 @@ def main() -> None:
             rows = zip(("no bank", "static", "dynamic"), np.mean(grids, axis=0).tolist(), strict=True)
             print(table([["", *map(str, GRID)], *([name, *mr] for name, mr in rows)]))
         return
-    test, bank = read("test"), read("train") if arguments.bank else None
+    test = read(read_split(data_path, "test"))
+    bank = read(read_split(data_path, "train")) if arguments.bank else None
     logger.info(describe("test", test))
+    experiment, matrices, scores = options.k_fold.experiment_name, {}, defaultdict(list)
     with joined(device):
-        scored = {
-            fold: score_fold(fold_model(fold), test, fold_part(fold, "val"), bank, arguments, options) for fold in folds
-        }
+        for fold in folds:
+            found, ranks = score_fold(fold_model(fold), test, fold_part(fold, "val"), bank, arguments, options)
+            matrices |= {f"{experiment}_{fold}{suffix}": matrix for suffix, matrix in found.items()}
+            for name, of_fold in ranks.items():
+                scores[name].append(fold_score(fold, of_fold, test.split))
     if not is_main():  # it has helped to encode
         return
-    parts = {
-        name: [fold_score(fold, one.ranks[name], test.split) for fold, one in scored.items()]
-        for name in scored[folds[0]].ranks
-    }
     results = Results.of(
-        parts["plain"],
-        experiment=options.k_fold.experiment_name,
+        scores["plain"],
+        experiment=experiment,
         dataset=options.dataset.datatype,
-        lists=Path(options.dataset.data_path).name,
-        rerank=Reranked.of(parts["rerank"], setting=PUBLISHED) if arguments.rerank else None,
-        bank=Banked.of(parts["bank"], kind=arguments.bank) if arguments.bank else None,
+        lists=Path(data_path).name,
+        rerank=Reranked.of(scores["rerank"], setting=PUBLISHED) if arguments.rerank else None,
+        bank=Banked.of(scores["bank"], kind=arguments.bank) if arguments.bank else None,
     )
-    for fold, one in scored.items():  # nothing is written before every fold has been scored
-        for suffix, matrix in one.matrices.items():
-            matrix.save(folder / f"{options.k_fold.experiment_name}_{fold}{suffix}.npy")
+    for name, matrix in matrices.items():  # nothing is written before every fold has been scored
+        matrix.save(folder / f"{name}.npy")
     write_json(run / "results.json", results.model_dump())
     write_tables(results, run)
-    write_ranks(run / "ranks.csv", {fold: one.matrices[""].sims for fold, one in scored.items()}, *test.split)
+    write_ranks(run / "ranks.csv", {fold: matrices[f"{experiment}_{fold}"].sims for fold in folds}, *test.split)
     logger.info(markdown(results))
     pictures, _ = draw_run(run, matrices=folder)
-    written = "results.json, .md, .csv, ranks.csv"
-    logger.info(f"{run}/{written}; {len(pictures)} figures in {run}/figures; matrices in {folder}")
+    logger.info(f"{run}/results.json, .md, .csv, ranks.csv; {len(pictures)} figures in figures; matrices in {folder}")
 
 
 def describe(name: str, data: Data) -> str:
     """Return the split, its gallery, the score of chance, and how many captions nothing tells apart."""
-    images, captions = len(data.split.images), len(data.split.captions)
-    at_random = chance(data.split.image_of_caption, images).mr
-    text = f"{name} split: {images} images, {captions} captions, chance mR {at_random:.2f}"
-    if repeats := captions - len(data.token_ids.unique(dim=0)):
+    images, captions, owner = data.split
+    text = (
+        f"{name} split: {len(images)} images, {len(captions)} captions, chance mR {chance(owner, len(images)).mr:.2f}"
+    )
+    if repeats := len(captions) - len(data.token_ids.unique(dim=0)):
         text += f"\nnote: {repeats} captions have the words of another one; in recall, ties count against the query"
     return text
 
 
-class Scored(NamedTuple):
-    """A fold's matrices by the ends of their file names, and the ranks: plain, after the rerank, with the bank."""
-
-    matrices: dict[str, Matrix]
-    ranks: dict[str, QueryRanks]
-
-
 def score_fold(
     model: Model, test: Data, val: Data, bank: Data | None, arguments: argparse.Namespace, options: Options
-) -> Scored | None:
-    """Return the matrices and ranks of a fold's model; of several processes only the main one has them."""
+) -> tuple[dict[str, Matrix], dict[str, QueryRanks]]:
+    """Return a fold's matrices by the ends of their file names, and the ranks: plain, reranked, with the bank.
+
+    Of several processes only the main one has them.
+    """
     of_test, of_val, of_bank = (data and embed_split(model, data, options) for data in (test, val, bank))
     if not is_main():
-        return None
+        return {}, {}
     found, of_val = (matrix_of(model, data, vectors) for data, vectors in ((test, of_test), (val, of_val)))
     saved, owner = {"": found, "_val": of_val}, found.image_of_caption
     ranks = {"plain": query_ranks(found.sims, owner)}
@@ -151,13 +144,13 @@ def score_fold(
         i2t, t2i = dynamic_bank(found.sims, bank_of(model, of_test, of_bank))
         saved |= {"_bank_dynamic": found._replace(sims=t2i), "_bank_dynamic_i2t": found._replace(sims=i2t)}
         ranks["bank"] = dynamic_ranks((i2t, t2i), owner)
-    return Scored(saved, ranks)
+    return saved, ranks
 
 
 def matrix_of(model: Model, data: Data, vectors: Vectors) -> Matrix:
     """Return the similarities of a split and its names."""
-    names = Gallery(data.paths, data.split.captions)
-    return Matrix(similarities(model, *vectors), data.split.image_of_caption, names)
+    sims = similarities(model, *vectors)
+    return Matrix(sims, data.split.image_of_caption, Gallery(data.paths, data.split.captions))
 
 
 def bank_of(model: Model, split: Vectors, bank: Vectors) -> Bank:

@@ -28,18 +28,19 @@ logger = logging.getLogger("galr")
 def main() -> None:
     parser = Parser(prog="test_single.py", description="Score one checkpoint on one split.")
     parser.add_options()
-    resume_help = "checkpoint, ours or a published one; none: the model as it starts, such as CLIP without training"
-    parser.add_argument("--resume", required=True, metavar="CKPT", help=resume_help)
-    parser.add_argument("--split", choices=["test", "val"], default="test", help="val: of the checkpoint's split.json")
-    parser.add_argument("--sims", metavar="OUT.npy", help="write the similarity matrix, images x captions")
-    parser.add_argument("--figure", metavar="OUT.png", help="write a retrieval grid")
+    add = parser.add_argument
+    add(
+        "--resume", required=True, metavar="CKPT", help="checkpoint, ours or a published one; none: the untrained model"
+    )
+    add("--split", choices=["test", "val"], default="test", help="val: of the checkpoint's split.json")
+    add("--sims", type=Path, metavar="OUT.npy", help="write the similarity matrix, images x captions")
+    add("--figure", type=Path, metavar="OUT.png", help="write a retrieval grid")
     parser.add_device()
     arguments = parser.parse_args()
-    for name, suffix in (("sims", ".npy"), ("figure", ".png")):
-        if value := getattr(arguments, name):
-            if Path(value).suffix != suffix:
-                raise InputError(f"--{name} {value}: the name must end in {suffix}")
-            check_writable_file(Path(value))
+    for path in filter(None, (arguments.sims, arguments.figure)):
+        check_writable_file(path)
+    if arguments.sims and arguments.sims.suffix != ".npy":
+        raise InputError(f"--sims {arguments.sims}: the name must end in .npy")
     options = load_options(arguments.path_opt, arguments.set)
     device = pick_device(arguments.device)
     words = load_words(options)
@@ -47,20 +48,18 @@ def main() -> None:
         model = untrained_model(options, words, device)
     else:
         model = load_model(read_checkpoint(arguments.resume), options, words, device)
-    if arguments.split == "test":
-        split = read_split(options.dataset.data_path, "test")
-    else:
-        split = validation_split(Path(arguments.resume).parent, options)
+    folder = Path(arguments.resume).absolute().parent
+    test = arguments.split == "test"
+    split = read_split(options.dataset.data_path, "test") if test else validation_split(folder, options)
     data = load_data(split, options, words, device, training=False)
     sims = encode_split(model, data, options)
-    folder = Path(arguments.resume).absolute().parent.name  # of our runs: the fold
-    fold = int(folder) if folder.isdigit() else 0
+    fold = int(folder.name) if folder.name.isdigit() else 0  # our runs have a folder for each fold
     score = fold_score(fold, query_ranks(sims, split.image_of_caption), split, arguments.split)
     logger.info(describe(arguments.split, data))
     about = {"experiment": options.k_fold.experiment_name, "dataset": options.dataset.datatype}
     logger.info(markdown(Results.of([score], **about, lists=Path(options.dataset.data_path).name)))
     if arguments.sims:
-        written = Matrix(sims, split.image_of_caption).save(Path(arguments.sims))
+        written = Matrix(sims, split.image_of_caption).save(arguments.sims)
         logger.info(f"written: {', '.join(map(str, written))}")
     if arguments.figure:
         save_figure(retrieval_grid(sims, data.paths, split.captions, split.image_of_caption), arguments.figure)

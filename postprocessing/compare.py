@@ -24,12 +24,12 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from postprocessing.drawing import GREY, INK, PALE, PLAIN, RERANK, RUN, new_figure, save_figure
+from postprocessing.drawing import GREY, INK, PLAIN, RERANK, RUN, new_figure, quiet, save_figure
 from postprocessing.matrices import load, load_gallery
 from postprocessing.recall import CUTS, QueryRanks, query_ranks
 from postprocessing.results import Results, Score, score_of, summarise
 from postprocessing.results import load as load_file
-from postprocessing.tables import NARROW, Gallery, gallery_of, published_tables, six_cells, table
+from postprocessing.tables import NARROW, gallery_of, published_tables, six_cells, table
 from utils import Bar, InputError, Parser, check_writable, run_command, write_json, write_text
 
 if TYPE_CHECKING:
@@ -109,15 +109,6 @@ def over_seeds(one: Sequence[float], other: Sequence[float], level: float = 0.95
 Seeds = list[list[QueryRanks]]  # of a model: the ranks of the split's queries, in each fold of each seed
 
 
-class ModelScore(NamedTuple):
-    """A model's mean over all seeds and folds, and the sample deviations of mR over "seeds" and "folds"."""
-
-    name: str
-    mean: Score
-    against: dict[str, float | None]  # of mR with ties against the query
-    random: dict[str, float | None]  # with ties at random
-
-
 class Difference(NamedTuple):
     """The difference of mR of two models, ties at random, with its intervals."""
 
@@ -136,26 +127,15 @@ class Difference(NamedTuple):
         return "shown" if self.seeds.leaves_out_zero else "shown for these seeds"
 
 
-class Comparison(NamedTuple):
-    """The comparison of all models; `gallery` is that of all scores, `level` that of the intervals."""
-
-    dataset: str
-    runs: str
-    gallery: Gallery
-    level: float
-    scores: list[ModelScore]
-    differences: list[Difference]
-
-
 def mr_of(seeds: Seeds, ties: str) -> np.ndarray:
     """Return mR (seeds, folds)."""
     return np.array([[ranks.metrics(ties)["mr"] for ranks in folds] for folds in seeds])
 
 
-def score_model(name: str, seeds: Seeds) -> ModelScore:
-    """Return the mean of a model and its deviations."""
+def score_model(seeds: Seeds) -> tuple[Score, dict[str, dict]]:
+    """Return the mean over all seeds and folds, and for each way to count ties the deviations of mR."""
     mean, _ = summarise([score_of(ranks) for folds in seeds for ranks in folds])
-    return ModelScore(name, mean, *(deviations(mr_of(seeds, ties)) for ties in ("against", "random")))
+    return mean, {ties: deviations(mr_of(seeds, ties)) for ties in ("against", "random")}
 
 
 def deviations(mr: np.ndarray) -> dict[str, float | None]:
@@ -181,33 +161,31 @@ def differences(models: dict[str, Seeds], image_of_caption: np.ndarray, level: f
     return sorted(found, key=lambda difference: -difference.mr)
 
 
-def markdown(comparison: Comparison) -> str:
-    """Return the tables of the models, of their differences, and of the published rows."""
-    texts = [f"{comparison.dataset}, {comparison.runs}", str(comparison.gallery)]
-    for ties in max((score.mean.ties for score in comparison.scores), key=len):
-        rows = ([one.name, *six_cells(one.mean.flat(ties)), *getattr(one, ties).values()] for one in comparison.scores)
+def markdown(scores: dict[str, tuple[Score, dict]], pairs: list[Difference], level: float) -> str:
+    """Return the tables of the models and of their differences."""
+    texts = []
+    for ties in max((mean.ties for mean, _ in scores.values()), key=len):
+        rows = ([name, *six_cells(mean.flat(ties)), *spread[ties].values()] for name, (mean, spread) in scores.items())
         texts.append(table([[f"ties {ties}", *NARROW, "seeds", "folds"], *rows]))
     texts.append("seeds, folds: the deviations of mR over them")
-    if comparison.differences:
-        level, chance = f"{100 * comparison.level:g}%", f"{100 - 100 * comparison.level:.3g} in 100"
+    if pairs:
         texts.append(
-            f"Differences of mR, ties broken at random, with {level} intervals: over the test queries (paired\n"
+            f"Differences of mR, ties broken at random, with {100 * level:g}% intervals: over test queries (paired\n"
             "bootstrap of the images with their captions), and over seeds (Welch). A difference is shown if\n"
-            f"both leave out 0; {chance} intervals of equal models do so by chance."
+            f"both leave out 0; {100 - 100 * level:.3g} in 100 intervals of equal models do so by chance."
         )
-        pairs = []
-        for pair in comparison.differences:
+        rows = []
+        for pair in pairs:
             intervals = (at and f"{at.low:+.2f} to {at.high:+.2f}" for at in (pair.queries, pair.seeds))
-            pairs.append([f"{pair.one} - {pair.other}", f"{pair.mr:+.2f}", *intervals, pair.verdict])
-        texts.append(table([["", "mR", "queries", "seeds", ""], *pairs]))
-    return "\n\n".join([*texts, *published_tables(comparison.dataset)]) + "\n"
+            rows.append([f"{pair.one} - {pair.other}", f"{pair.mr:+.2f}", *intervals, pair.verdict])
+        texts.append(table([["", "mR", "queries", "seeds", ""], *rows]))
+    return "\n\n".join(texts)
 
 
-def interval_figure(comparison: Comparison) -> Figure:
+def interval_figure(pairs: list[Difference], level: float, title: str) -> Figure:
     """Draw the differences with their intervals, over queries and over seeds."""
-    pairs = comparison.differences
     height = 1.8 + 0.42 * len(pairs)
-    figure = new_figure(9, height, f"{comparison.dataset}, {comparison.runs}\n{comparison.gallery}")
+    figure = new_figure(9, height, title)
     axes = figure.add_axes((0.36, 0.6 / height, 0.61, 1 - 1.65 / height))
     for key, color, shift in (("queries", RUN, -0.13), ("seeds", RERANK, 0.13)):
         ends = {at + shift: getattr(pair, key) for at, pair in enumerate(pairs) if getattr(pair, key)}
@@ -217,9 +195,8 @@ def interval_figure(comparison: Comparison) -> Figure:
     axes.plot([pair.mr for pair in pairs], range(len(pairs)), "o", color=INK, markersize=4)
     axes.axvline(0, color=GREY, linestyle="--", linewidth=1)
     axes.set_yticks(range(len(pairs)), list(map(pair_label, pairs)), fontsize=9, **PLAIN)
-    axes.set(ylim=(len(pairs) - 0.4, -0.6), xlabel=f"difference of mR, {100 * comparison.level:g}% interval")
-    axes.grid(axis="x", color=PALE, linewidth=0.5)
-    axes.spines[["top", "right"]].set_visible(False)
+    axes.set(ylim=(len(pairs) - 0.4, -0.6), xlabel=f"difference of mR, {100 * level:g}% interval")
+    quiet(axes, "x")
     axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, frameon=False, fontsize=9)
     return figure
 
@@ -289,30 +266,27 @@ def main() -> None:
         runs[model].append(read_run(f"{args.dataset}_{model}_s{seed}", Path(args.runs), Path(args.matrices)))
         runs[args.models[0]][0].check_comparable(runs[model][-1])
     first = runs[args.models[0]][0]
-    seeds, folds = (f"{n} {what}{'s' * (n != 1)}" for n, what in ((args.seeds, "seed"), (len(first.ranks), "fold")))
     models = {name: [run.ranks for run in of_model] for name, of_model in runs.items()}
-    comparison = Comparison(
-        first.results.dataset,
-        f"mean over {seeds} of {folds}",
-        gallery_of(first.results.folds, first.results.lists),
-        args.level,
-        [score_model(name, of_model) for name, of_model in models.items()],
-        differences(models, first.image_of_caption, args.level),
-    )
-    content = {"dataset": comparison.dataset, "gallery": comparison.gallery._asdict(), "level": args.level}
+    dataset, gallery = first.results.dataset, gallery_of(first.results.folds, first.results.lists)
+    scores = {name: score_model(seeds) for name, seeds in models.items()}
+    pairs = differences(models, first.image_of_caption, args.level)
+    content = {"dataset": dataset, "gallery": gallery._asdict(), "level": args.level}
     content |= {"seeds": args.seeds, "folds": len(first.ranks)}
-    content["scores"] = [score._asdict() | {"mean": score.mean.model_dump()} for score in comparison.scores]
+    content["scores"] = [{"name": name, "mean": mean.model_dump(), **spread} for name, (mean, spread) in scores.items()]
     content["differences"] = [
         pair._asdict()
         | {"queries": pair.queries._asdict(), "seeds": pair.seeds and pair.seeds._asdict(), "verdict": pair.verdict}
-        for pair in comparison.differences
+        for pair in pairs
     ]
+    sizes = (f"{n} {what}{'s' * (n != 1)}" for n, what in ((args.seeds, "seed"), (len(first.ranks), "fold")))
+    title = f"{dataset}, mean over {' of '.join(sizes)}"
+    texts = [title, str(gallery), markdown(scores, pairs, args.level), *published_tables(dataset)]
     write_json(out / "compare.json", content)
-    write_text(out / "compare.md", markdown(comparison))
-    print(markdown(comparison), end="")
-    if len(models) > 1:
-        save_figure(interval_figure(comparison), out / "intervals.png")
-    logger.info(f"{out}/compare.md, .json" + (", intervals.png" if len(models) > 1 else ""))
+    write_text(out / "compare.md", "\n\n".join(texts) + "\n")
+    print("\n\n".join(texts))
+    if pairs:
+        save_figure(interval_figure(pairs, args.level, f"{title}\n{gallery}"), out / "intervals.png")
+    logger.info(f"{out}/compare.md, .json" + ", intervals.png" * bool(pairs))
 
 
 if __name__ == "__main__":

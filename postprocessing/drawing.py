@@ -1,4 +1,4 @@
-"""Figures: training curve, recall beside the published numbers, retrieval grid, the heat maps of a rerank's search.
+"""Figures: training curve, recall beside the published numbers, retrieval grid.
 
 Each function returns a matplotlib Figure that belongs to no window; matplotlib is imported only when one is made.
 """
@@ -6,17 +6,17 @@ Each function returns a matplotlib Figure that belongs to no window; matplotlib 
 from __future__ import annotations
 
 import os
-import textwrap
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from textwrap import fill
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from postprocessing.recall import CUTS, DIRECTIONS, SIX
 from postprocessing.results import History, Results
-from postprocessing.tables import AT_RANDOM, chance_of, gallery_of, published
+from postprocessing.tables import AT_RANDOM, gallery_of, published
 from utils import ROOT, InputError, atomic
 
 if TYPE_CHECKING:
@@ -49,7 +49,8 @@ def save_figure(figure: Figure, path: str | os.PathLike) -> None:
         figure.savefig(temporary, format="png")
 
 
-def _quiet(axes, grid: str) -> None:
+def quiet(axes, grid: str) -> None:
+    """Leave the axes without a frame, over a pale grid."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis=grid, color=PALE, linewidth=0.5)
     axes.set_axisbelow(True)
@@ -86,7 +87,7 @@ def training_curve(history: History, title: str = "") -> Figure:
     right.set_ylabel("validation mR (%)", color=RUN)
     left.set_xlabel(f"batch ({epochs:g} epoch{'s' * (epochs != 1)})", color=INK)
     left.set_xlim(left=0)
-    _quiet(left, "y")
+    quiet(left, "y")
     right.spines["top"].set_visible(False)
     figure.legend(loc="upper center", bbox_to_anchor=(0.5, 0.91), ncols=4, frameon=False, fontsize=9)
     return figure
@@ -99,10 +100,9 @@ class Series(NamedTuple):
     color: str
     folds: np.ndarray
 
-    def bars(self, first: int, last: int) -> tuple[np.ndarray, np.ndarray | None]:
-        """Return mean and deviation of some of the seven; None for a single fold."""
-        folds = self.folds[:, first:last]
-        return folds.mean(axis=0), folds.std(axis=0, ddof=1) if len(folds) > 1 else None
+    def bars(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return mean and deviation of the seven; a single fold has the deviation 0."""
+        return self.folds.mean(axis=0), self.folds.std(axis=0, ddof=min(1, len(self.folds) - 1))
 
 
 def recall_bars(results: Results) -> Figure:
@@ -127,7 +127,7 @@ def recall_bars(results: Results) -> Figure:
     others = [Series(row.name, "#c4c4c4", np.array([[row.flat[key] for key in SEVEN]], float)) for row in rows]
     galrs = [row for row in others if row.name.startswith("GaLR") and np.isfinite(row.folds).all()]
     shaded = [row._replace(color=shade) for row, shade in zip(galrs, ("#b5b5b5", "#dcdcdc"), strict=False)]
-    chance = chance_of(gallery.images, gallery.captions) if gallery.images and gallery.captions else None
+    chance = gallery.chance
     _six_bars(left, [*series["against"], *shaded], chance and [*chance.i2t[:3], *chance.t2i[:3]])
     _mr_bars(right, [*series["against"], *series["random"], *others], chance and chance.mr)
     return figure
@@ -136,10 +136,10 @@ def recall_bars(results: Results) -> Figure:
 def _six_bars(axes, series: list[Series], chance: list[float] | None) -> None:
     width = 0.84 / len(series)
     for at, row in enumerate(series):
-        place, (mean, std) = np.arange(6) - 0.42 + width * (at + 0.5), row.bars(0, 6)
-        bars = axes.bar(place, mean, width * 0.94, yerr=std, color=row.color, label=row.name, ecolor=INK)
+        place, (mean, std) = np.arange(6) - 0.42 + width * (at + 0.5), row.bars()
+        bars = axes.bar(place, mean[:6], width * 0.94, yerr=std[:6], color=row.color, label=row.name, ecolor=INK)
         axes.bar_label(bars, fmt="%.3g", padding=2, fontsize=7, color=INK)
-        if std is not None:
+        if len(row.folds) > 1:
             axes.plot(place, row.folds[:, :6].T, ".", color=INK, markersize=3, alpha=0.6)
     if chance:
         places = np.arange(6)
@@ -148,49 +148,25 @@ def _six_bars(axes, series: list[Series], chance: list[float] | None) -> None:
     axes.set_ylabel("recall (%)")
     axes.set(xlim=(-0.6, 5.6), ylim=(0, 1.08 * axes.get_ylim()[1]))
     axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=5, frameon=False, fontsize=8.5)
-    _quiet(axes, "y")
+    quiet(axes, "y")
 
 
 def _mr_bars(axes, series: list[Series], chance: float | None) -> None:
     for y, row in enumerate(series):
-        mean, std = row.bars(6, 7)
-        bars = axes.barh(y, mean, 0.7, xerr=std, color=row.color, ecolor=INK)
+        mean, std = row.bars()
+        bars = axes.barh(y, mean[6], 0.7, xerr=std[6], color=row.color, ecolor=INK)
         axes.bar_label(bars, fmt="%.2f", padding=4, fontsize=8, color=INK)
-        if std is not None:
+        if len(row.folds) > 1:
             axes.plot(row.folds[:, 6], [y] * len(row.folds), ".", color=INK, markersize=4, alpha=0.6)
     if chance is not None:
         axes.axvline(chance, color=INK, linestyle="--", linewidth=1.2)
         axes.set_title(f"mR (%); chance is {chance:.2f}", fontsize=10)
     few = len(series) < 10
-    names = [textwrap.fill(row.name, 24 if few else 36, break_on_hyphens=False) for row in series]
+    names = [fill(row.name, 24 if few else 36, break_on_hyphens=False) for row in series]
     axes.set_yticks(range(len(series)), names, fontsize=9 if few else 7.5)
     axes.set_xlim(right=1.15 * max(axes.get_xlim()[1], 1e-9))
     axes.set_ylim(max(len(names), 5) - 0.4, -0.6)
-    _quiet(axes, "x")
-
-
-def heat_maps(mr: np.ndarray, grid: dict[str, Sequence], title: str = "") -> Figure:
-    """Draw the search of a rerank: mR (k, w_similarity, w_reverse), one panel per k, the best setting framed."""
-    ks, similarities, reverses = grid.values()
-    best = np.unravel_index(mr.argmax(), mr.shape)
-    setting = f"k {ks[best[0]]}, w_similarity {similarities[best[1]]:g}, w_reverse {reverses[best[2]]:g}"
-    figure = new_figure(max(7, 1.6 + 2.6 * len(ks)), 3.9, f"{title}; best {mr.max():.2f} at {setting}".lstrip("; "))
-    panels = figure.subplots(1, len(ks), sharey=True, squeeze=False)[0]
-    figure.set_layout_engine("constrained", rect=(0, 0, 1, 0.88))
-    middle = (mr.min() + mr.max()) / 2
-    for panel, k, values in zip(panels, ks, mr, strict=True):
-        image = panel.imshow(values, vmin=mr.min(), vmax=mr.max(), cmap="viridis", aspect="auto", origin="lower")
-        for (y, x), value in np.ndenumerate(values):
-            color = "white" if value < middle else INK
-            panel.text(x, y, f"{value:.1f}", ha="center", va="center", fontsize=7, color=color)
-        panel.set_title(f"k = {k}", fontsize=10)
-        panel.set_xticks(range(len(reverses)), [f"{w:g}" for w in reverses], fontsize=8)
-        panel.set_yticks(range(len(similarities)), [f"{w:g}" for w in similarities], fontsize=8)
-        panel.set_xlabel("w_reverse")
-    panels[0].set_ylabel("w_similarity")
-    panels[best[0]].plot(best[2], best[1], "s", markersize=21, mfc="none", mec="red", mew=2)
-    figure.colorbar(image, ax=panels, label="mR (%)", pad=0.02)
-    return figure
+    quiet(axes, "x")
 
 
 # ---------------------------------------------------------------- retrieval grid
@@ -215,7 +191,9 @@ def retrieval_grid(
     owner, (images, texts) = image_of_caption, (len(image_paths), len(captions))
     if sims.shape != (images, texts):
         raise InputError(f"{images} image paths and {texts} captions do not fit a matrix {sims.shape}")
-    asked = [(way, at) for way, size in (("t2i", texts), ("i2t", images)) for at in _spread(size, queries)]
+    asked = []
+    for way, size in (("t2i", texts), ("i2t", images)):
+        asked += [(way, at) for at in sorted({int((n + 0.5) * size / queries) for n in range(queries)})]
     sides, places = 1 if reranked is None else 2, np.arange(images)
     height = 0.7 + 1.45 * len(asked)
     figure = new_figure(3.2 + 6 * sides, height, title)
@@ -233,12 +211,12 @@ def retrieval_grid(
         head = figure.add_subplot(grid[row, 0])
         if to_images:
             head.axis("off")
-            head.text(0, 0.95, _wrap(_short(captions[query], 136), 34), fontsize=9.5, color=INK, va="top", **PLAIN)
-            head.text(0, 0.0, _wrap(note, 38), fontsize=8.5, color=GREY, style="italic")
+            head.text(0, 0.95, fill(_short(captions[query], 136), 34), fontsize=9.5, color=INK, va="top", **PLAIN)
+            head.text(0, 0.0, fill(note, 38), fontsize=8.5, color=GREY, style="italic")
         else:
             _show(head, image_paths[query], INK)
             head.set_anchor("W")
-            head.text(1.06, 0.5, _wrap(note, 19), fontsize=8.5, color=GREY, style="italic", transform=head.transAxes)
+            head.text(1.06, 0.5, fill(note, 19), fontsize=8.5, color=GREY, style="italic", transform=head.transAxes)
         if first:
             head.set_title(f"{'caption' if to_images else 'image'} \u2192 {answers}", loc="left")
         for side, order in enumerate(orders):
@@ -258,10 +236,6 @@ def retrieval_grid(
     return figure
 
 
-def _spread(size: int, number: int) -> list[int]:
-    return sorted({int((at + 0.5) * size / number) for at in range(number)})
-
-
 def _rank_line(orders: list[np.ndarray], right: np.ndarray, similarity: np.ndarray) -> str:
     """Return the rank of the best right answer. Before the rerank it is recall's, where ties count against it."""
     if not right.any():
@@ -275,10 +249,6 @@ def _rank_line(orders: list[np.ndarray], right: np.ndarray, similarity: np.ndarr
 def _short(text: str, most: int) -> str:
     text = " ".join("".join(c if c.isprintable() else " " for c in str(text)).split())
     return text if len(text) <= most else text[: most - 1].rstrip() + "\u2026"
-
-
-def _wrap(text: str, width: int) -> str:
-    return "\n".join(textwrap.wrap(text, width))
 
 
 def _show(axes, path: str | os.PathLike, color: str) -> None:
@@ -296,5 +266,5 @@ def _show(axes, path: str | os.PathLike, color: str) -> None:
     except Exception as error:  # Pillow refuses files in many ways, none of which may end a run
         why = "missing" if isinstance(error, FileNotFoundError) else "unreadable"
         axes.set_facecolor("#f0f0f0")
-        lines = f"{_wrap(_short(Path(path).name, 45), 15)}\n({why})"
+        lines = f"{fill(_short(Path(path).name, 45), 15)}\n({why})"
         axes.text(0.5, 0.5, lines, fontsize=6.5, color=GREY, ha="center", va="center", **PLAIN)

@@ -20,10 +20,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from scipy.special import logsumexp
 
 from postprocessing.matrices import Matrix, gallery_beside, load, matrix_files
 from postprocessing.recall import QueryRanks, blocks, check_matrix, query_ranks
-from postprocessing.results import Results, score_of, summarise
+from postprocessing.results import Results, Score, score_of, summarise
 from postprocessing.results import load as load_file
 from postprocessing.tables import change_table, filled, gain, gallery_of, mr_cell, published, report, table
 from utils import InputError, Parser
@@ -77,8 +78,8 @@ def dynamic_bank(
 
 def dynamic_ranks(matrices: tuple[np.ndarray, np.ndarray], image_of_caption: np.ndarray) -> QueryRanks:
     """Return the ranks of the queries: those of i2t by the first matrix, those of t2i by the second."""
-    i2t, t2i = (query_ranks(matrix, image_of_caption) for matrix in matrices)
-    return QueryRanks(i2t.i2t, t2i.t2i)
+    i2t, t2i = matrices
+    return QueryRanks(query_ranks(i2t, image_of_caption).i2t, query_ranks(t2i, image_of_caption).t2i)
 
 
 def temperature_grid(sims: np.ndarray, image_of_caption: np.ndarray, bank: Bank) -> np.ndarray:
@@ -90,13 +91,8 @@ def temperature_grid(sims: np.ndarray, image_of_caption: np.ndarray, bank: Bank)
 
 def _log_sum_exp(sims: np.ndarray, temperature: float, counts: np.ndarray | None = None) -> np.ndarray:
     """Return log sum of exp(s / temperature) over each row, each column counted so often, float64."""
-    counts = np.ones(sims.shape[1]) if counts is None else counts.astype(np.float64)
-    found = np.empty(len(sims))
-    for rows, block in blocks(sims):
-        scaled = block.astype(np.float64) / temperature
-        largest = scaled.max(axis=1)
-        found[rows] = largest + np.log(np.exp(scaled - largest[:, None]) @ counts)
-    return found
+    scaled = (block.astype(np.float64) / temperature for _, block in blocks(sims))
+    return np.concatenate([logsumexp(block, axis=1, b=counts) for block in scaled])
 
 
 def sinkhorn(sims: np.ndarray, temperature: float = SINKHORN_TEMPERATURE, steps: int = SINKHORN_STEPS) -> np.ndarray:
@@ -107,8 +103,7 @@ def sinkhorn(sims: np.ndarray, temperature: float = SINKHORN_TEMPERATURE, steps:
     sims = check_matrix(sims)
     logits = np.asarray(sims, np.float64) / temperature
     for axis in (1, 0) * steps:
-        largest = logits.max(axis=axis, keepdims=True)
-        logits -= largest + np.log(np.exp(logits - largest).sum(axis=axis, keepdims=True))
+        logits -= logsumexp(logits, axis=axis, keepdims=True)
     return logits.astype(sims.dtype)
 
 
@@ -168,16 +163,16 @@ def ensemble() -> None:
         raise InputError("give --sims FILE.npy ... and --out FILE.npy, or --run checkpoint/EXPERIMENT")
     files = [file for file in matrix_files(args.sims) if file.resolve() != args.out.resolve()]
     before, _ = summarise([score_of(query_ranks(*load(file))) for file in files])
-    after = score_of(query_ranks(*save_mean(files, args.out)))
+    after = save_mean(files, args.out)
     print(f"{len(files)} matrices, {gain(before, after)}\n\nbefore: mean of their recalls; after: recall of their mean")
     print(change_table(before, after))
 
 
-def save_mean(files: Sequence[Path], out: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Save the mean of matrices with its gallery, and return it as `mean_similarities` does."""
+def save_mean(files: Sequence[Path], out: Path) -> Score:
+    """Save the mean of matrices with its gallery, and return its score."""
     mean = mean_similarities(files)
     Matrix(*mean, gallery_beside(files[0])).save(out)
-    return mean
+    return score_of(query_ranks(*mean))
 
 
 def run_table(results: Results, folder: Path) -> str:
@@ -186,13 +181,12 @@ def run_table(results: Results, folder: Path) -> str:
     The means of the folds' matrices are saved beside them.
     """
     columns = [(name or "one model", part.mean, part.std) for name, part in results.parts().items()]
-    kinds = {f"{len(results.folds)} folds as one": ""}
-    if results.bank and results.bank.kind == "static":
-        kinds["+ query bank"] = "_bank"
-    for name, suffix in kinds.items() if len(results.folds) > 1 else ():
+    kinds = [(f"{len(results.folds)} folds as one", "")] if len(results.folds) > 1 else []
+    if kinds and results.bank and results.bank.kind == "static":
+        kinds.append(("+ query bank", "_bank"))
+    for name, suffix in kinds:
         files = [folder / f"{results.experiment}_{fold.fold}{suffix}.npy" for fold in results.folds]
-        ranks = query_ranks(*save_mean(files, folder / f"{results.experiment}_all{suffix}.npy"))
-        columns.append((name, score_of(ranks), None))
+        columns.append((name, save_mean(files, folder / f"{results.experiment}_all{suffix}.npy"), None))
     rows = [["mR", *(name for name, _, _ in columns)]]
     for ties in ("random", "against"):
         cells = [mr_cell(score.flat(ties), std and std.flat(ties)["mr"]) for _, score, std in columns]

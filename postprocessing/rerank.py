@@ -2,7 +2,7 @@
 
     python postprocessing/rerank.py --sims postprocessing/file/EXPERIMENT_0.npy
 
-For query i and candidate j, positions from 0 (the two readings of c_reverse are the released code's and the paper's):
+For query i and candidate j, positions from 0:
 
     c_forward    = exp(-xi (position of j among i's candidates + 1))
     c_similarity = s_ij / sum over all queries q of s_qj
@@ -29,7 +29,6 @@ import numpy as np
 if __name__ == "__main__" and not __package__:  # run as a file: import from the project's root, not from this folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from postprocessing.drawing import heat_maps, save_figure
 from postprocessing.matrices import load, matrix_files, share_images
 from postprocessing.recall import QueryRanks, Ranks, Scores, check_images, check_matrix, each_block, query_ranks
 from postprocessing.results import LEAST_K, PUBLISHED, VARIANTS, Setting
@@ -98,10 +97,7 @@ def multivariate_order(sims: np.ndarray, setting: Setting = PUBLISHED) -> np.nda
 def rerank_recall(
     sims: np.ndarray, image_of_caption: np.ndarray, setting: Setting = PUBLISHED, ties: str = "against"
 ) -> Scores:
-    """Return i2t, t2i and mR after the multivariate rerank of both directions; `ties` as in `recall`.
-
-    It is the recall of the matrices that `multivariate` gives, which are never built here.
-    """
+    """Return the recall of the matrices that `multivariate` gives in both directions, without building them."""
     return Reranker(sims, image_of_caption, setting.k).ranks(setting).scores(ties)
 
 
@@ -129,9 +125,9 @@ class Reranker:
         """Return the ranks of all queries after the rerank."""
         after = []
         for found, right, before in zip(self.found, self.right, self.before, strict=True):
-            first = setting.candidates(found.index.shape[1])
-            score = scores(Candidates(*(array[:, :first] for array in found)), setting)
-            after.append(_ranks_after(score.astype(self.dtype), right[:, :first], before))
+            k = setting.candidates(found.index.shape[1])
+            score = scores(Candidates(*(array[:, :k] for array in found)), setting)
+            after.append(_ranks_after(score.astype(self.dtype), right[:, :k], before))
         return QueryRanks(*after)
 
 
@@ -165,10 +161,7 @@ def scores(found: Candidates, setting: Setting) -> np.ndarray:
 
 
 def find_candidates(sims: np.ndarray, k: int) -> Candidates:
-    """Return the k best columns of each row, in the order of their similarity, with the parts of their scores.
-
-    c_similarity is taken as 0 in a column whose similarities sum to 0.
-    """
+    """Return the k best columns of each row, best first; c_similarity is 0 where a column sums to 0."""
     queries, gallery = sims.shape
     index = np.empty((queries, k), np.int32)
     similarity = np.empty((queries, k), sims.dtype)
@@ -203,7 +196,6 @@ def find_candidates(sims: np.ndarray, k: int) -> Candidates:
 
 
 def _best_columns(block: np.ndarray, k: int) -> np.ndarray:
-    """Return the columns of the k largest values of each row, largest first, equal ones in column order."""
     rows, width = block.shape
     least = np.partition(block, width - k, axis=1)[:, width - k, None]  # the k-th largest
     chosen = block >= least
@@ -266,7 +258,6 @@ def search(rerankers: Sequence[Reranker], start: Setting) -> tuple[Setting, np.n
 
 
 def _searched(args: argparse.Namespace, tests: list[Path], start: Setting) -> Setting:
-    """Return the best setting on the validation matrices. Raise InputError if one shares images with a test matrix."""
     vals = matrix_files(args.val) if args.val else [file.with_name(f"{file.stem}_val.npy") for file in tests]
     if len(vals) != len(tests):
         raise InputError(f"--val gives {len(vals)} validation matrices for {len(tests)} test matrices")
@@ -274,11 +265,9 @@ def _searched(args: argparse.Namespace, tests: list[Path], start: Setting) -> Se
     for val, test in itertools.product(vals, tests):
         if share_images(val, test):
             raise InputError(f"{val} is of the same images as the test matrix {test}; choose the setting on others")
-    picture = tests[0].with_name(f"{tests[0].stem}_grid.png")
-    setting, mr, grid = search([Reranker(*matrix, max(GRID["k"])) for matrix in matrices], start)
-    save_figure(heat_maps(mr, grid, f"{args.variant} rerank, mR on validation"), picture)
+    setting, mr, _ = search([Reranker(*matrix, max(GRID["k"])) for matrix in matrices], start)
     found = f"mR {mr[:, 0, 0].max():.2f} without rerank, {mr.max():.2f} with the best of {mr.size} settings"
-    logger.info(f"on {', '.join(map(str, vals))}: {found}; all of them: {picture}")
+    logger.info(f"on {', '.join(map(str, vals))}: {found}")
     return setting
 
 
@@ -293,7 +282,7 @@ def main() -> None:
     add("--w_similarity", type=float, default=PUBLISHED.w_similarity, help="weight of c_similarity (%(default)s)")
     add("--w_reverse", type=float, default=PUBLISHED.w_reverse, help="weight of c_reverse (%(default)s)")
     add("--xi", type=float, default=PUBLISHED.xi, help="decay of the positions (%(default)s)")
-    add("--search", action="store_true", help="choose k and the weights on validation matrices; draws the grid as PNG")
+    add("--search", action="store_true", help="choose k and the weights on validation matrices")
     add("--val", nargs="+", metavar="FILE.npy", help="with --search: a matrix for each of --sims (*_val.npy beside it)")
     add("--out", type=Path, metavar="FILE.json", help="also write the scores here")
     args = parser.parse_args()

@@ -67,19 +67,16 @@ class Gallery(NamedTuple):
     captions: int | None
 
     @property
-    def chance(self) -> float | None:
-        """Return the mR of a random ranking."""
-        return chance_of(self.images, self.captions).mr if self.images and self.captions else None
+    def chance(self) -> Scores | None:
+        """Return the score of a random ranking; the captions share the images as evenly as they can."""
+        if not self.images or not self.captions:
+            return None
+        return chance(np.arange(self.captions) * self.images // self.captions, self.images)
 
     def __str__(self) -> str:
-        at_random = "" if self.chance is None else f", chance mR {self.chance:.2f}"
+        at_random = f", chance mR {self.chance.mr:.2f}" if self.chance else ""
         lists = f" of {self.lists}" if self.lists else ""
         return f"{self.split} split{lists}: {self.images} images, {self.captions} captions{at_random}"
-
-
-def chance_of(images: int, captions: int) -> Scores:
-    """Return the `chance` of a gallery whose captions share the images as evenly as they can."""
-    return chance(np.arange(captions) * images // captions, images)
 
 
 def gallery_of(folds: Sequence[FoldScore], lists: str | None) -> Gallery:
@@ -202,7 +199,7 @@ def comma_separated(results: Results) -> str:
     rows = [["name", "split", "lists", "images", "captions", "chance mR", *map(label, keys)]]
 
     def add(name: str, gallery: Gallery, flat: Metrics) -> None:
-        values = [name, *gallery, gallery.chance, *(flat.get(key) for key in keys)]
+        values = [name, *gallery, gallery.chance and gallery.chance.mr, *(flat.get(key) for key in keys)]
         rows.append([round(x, 4) if isinstance(x, float) else x for x in values])
 
     for row in run_rows(results):
@@ -250,7 +247,6 @@ def change_table(before: Score, after: Score) -> str:
 
 
 def gain(before: Score, after: Score) -> str:
-    """Return the change of mR in words."""
     pairs = {ties: (before.flat(ties)["mr"], after.flat(ties)["mr"]) for ties in max(before.ties, after.ties, key=len)}
     words = {ties: f"{old:.2f} and {new:.2f} ({new - old:+.2f})" for ties, (old, new) in pairs.items()}
     return "mR before and after: " + "; with ties at random ".join(words.values())

@@ -112,7 +112,6 @@ COMMANDS = [
     Bad("test_single of no such split", f"{SINGLE} --split train", "--split"),
     Bad("a matrix that is no .npy", f"{SINGLE} --sims out.txt", "--sims out.txt", trained),
     Bad("a matrix below a file", f"{SINGLE} --sims vocab.json/out.npy", "vocab.json", trained),
-    Bad("a picture that is no .png", f"{SINGLE} --figure out.gif", "--figure out.gif", trained),
     Bad("vocab without a name", "vocab.py --data_path data", "--data_name"),
     Bad("vocab with a threshold of 0", f"{VOCAB} --threshold 0", "--threshold must be 1 or more, got 0"),
     Bad(

@@ -13,7 +13,7 @@ from matplotlib.colors import to_hex
 from PIL import Image
 
 from postprocessing import figures
-from postprocessing.drawing import RIGHT, heat_maps, recall_bars, retrieval_grid, save_figure, training_curve
+from postprocessing.drawing import RIGHT, recall_bars, retrieval_grid, save_figure, training_curve
 from postprocessing.figures import draw_run
 from postprocessing.rerank import Setting, multivariate_order
 from postprocessing.results import History, load
@@ -99,16 +99,6 @@ def test_the_bars_of_mr_show_ties_at_random_where_they_matter():
     axes = recall_bars(run).axes[1]
     assert [label.get_text() for label in axes.get_yticklabels()] == ["this run", "this run, ties at random"]
     assert [bar.get_width() for bar in axes.patches] == pytest.approx([18.5, 20.5])
-
-
-def test_the_heat_maps_frame_the_best_setting():
-    grid = {"k": (10, 20), "w_similarity": (0.0, 0.3), "w_reverse": (0.0, 1.1, 2.0)}
-    mr = np.arange(12.0).reshape(2, 2, 3)
-    mr[1, 0, 1] = 50
-    figure = heat_maps(mr, grid, "search")
-    assert (figure.axes[0].images[0].get_array() == mr[0]).all()
-    assert [tuple(line.get_xydata()[0]) for line in figure.axes[1].lines] == [(1, 0)]
-    assert "search; best 50.00 at k 20, w_similarity 0, w_reverse 1.1" in texts(figure)
 
 
 def frames(figure) -> list[tuple]:
