@@ -28,10 +28,10 @@ from postprocessing.normalise import GRID, Bank, dynamic_bank, dynamic_ranks, st
 from postprocessing.recall import QueryRanks, chance, query_ranks
 from postprocessing.rerank import PUBLISHED, Reranker
 from postprocessing.results import Banked, FoldScore, Reranked, Results, score_of
-from postprocessing.tables import markdown, table, write_ranks, write_tables
+from postprocessing.tables import comma_separated, markdown, table, write_ranks
 from util.checkpoint import BEST, read_checkpoint
 from util.device import pick_device
-from utils import InputError, Parser, check_writable, is_main, run_command, same_options, write_json
+from utils import InputError, Parser, check_writable, is_main, run_command, same_options, write_json, write_text
 from vocab import load_words
 
 logger = logging.getLogger("galr")
@@ -104,7 +104,8 @@ def main() -> None:
     for name, matrix in matrices.items():  # nothing is written before every fold has been scored
         matrix.save(folder / f"{name}.npy")
     write_json(run / "results.json", results.model_dump())
-    write_tables(results, run)
+    write_text(run / "results.md", markdown(results))
+    write_text(run / "results.csv", comma_separated(results))
     write_ranks(run / "ranks.csv", {fold: matrices[f"{experiment}_{fold}"].sims for fold in folds}, *test.split)
     logger.info(markdown(results))
     pictures, _ = draw_run(run, matrices=folder)

@@ -11,7 +11,7 @@ from pathlib import Path
 from data import load_data, read_split, validation_split
 from engine import encode_split, load_model, untrained_model
 from option import load_options
-from postprocessing.drawing import retrieval_grid, save_figure
+from postprocessing.figures import retrieval_grid, save_figure
 from postprocessing.matrices import Matrix
 from postprocessing.recall import query_ranks
 from postprocessing.results import Results

@@ -32,7 +32,7 @@ from engine import (
 from layers.distributed import check_alike, joined, wait_for_all
 from layers.model import Model
 from option import Options, load_options
-from postprocessing.drawing import retrieval_grid
+from postprocessing.figures import retrieval_grid
 from postprocessing.recall import chance, query_ranks
 from util.checkpoint import (
     BEST,

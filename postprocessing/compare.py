@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from postprocessing.drawing import GREY, INK, PLAIN, RERANK, RUN, new_figure, quiet, save_figure
+from postprocessing.figures import GREY, INK, PLAIN, RERANK, RUN, new_figure, quiet, save_figure
 from postprocessing.matrices import load, load_gallery
 from postprocessing.recall import CUTS, QueryRanks, query_ranks
 from postprocessing.results import Results, Score, score_of, summarise
@@ -231,7 +231,7 @@ class Run(NamedTuple):
 def read_run(name: str, runs: Path, matrices: Path) -> Run:
     """Read a run. Raise InputError if something of it is missing, damaged, or not of one scoring."""
     results = load_file(runs / name / "results.json", Results, "train and score it: exec/compare.sh does")
-    first, found = None, []
+    numbers, first, found = [fold.fold for fold in results.folds], None, []
     for fold in results.folds:
         file = matrices / f"{name}_{fold.fold}.npy"
         (sims, owner), (images, captions) = load(file), load_gallery(file)
@@ -239,10 +239,9 @@ def read_run(name: str, runs: Path, matrices: Path) -> Run:
         if abs(found[-1].metrics()["mr"] - fold.mr) > 1e-6:
             raise InputError(f"{file} is not what {runs / name}/results.json was made from; run test.py for it again")
         names = [Path(image).name for image in images]
-        run = Run(name, results, [fold.fold for fold in results.folds], names, captions, owner, found)
-        first = first or run
-        first.check_comparable(run)
-    return first
+        run = Run(name, results, numbers, names, captions, owner, found)
+        (first := first or run).check_comparable(run)
+    return run
 
 
 def main() -> None:

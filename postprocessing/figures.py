@@ -1,28 +1,285 @@
-"""Draw the pictures of a run from the files that training and test.py left.
+"""Figures: training curve, recall beside the published numbers, retrieval grid; and all of them for a run.
 
-python -m postprocessing.figures --run checkpoint/EXPERIMENT
+    python -m postprocessing.figures --run checkpoint/EXPERIMENT
+
+Each function returns a matplotlib Figure that belongs to no window; matplotlib is imported only when one is made.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from textwrap import fill
+from typing import TYPE_CHECKING, NamedTuple
 
-from postprocessing.drawing import recall_bars, retrieval_grid, save_figure, training_curve
+import numpy as np
+
 from postprocessing.matrices import gallery_file, load, load_gallery
+from postprocessing.recall import CUTS, DIRECTIONS, SIX
 from postprocessing.rerank import multivariate_order
 from postprocessing.results import History, Results, Setting
 from postprocessing.results import load as load_file
-from utils import InputError, Parser, run_command
+from postprocessing.tables import AT_RANDOM, gallery_of, published
+from utils import ROOT, InputError, Parser, atomic, run_command
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 logger = logging.getLogger("galr")
+
+INK, GREY, PALE = "#262626", "#8c8c8c", "#d0d0d0"
+RIGHT = "#118833"
+COLORS = {"": "#2b6cb0", "+ rerank": "#dd7711", "+ query bank": "#2f8f6b", "+ dynamic bank": "#2f8f6b"}
+RUN, RERANK = COLORS[""], COLORS["+ rerank"]
+SEVEN = (*SIX, "mr")
+PLAIN = {"parse_math": False}  # a dollar sign in a caption or a name is a dollar sign
+Orders = dict[str, np.ndarray]  # for "i2t" and "t2i": the first answers of each query (queries, k), best first
+
+
+def new_figure(width: float, height: float, title: str = "") -> Figure:
+    """Return an empty figure of this size in inches that belongs to no window."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), dpi=120, facecolor="white")
+    FigureCanvasAgg(figure)
+    figure.suptitle(title, fontsize=12, color=INK, y=1 - 0.15 / height, va="top", **PLAIN)
+    return figure
+
+
+def save_figure(figure: Figure, path: str | os.PathLike) -> None:
+    """Write the figure as a PNG, whole or not at all."""
+    with atomic(path) as temporary, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing")  # a caption in another script: boxes will do
+        figure.savefig(temporary, format="png")
+
+
+def quiet(axes, grid: str) -> None:
+    """Leave the axes without a frame, over a pale grid."""
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis=grid, color=PALE, linewidth=0.5)
+    axes.set_axisbelow(True)
+
+
+# ---------------------------------------------------------------- training and recall
+
+
+def training_curve(history: History, title: str = "") -> Figure:
+    """Draw the loss of the batches, smoothed where there are many, and validation mR on a second axis, with chance."""
+    train = np.array([(row.step, row.loss) for row in history.train if row.loss is not None]).reshape(-1, 2)
+    val = np.array([(row.step, row.mr) for row in history.val if row.mr is not None]).reshape(-1, 2)
+    epochs = 1 + max(row.epoch for row in history.train + history.val)
+    figure = new_figure(9, 4.8, title)
+    left = figure.subplots()
+    right = left.twinx()
+    figure.subplots_adjust(left=0.09, right=0.91, top=0.80, bottom=0.13)
+    if len(train):
+        window = np.ones(2 * (len(train) // 40) + 1)
+        smooth = np.convolve(train[:, 1], window, "same") / np.convolve(np.ones(len(train)), window, "same")
+        left.plot(*train.T, color=RERANK, linewidth=0.7, alpha=0.3, marker="." if len(train) < 80 else None)
+        left.plot(train[:, 0], smooth, color=RERANK, linewidth=1.8, label="loss (moving mean)")
+        left.set_ylim(0, 1.05 * max(smooth.max(), np.percentile(train[:, 1], 99)) or 1)
+    if len(val):
+        marker = "o" if len(val) <= 40 else None
+        right.plot(*val.T, color=RUN, linewidth=1.8, marker=marker, markersize=4, label="validation mR")
+        step, best = val[val[:, 1].argmax()]
+        right.plot(step, best, marker="*", markersize=13, color=RUN, linestyle="", label=f"best mR {best:.2f}")
+    chance = next((row.chance for row in history.val if row.chance is not None), None)
+    if chance is not None:
+        right.axhline(chance, color=GREY, linestyle="--", linewidth=1.2, label=f"chance mR {chance:.2f}")
+    right.set_ylim(0, 1.12 * max([chance or 0, *val[:, 1:].ravel()]) or 1)
+    left.set_ylabel("training loss", color=RERANK)
+    right.set_ylabel("validation mR (%)", color=RUN)
+    left.set_xlabel(f"batch ({epochs:g} epoch{'s' * (epochs != 1)})", color=INK)
+    left.set_xlim(left=0)
+    quiet(left, "y")
+    right.spines["top"].set_visible(False)
+    figure.legend(loc="upper center", bbox_to_anchor=(0.5, 0.91), ncols=4, frameon=False, fontsize=9)
+    return figure
+
+
+class Series(NamedTuple):
+    """Bars of one colour: the six recalls and mR of each fold of a run; or of a published row (1, 7)."""
+
+    name: str
+    color: str
+    folds: np.ndarray
+
+    def bars(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return mean and deviation of the seven; a single fold has the deviation 0."""
+        return self.folds.mean(axis=0), self.folds.std(axis=0, ddof=min(1, len(self.folds) - 1))
+
+
+def recall_bars(results: Results) -> Figure:
+    """Draw the recalls of a run: mean, deviation and every fold; plain, with rerank and query bank; published ones.
+
+    Left the six recalls, with GaLR's where they are published; right mR, with all published. Where ties matter, mR with
+    ties broken at random has bars of its own.
+    """
+    gallery = gallery_of(results.folds, results.lists)
+    folds = f"{len(results.folds)} fold{'s' * (len(results.folds) != 1)}"
+    sizes = f"{gallery.split} split, {gallery.images} images, {gallery.captions} captions, {folds}"
+    figure = new_figure(13, 5.2, f"{results.experiment} on {results.dataset}: {sizes}")
+    left, right = figure.subplots(1, 2, width_ratios=[1.9, 1])
+    figure.subplots_adjust(left=0.05, right=0.985, top=0.84, bottom=0.1, wspace=0.4)
+    series = {"against": [], "random": []}
+    for name, part in results.parts().items():
+        for ties in part.mean.ties:
+            values = np.array([[fold.flat(ties)[key] for key in SEVEN] for fold in part.folds])
+            words = AT_RANDOM if ties == "random" else ""
+            series[ties].append(Series(f"this run {name}".strip() + words, COLORS[name], values))
+    rows = published(results.dataset)
+    others = [Series(row.name, "#c4c4c4", np.array([[row.flat[key] for key in SEVEN]], float)) for row in rows]
+    galrs = [row for row in others if row.name.startswith("GaLR") and np.isfinite(row.folds).all()]
+    shaded = [row._replace(color=shade) for row, shade in zip(galrs, ("#b5b5b5", "#dcdcdc"), strict=False)]
+    chance = gallery.chance
+    _six_bars(left, [*series["against"], *shaded], chance and [*chance.i2t[:3], *chance.t2i[:3]])
+    _mr_bars(right, [*series["against"], *series["random"], *others], chance and chance.mr)
+    return figure
+
+
+def _six_bars(axes, series: list[Series], chance: list[float] | None) -> None:
+    width = 0.84 / len(series)
+    for at, row in enumerate(series):
+        place, (mean, std) = np.arange(6) - 0.42 + width * (at + 0.5), row.bars()
+        bars = axes.bar(place, mean[:6], width * 0.94, yerr=std[:6], color=row.color, label=row.name, ecolor=INK)
+        axes.bar_label(bars, fmt="%.3g", padding=2, fontsize=7, color=INK)
+        if len(row.folds) > 1:
+            axes.plot(place, row.folds[:, :6].T, ".", color=INK, markersize=3, alpha=0.6)
+    if chance:
+        places = np.arange(6)
+        axes.hlines(chance, places - 0.45, places + 0.45, color=INK, linestyle="--", linewidth=1.2, label="chance")
+    axes.set_xticks(range(6), [f"{way}\nR@{k}" for way in DIRECTIONS for k in CUTS])
+    axes.set_ylabel("recall (%)")
+    axes.set(xlim=(-0.6, 5.6), ylim=(0, 1.08 * axes.get_ylim()[1]))
+    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=5, frameon=False, fontsize=8.5)
+    quiet(axes, "y")
+
+
+def _mr_bars(axes, series: list[Series], chance: float | None) -> None:
+    for y, row in enumerate(series):
+        mean, std = row.bars()
+        bars = axes.barh(y, mean[6], 0.7, xerr=std[6], color=row.color, ecolor=INK)
+        axes.bar_label(bars, fmt="%.2f", padding=4, fontsize=8, color=INK)
+        if len(row.folds) > 1:
+            axes.plot(row.folds[:, 6], [y] * len(row.folds), ".", color=INK, markersize=4, alpha=0.6)
+    if chance is not None:
+        axes.axvline(chance, color=INK, linestyle="--", linewidth=1.2)
+        axes.set_title(f"mR (%); chance is {chance:.2f}", fontsize=10)
+    few = len(series) < 10
+    names = [fill(row.name, 24 if few else 36, break_on_hyphens=False) for row in series]
+    axes.set_yticks(range(len(series)), names, fontsize=9 if few else 7.5)
+    axes.set_xlim(right=1.15 * max(axes.get_xlim()[1], 1e-9))
+    axes.set_ylim(max(len(names), 5) - 0.4, -0.6)
+    quiet(axes, "x")
+
+
+# ---------------------------------------------------------------- retrieval grid
+
+
+def retrieval_grid(
+    sims: np.ndarray,
+    image_paths: Sequence[str | os.PathLike],
+    captions: Sequence[str],
+    image_of_caption: np.ndarray,
+    title: str = "",
+    reranked: Orders | None = None,
+    queries: int = 4,
+) -> Figure:
+    """Draw some captions with their five best images, and some images with their five best captions.
+
+    `sims` (images, captions); the paths are absolute or start at the repository root; `reranked` holds the orders after
+    a rerank, to show them too. Right answers are green (framed, or ticked), wrong ones grey. The queries are spread
+    evenly over the gallery, not picked. An image that cannot be read is a grey panel with its name. Raise InputError
+    where the sizes do not fit.
+    """
+    owner, (images, texts) = image_of_caption, (len(image_paths), len(captions))
+    if sims.shape != (images, texts):
+        raise InputError(f"{images} image paths and {texts} captions do not fit a matrix {sims.shape}")
+    asked = []
+    for way, size in (("t2i", texts), ("i2t", images)):
+        asked += [(way, at) for at in sorted({int((n + 0.5) * size / queries) for n in range(queries)})]
+    sides, places = 1 if reranked is None else 2, np.arange(images)
+    height = 0.7 + 1.45 * len(asked)
+    figure = new_figure(3.2 + 6 * sides, height, title)
+    edges = {"left": 0.01, "right": 0.99, "top": 1 - 0.7 / height, "bottom": 0.1 / height}
+    grid = figure.add_gridspec(len(asked), 1 + 5 * sides, width_ratios=[2.5] + [1] * 5 * sides, hspace=0.3, **edges)
+    for row, (direction, query) in enumerate(asked):
+        to_images = direction == "t2i"
+        similarity, right = (sims[:, query], places == owner[query]) if to_images else (sims[query], owner == query)
+        orders = [np.argsort(-similarity, kind="stable")]
+        if reranked is not None:
+            best = reranked[direction][query]
+            orders.append(np.concatenate([best, orders[0][~np.isin(orders[0], best)]]))
+        note, answers = _rank_line(orders, right, similarity), "images" if to_images else "captions"
+        first = row == 0 or asked[row - 1][0] != direction
+        head = figure.add_subplot(grid[row, 0])
+        if to_images:
+            head.axis("off")
+            head.text(0, 0.95, fill(_short(captions[query], 136), 34), fontsize=9.5, color=INK, va="top", **PLAIN)
+            head.text(0, 0.0, fill(note, 38), fontsize=8.5, color=GREY, style="italic")
+        else:
+            _show(head, image_paths[query], INK)
+            head.set_anchor("W")
+            head.text(1.06, 0.5, fill(note, 19), fontsize=8.5, color=GREY, style="italic", transform=head.transAxes)
+        if first:
+            head.set_title(f"{'caption' if to_images else 'image'} \u2192 {answers}", loc="left")
+        for side, order in enumerate(orders):
+            cells = grid[row, 1 + 5 * side : 6 + 5 * side].subgridspec(1, 5 if to_images else 1, wspace=0.08)
+            panels = cells.subplots(squeeze=False)[0]
+            for panel in panels[len(order) :] if to_images else panels:
+                panel.axis("off")
+            for place, answer in enumerate(order[:5]):
+                if to_images:
+                    _show(panels[place], image_paths[answer], RIGHT if right[answer] else PALE)
+                else:
+                    mark, color = ("\u2713", RIGHT) if right[answer] else ("\u2013", GREY)
+                    text = f"{mark} {_short(captions[answer], 72)}"
+                    panels[0].text(0, 0.9 - 0.2 * place, text, fontsize=8.5, color=color, va="center", **PLAIN)
+            if first:
+                panels[0].set_title(f"five best {answers}" + ", after rerank" * side, loc="left", fontsize=10)
+    return figure
+
+
+def _rank_line(orders: list[np.ndarray], right: np.ndarray, similarity: np.ndarray) -> str:
+    """Return the rank of the best right answer. Before the rerank it is recall's, where ties count against it."""
+    if not right.any():
+        return "has no right answer"
+    shown, *reranked = (1 + int(np.argmax(right[order])) for order in orders)
+    rank = 1 + int(np.count_nonzero(similarity[~right] >= similarity[right].max()))
+    tied = " (tied)" if rank > shown else ""
+    return f"right at rank {rank}{tied}" + (f", reranked {reranked[0]}" if reranked else "")
+
+
+def _short(text: str, most: int) -> str:
+    text = " ".join("".join(c if c.isprintable() else " " for c in str(text)).split())
+    return text if len(text) <= most else text[: most - 1].rstrip() + "\u2026"
+
+
+def _show(axes, path: str | os.PathLike, color: str) -> None:
+    """Show an image file as a square of 160 x 160, framed in a colour, or its name if it cannot be read."""
+    from PIL import Image, ImageOps
+
+    axes.set(xticks=[], yticks=[], box_aspect=1)
+    axes.spines[:].set(edgecolor=color, linewidth=4 if color == RIGHT else 1)
+    try:
+        with warnings.catch_warnings(), Image.open(ROOT / path) as image:
+            warnings.simplefilter("ignore")  # Pillow's notes about odd files
+            image.draft("RGB", (320, 320))
+            upright = ImageOps.exif_transpose(image).convert("RGB")
+            axes.imshow(ImageOps.pad(upright, (160, 160), color="white"), aspect="auto")
+    except Exception as error:  # Pillow refuses files in many ways, none of which may end a run
+        why = "missing" if isinstance(error, FileNotFoundError) else "unreadable"
+        axes.set_facecolor("#f0f0f0")
+        lines = f"{fill(_short(Path(path).name, 45), 15)}\n({why})"
+        axes.text(0.5, 0.5, lines, fontsize=6.5, color=GREY, ha="center", va="center", **PLAIN)
+
+
+# ---------------------------------------------------------------- a run
 
 
 def draw_run(

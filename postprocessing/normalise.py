@@ -26,7 +26,7 @@ from postprocessing.matrices import Matrix, gallery_beside, load, matrix_files
 from postprocessing.recall import QueryRanks, blocks, check_matrix, query_ranks
 from postprocessing.results import Results, Score, score_of, summarise
 from postprocessing.results import load as load_file
-from postprocessing.tables import change_table, filled, gain, gallery_of, mr_cell, published, report, table
+from postprocessing.tables import change_table, filled, gallery_of, published, report, six_cells, table
 from utils import InputError, Parser
 
 logger = logging.getLogger("galr")
@@ -164,7 +164,7 @@ def ensemble() -> None:
     files = [file for file in matrix_files(args.sims) if file.resolve() != args.out.resolve()]
     before, _ = summarise([score_of(query_ranks(*load(file))) for file in files])
     after = save_mean(files, args.out)
-    print(f"{len(files)} matrices, {gain(before, after)}\n\nbefore: mean of their recalls; after: recall of their mean")
+    print(f"{len(files)} matrices; before: mean of their recalls, after: recall of their mean")
     print(change_table(before, after))
 
 
@@ -189,7 +189,7 @@ def run_table(results: Results, folder: Path) -> str:
         columns.append((name, save_mean(files, folder / f"{results.experiment}_all{suffix}.npy"), None))
     rows = [["mR", *(name for name, _, _ in columns)]]
     for ties in ("random", "against"):
-        cells = [mr_cell(score.flat(ties), std and std.flat(ties)["mr"]) for _, score, std in columns]
+        cells = [six_cells(score.flat(ties), std and std.flat(ties)["mr"])[-1] for _, score, std in columns]
         rows.append([f"ties {ties}", *cells])
     lists = results.lists or ""
     others = [row for row in published(results.dataset) if not row.lists or row.lists.startswith(lists)]

@@ -90,7 +90,7 @@ class QueryRanks(NamedTuple):
         return Scores(*ways, flat["mr"])
 
 
-class Recalls(namedtuple("Recalls", MEASURES, defaults=[None] * len(MEASURES))):
+class Recalls(namedtuple("Recalls", MEASURES)):
     """One direction: R@1, R@5, R@10 in per cent, median and mean rank from 1. `x["r1"]` is `x.r1`."""
 
     __slots__ = ()
@@ -104,7 +104,7 @@ class Scores(NamedTuple):
 
     i2t: Recalls
     t2i: Recalls
-    mr: float | None
+    mr: float
 
 
 def recall(sims: np.ndarray, image_of_caption: np.ndarray, ties: str = "against") -> Scores:

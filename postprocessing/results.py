@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import numpy as np
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from postprocessing.recall import DIRECTIONS, NOTICEABLE, Metrics, QueryRanks
 from utils import InputError, checked, read_json
@@ -71,7 +71,7 @@ class Nested(Part):
 class Score(Nested):
     """The metrics of a matrix with ties against the query, and with ties at random."""
 
-    random: Nested | None = None  # files of earlier versions have none
+    random: Nested
 
     def flat(self, ties: str = "against") -> Metrics:
         """Return the flat dictionary."""
@@ -82,8 +82,7 @@ class Score(Nested):
     @property
     def ties(self) -> list[str]:
         """Return the kinds of ties to show: `random` too where it moves mR noticeably."""
-        both = self.random is not None and self.mr is not None and self.random.mr - self.mr > NOTICEABLE
-        return ["against", "random"] if both else ["against"]
+        return ["against", "random"] if self.random.mr - self.mr > NOTICEABLE else ["against"]
 
 
 class Sizes(Part):
@@ -120,7 +119,7 @@ class Reranked(Summary):
 
 
 class Banked(Summary):
-    """The scores after query bank normalisation of this kind; files of earlier versions hold the static one."""
+    """The scores after query bank normalisation of this kind."""
 
     kind: Literal["static", "dynamic"] = "static"
 
@@ -136,7 +135,7 @@ class Run(Part):
 class Results(Summary, Run):
     """results.json."""
 
-    rerank: Annotated[Reranked | None, BeforeValidator(lambda tree: tree or None)] = None
+    rerank: Reranked | None = None
     bank: Banked | None = None
 
     def parts(self) -> dict[str, Summary]:
@@ -177,10 +176,9 @@ def summarise(scores: Sequence[Score]) -> tuple[Score, Score]:
     """Return the mean and the sample standard deviation (n - 1) of scores. One score has none: its numbers are None."""
 
     def over_scores(statistic: Callable[[list[float]], float | None]) -> Score:
-        kinds = ["against", "random"] if scores[0].random else ["against"]
-        flats = ([score.flat(ties) for score in scores] for ties in kinds)
-        found = [{key: statistic([flat[key] for flat in of_kind]) for key in of_kind[0]} for of_kind in flats]
-        return Score.of(found[0], random=Nested.of(found[1]) if len(found) > 1 else None)
+        flats = ([score.flat(ties) for score in scores] for ties in ("against", "random"))
+        against, random = ({key: statistic([flat[key] for flat in kind]) for key in kind[0]} for kind in flats)
+        return Score.of(against, random=Nested.of(random))
 
     def deviation(numbers: list[float]) -> float | None:
         return float(np.std(numbers, ddof=1)) if len(numbers) > 1 else None

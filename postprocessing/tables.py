@@ -9,7 +9,6 @@ from __future__ import annotations
 import csv
 import functools
 import io
-import os
 import textwrap
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -106,13 +105,9 @@ def table(rows: Sequence[Sequence[Cell]]) -> str:
 
 
 def six_cells(flat: Metrics, std: float | None = None) -> list[Cell]:
-    """Return the six recalls and mR with its deviation."""
-    return [*(flat[key] for key in SIX), mr_cell(flat, std)]
-
-
-def mr_cell(flat: Metrics, std: float | None = None) -> Cell:
-    """Return mR with its deviation, if it has one."""
-    return flat["mr"] if std is None else f"{flat['mr']:.2f} \u00b1 {std:.2f}"
+    """Return the six recalls, and mR with its deviation, if it has one."""
+    mr = flat["mr"] if std is None else f"{flat['mr']:.2f} \u00b1 {std:.2f}"
+    return [*(flat[key] for key in SIX), mr]
 
 
 def filled(line: str) -> str:
@@ -134,12 +129,6 @@ def _csv(rows: Iterable[Sequence]) -> str:
 
 
 # ---------------------------------------------------------------- a run
-
-
-def write_tables(results: Results, folder: str | os.PathLike) -> None:
-    """Write results.md and results.csv into the folder."""
-    write_text(Path(folder) / "results.md", markdown(results))
-    write_text(Path(folder) / "results.csv", comma_separated(results))
 
 
 class Row(NamedTuple):
@@ -246,12 +235,6 @@ def change_table(before: Score, after: Score) -> str:
     return table([["", "before", "after", "change"], *lines])
 
 
-def gain(before: Score, after: Score) -> str:
-    pairs = {ties: (before.flat(ties)["mr"], after.flat(ties)["mr"]) for ties in max(before.ties, after.ties, key=len)}
-    words = {ties: f"{old:.2f} and {new:.2f} ({new - old:+.2f})" for ties, (old, new) in pairs.items()}
-    return "mR before and after: " + "; with ties at random ".join(words.values())
-
-
 def report(
     files: Sequence[Path],
     change: Callable[[np.ndarray, np.ndarray], tuple[QueryRanks, QueryRanks]],
@@ -269,8 +252,10 @@ def report(
         row = {"file": str(file), "images": len(sims), "captions": len(owner), "chance": chance(owner, len(sims)).mr}
         rows.append(row | {"before": before.model_dump(), "after": after.model_dump()})
         scores.append((before, after))
+        pairs = ((before.flat(ties)["mr"], after.flat(ties)["mr"]) for ties in max(before.ties, after.ties, key=len))
+        words = "; with ties at random ".join(f"{old:.2f} and {new:.2f} ({new - old:+.2f})" for old, new in pairs)
         sizes = "{file}: {images} images, {captions} captions, chance mR {chance:.2f}".format(**row)
-        print(f"{sizes}, {gain(before, after)}")
+        print(f"{sizes}, mR before and after {words}")
     (before, _), (after, _) = map(summarise, zip(*scores, strict=True))
     print(f"\nmean of {len(rows)} matrices" if len(rows) > 1 else "")
     print(change_table(before, after))

@@ -13,8 +13,7 @@ from matplotlib.colors import to_hex
 from PIL import Image
 
 from postprocessing import figures
-from postprocessing.drawing import RIGHT, recall_bars, retrieval_grid, save_figure, training_curve
-from postprocessing.figures import draw_run
+from postprocessing.figures import RIGHT, draw_run, recall_bars, retrieval_grid, save_figure, training_curve
 from postprocessing.rerank import Setting, multivariate_order
 from postprocessing.results import History, load
 from postprocessing.tables import published
@@ -232,7 +231,7 @@ def test_a_run_with_nothing_to_draw_is_an_input_error(tmp_path):
 
 def test_no_figure_makes_a_window_or_touches_pyplot():
     code = (
-        "import sys, numpy as np; from postprocessing.drawing import *;"
+        "import sys, numpy as np; from postprocessing.figures import *;"
         "assert 'matplotlib' not in sys.modules;"
         "retrieval_grid(np.ones((2, 2)), ['a', 'b'], ['c', 'd'], np.arange(2));"
         "print('matplotlib.pyplot' in sys.modules)"
