@@ -67,6 +67,29 @@ def test_two_epochs_give_the_order_the_losses_and_the_recalls_that_are_stored(
         assert scores[-1] == pytest.approx(stored["mr"][-1], abs=1e-9)
 
 
+def test_a_row_of_the_log_holds_the_mean_loss_since_the_row_before(tmp_path, run, monkeypatch) -> None:
+    drawn.draw(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    losses = []
+    for often in (1, 2):
+        keys = f"k_fold.experiment_name=every{often} logs.print_freq={often} dataset.batch_size=25 optim.epochs=1"
+        assert run(f"train.py --path_opt drawn.yaml --device cpu --set {keys}").status == 0
+        history = json.loads(Path(f"checkpoint/every{often}/0/history.json").read_text())
+        losses.append([row["loss"] for row in history["train"]])
+    (first, second, third), rows = losses
+    assert rows == pytest.approx([(first + second) / 2, third], rel=1e-6) and abs(first - second) > 1e-3
+
+
+def test_every_fold_and_step_has_weights_and_dropout_of_its_own(tmp_path, run, monkeypatch) -> None:
+    drawn.draw(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    seeds, seed = [], torch.manual_seed
+    monkeypatch.setattr(torch, "manual_seed", lambda number: seeds.append(number) or seed(number))
+    keys = "k_fold.nums=2 optim.epochs=1 dataset.batch_size=40"
+    assert run(f"train.py --path_opt drawn.yaml --device cpu --set {keys}").status == 0
+    assert len(seeds) == len(set(seeds)) == 2 * (1 + 2), "weights once, and dropout at each of two steps, in two folds"
+
+
 class order_of_images:
     """Note the images that each training step gives to the local branch, in their order."""
 
