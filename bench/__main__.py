@@ -8,6 +8,7 @@ Nothing else should run on the machine meanwhile. GALR_TEST_DATA=DIR lets the da
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import bench.data
@@ -44,7 +45,7 @@ def main() -> None:
     if arguments.loop:
         with joined(device):
             results = bench.loop.loop(device)
-        text = bench.loop.table(results)
+        text = json.dumps(results, indent=2)
     else:
         results = {suite: SUITES[suite].cases(device, arguments.repeats) for suite in suites}
         text = table(results)

@@ -62,16 +62,3 @@ def peak_flops(device: torch.device, precision: str) -> float:
     side = 8192 if device.type == "cuda" else 2048
     a = torch.ones(side, side, device=device, dtype=torch.bfloat16 if precision == "bf16" else torch.float32)
     return 2 * side**3 / min(seconds(lambda: a @ a, device) for _ in range(5))
-
-
-def table(results: dict) -> str:
-    """Return the figures as text."""
-    peak = f"{results['gflop_per_sample']:.1f} GFLOP a sample; peak {results['peak_gflops']:.0f} GFLOP/s"
-    lines = [f"{results['precision']}, processes: {results['processes']}; {peak}"]
-    lines += [
-        f"batch {row['pairs']:>5}: {row['samples_per_second']:8.1f} samples/s, {row['of_peak']:.0%} of the peak"
-        for row in results["batches"]
-    ]
-    protocol = f"{FOLDS} folds x {EPOCHS} epochs x {PAIRS} pairs, validated after each epoch"
-    hours = results["protocol_hours"]
-    return "\n".join([*lines, f"published RSITMD protocol ({protocol}): {hours:.2f} hours at the first batch size"])
