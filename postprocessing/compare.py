@@ -3,15 +3,11 @@
     python -m postprocessing.compare UCM GaLR AMFMN --seeds 5
 
 reads the runs UCM_GaLR_s0 to UCM_AMFMN_s4 as `exec/compare.sh` leaves them: results.json for the folds, and the test
-matrices with their galleries. Writes compare.md, compare.json and intervals.png.
+matrices with their galleries. Writes compare.md, compare.json and intervals.png (docs/evaluation.md explains them).
 
-Queries. A model's mR is a mean over the queries of one test split; others of the same kind would give another. An image
-and its captions fail together, so images are drawn again (SciPy's bootstrap), each with its own query and those of all
-its captions, and both models are scored on the same draw. The gallery stays whole. Of several seeds and folds, each
-query's mean is drawn.
-
-Seeds. The interval above takes the trained models as given. Another seed would change them as the deviation over seeds
-says, from which Welch's interval of the difference follows. A difference is shown if both intervals leave out zero.
+An image and its captions fail together, so the bootstrap over queries draws images, each with its own query and those
+of all its captions, and scores both models on the same draw; of several seeds and folds it draws each query's mean. It
+takes the trained models as given; what another seed would change is in Welch's interval over seeds.
 """
 
 from __future__ import annotations

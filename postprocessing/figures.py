@@ -287,9 +287,8 @@ def draw_run(
 ) -> tuple[list[Path], list[Path]]:
     """Draw what a run's files allow: its curves, recall bars and retrieval grids (test and validation).
 
-    `run` is checkpoint/EXPERIMENT, `matrices` the folder of its similarity matrices; the pictures go to `out`, or to
-    figures/ in the run. Return the pictures written and the files that were missing for others. Raise InputError if
-    there is nothing to draw, or a file is damaged.
+    The pictures go to `out`, or to figures/ in the run. Return them and the files that were missing for others. Raise
+    InputError if there is nothing to draw, or a file is damaged.
     """
     run = Path(run)
     out = run / "figures" if out is None else Path(out)
