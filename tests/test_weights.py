@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import Block
+from tiny import Block
 from torch import nn
 from torchvision.models import resnet18
 

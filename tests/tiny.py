@@ -65,6 +65,7 @@ class Block(nn.Module):
         super().__init__()
         nn.Conv2d(channels, 1, 1)  # draws from the generator, as it did when golden/learning.json was made
         self.conv1 = nn.utils.skip_init(nn.Conv2d, channels, 2 * channels, 3, 2, 1, bias=False)
+        nn.init.ones_(self.conv1.weight)  # uninitialised memory may hold NaN; ResNet18 draws anew
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return torch.relu(self.conv1(x))
