@@ -35,12 +35,12 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 @pytest.fixture(autouse=True)
 def messages() -> None:
-    """What the project says is printed, in tests that call its functions too."""
+    """Print what the project logs, in tests that call its functions too."""
     utils.start_logging()
 
 
 class Outcome(NamedTuple):
-    """How a command ended: its exit status and what it printed."""
+    """The end of a command: its exit status and its output."""
 
     status: int
     out: str
@@ -48,7 +48,7 @@ class Outcome(NamedTuple):
 
     @property
     def message(self) -> str:
-        """The one line on standard error."""
+        """Return the one line on standard error."""
         lines = self.err.splitlines()
         assert len(lines) == 1, f"{len(lines)} lines on standard error: {self.err}"
         return lines[0]
@@ -90,12 +90,12 @@ def index(run: Callable[[str], Outcome], work: Path, checkpoint: Path) -> Callab
 
 
 def environment() -> dict[str, str]:
-    """For commands in processes of their own: the project's modules, one thread."""
+    """Return the environment of commands in processes of their own: the project's modules, one thread."""
     return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
 
 
 def command_line(command: str) -> list[str]:
-    """The words that start a command in a process of its own."""
+    """Return the words that start a command in a process of its own."""
     name, arguments = _module(command)
     return [sys.executable, "-m", name, *arguments]
 
@@ -110,7 +110,7 @@ def run_process(command: str, folder: Path, **options) -> Outcome:
 
 @pytest.fixture(scope="session")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the tiny demonstration set, made once; not to be written to (see `work`)."""
+    """Make the folder of the tiny demonstration set, once; not to be written to (see `work`)."""
     folder = tmp_path_factory.mktemp("demo")
     make_demo_folder(folder)
     return folder
@@ -118,7 +118,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def work(demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of the tiny demonstration set to work in, as the current folder."""
+    """Copy the tiny demonstration set, and make the copy the current folder."""
     folder = tmp_path / "work"
     shutil.copytree(demo, folder)
     monkeypatch.chdir(folder)
@@ -127,14 +127,14 @@ def work(demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture(scope="module")
 def short_trunk() -> Iterator[None]:
-    """For speed. Tests with processes of their own train the real trunk, and so does tests/soak.py."""
+    """Shorten the backbone, for speed. Tests with processes of their own train the real trunk, and so does tests/soak.py."""
     with shortened():
         yield
 
 
 @pytest.fixture(scope="session")
 def checkpoint(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint of the tiny model with random weights, as train.py writes it, with its split.json. Short trunk."""
+    """Save the tiny model with random weights as train.py does, with its split.json. Short backbone."""
     import vocab
     from engine import make_criterion, make_optimizer
     from layers import build_model
@@ -167,7 +167,7 @@ def scored_run(work: Path, checkpoint: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def without_pictures() -> Iterator[None]:
-    """No pictures for TensorBoard, for speed. Tests with processes of their own draw them."""
+    """Draw no pictures for TensorBoard, for speed. Tests with processes of their own draw them."""
     import train
 
     with pytest.MonkeyPatch.context() as patch:
@@ -177,7 +177,7 @@ def without_pictures() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def whole(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The fold of an uninterrupted run of two epochs: 8 steps, a checkpoint every 3 steps and every epoch."""
+    """Train the fold of an uninterrupted run of two epochs: 8 steps, a checkpoint every 3 steps and every epoch."""
     import train
 
     folder = tmp_path_factory.mktemp("whole") / "work"
@@ -191,7 +191,7 @@ def whole(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def part_way(work: Path, run: Callable[[str], Outcome]) -> Path:
-    """A run that was stopped after 5 steps: a checkpoint of step 5, and the one before it, of step 4."""
+    """Stop a run after 5 steps: a checkpoint of step 5, and the one before it, of step 4."""
     from interrupted import LAST, TRAIN, at_step, steps, stop
 
     with at_step(5, stop(signal.SIGTERM)):

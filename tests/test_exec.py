@@ -58,7 +58,7 @@ def test_an_environment_is_made_and_said_if_the_active_one_lacks_something(tmp_p
 
 @pytest.fixture
 def recorded(tmp_path: Path) -> tuple[dict[str, str], Path]:
-    """An environment whose Python reads options in earnest, and only notes other commands; and the notes."""
+    """Return an environment whose Python reads options in earnest and only notes other commands, and the notes."""
     text = f'case "$*" in *"-m option"*) exec {sys.executable} "$@";; *) echo "$*" >> {tmp_path}/calls;; esac'
     program(tmp_path / "venv/bin/python", text)
     return {"GALR_VENV": str(tmp_path / "venv"), "CUDA_VISIBLE_DEVICES": ""}, tmp_path / "calls"

@@ -89,7 +89,7 @@ def shortened() -> Iterator[None]:
 
 
 def listing(folder: Path) -> dict[str, bytes | None]:
-    """Everything in a folder, hidden files too: path -> content, None for folders and other things."""
+    """Return everything in a folder, hidden files too: path -> content, None for folders and other things."""
     return {
         str(path.relative_to(folder)): path.read_bytes() if path.is_file() and not path.is_symlink() else None
         for path in sorted(folder.rglob("*"))
