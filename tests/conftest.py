@@ -127,7 +127,7 @@ def work(demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture(scope="module")
 def short_trunk() -> Iterator[None]:
-    """Shorten the backbone, for speed. Tests with processes of their own train the real trunk, and so does tests/soak.py."""
+    """Shorten the backbone, for speed. Tests with processes of their own and tests/soak.py train the real one."""
     with shortened():
         yield
 
