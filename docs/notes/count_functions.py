@@ -5,6 +5,7 @@ python -m docs.notes.count_functions        (after exec/DEMO/run_GaLR_demo.sh, w
 
 from __future__ import annotations
 
+import os
 import sys
 import tempfile
 import threading
@@ -17,34 +18,29 @@ import train
 
 ROOT = str(Path(__file__).resolve().parents[2]) + "/"
 seen: dict[tuple[str, str], None] = {}
-state = {"armed": False, "counting": False, "done": False}
+counting = []
 
 
 def profile(frame: FrameType, event: str, _: Any) -> None:
-    """Note every function of this repository between the first batch's first image and the return of its loss."""
+    """Note every function of this repository from the call of train_batches on; report when the loss returns."""
     file, name = frame.f_code.co_filename, frame.f_code.co_qualname
-    if state["done"] or event not in ("call", "return"):
+    if not file.startswith(ROOT):
         return
-    if file.endswith("/data.py") and name == "train_batches":
-        state["armed"] = True  # the images are read once before this, to check them
-    if state["armed"] and name.endswith("__getitem__") and file.startswith(ROOT + "util/"):
-        state["counting"] = True
-    if not state["counting"] or not file.startswith(ROOT):
-        return
-    if event == "call" and not name.rsplit(".", 1)[-1].startswith("<"):
+    if name == "train_batches":
+        counting.append(True)
+    if counting and event == "call" and not name.rsplit(".", 1)[-1].startswith("<"):
         seen[file.removeprefix(ROOT), name] = None
-    if event == "return" and file.endswith("layers/loss.py") and name.endswith(".forward"):
-        state["done"] = True
+    if counting and event == "return" and file.endswith("layers/loss.py") and name.endswith(".forward"):
+        for at, count in Counter(at for at, _ in seen).most_common():
+            print(f"{count:4} {at}: {', '.join(name for other, name in seen if other == at)}")
+        print(f"{len(seen)} functions in {len({at for at, _ in seen})} files", flush=True)
+        os._exit(0)
 
 
 if __name__ == "__main__":
-    with tempfile.TemporaryDirectory() as folder:
-        keys = f"dataset.cache=none dataset.workers=0 optim.epochs=1 k_fold.nums=1 logs.ckpt_save_path={folder}/c"
-        sys.argv = ["train.py", "--path_opt", "option/DEMO/DEMO_GaLR.yaml", "--device", "cpu", "--set", *keys.split()]
-        sys.argv.append(f"logs.logger_name={folder}/l")
-        threading.setprofile(profile)
-        sys.setprofile(profile)
-        train.main()
-    for file, count in Counter(file for file, _ in seen).most_common():
-        print(f"{count:4} {file}: {', '.join(name for at, name in seen if at == file)}")
-    print(f"{len(seen)} functions in {len({file for file, _ in seen})} files")
+    folder = tempfile.mkdtemp()
+    keys = f"dataset.cache=none dataset.workers=0 k_fold.nums=1 logs.ckpt_save_path={folder} logs.logger_name={folder}"
+    sys.argv = ["train.py", "--path_opt", "option/DEMO/DEMO_GaLR.yaml", "--device", "cpu", "--set", *keys.split()]
+    threading.setprofile(profile)
+    sys.setprofile(profile)
+    train.main()
