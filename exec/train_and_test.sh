@@ -24,8 +24,10 @@ if [ "$VOCAB" != none ] && [ ! -f "$VOCAB" ]; then
 fi
 if [ -n "${GPUS:-}" ]; then
     python -m exec.fold_jobs --path_opt "$OPTIONS" "$@" &
-    trap 'kill -TERM %1 2> /dev/null' INT TERM  # the jobs save and stop
-    while jobs %1 &> /dev/null; do wait %1 && status=0 || status=$?; done
+    job=$!
+    trap 'kill -TERM $job 2> /dev/null' INT TERM  # the folds save and stop
+    wait $job && status=0 || status=$?
+    while kill -0 $job 2> /dev/null; do wait $job && status=0 || status=$?; done  # a signal ended the waiting alone
     trap - INT TERM
     [ "$status" = 0 ] || exit "$status"
 else

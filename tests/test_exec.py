@@ -166,3 +166,22 @@ def test_a_fold_on_several_gpus_is_started_by_torchrun() -> None:
         fold_jobs.command(2, 1, ["--path_opt", "a.yaml"])[1:] == "train.py --path_opt a.yaml --fold 2 --resume".split()
     )
     assert "torch.distributed.run --standalone --nproc_per_node 3 train.py" in " ".join(fold_jobs.command(0, 3, []))
+
+
+@pytest.mark.parametrize(
+    ("ends", "status", "tested"), [("exit 0", 0, True), ("exit 3", 3, False), ("sleep 60 & wait", 143, False)]
+)
+def test_the_script_waits_for_the_folds_and_passes_a_signal_on(tmp_path, ends, status, tested) -> None:
+    folds = f'trap "sleep 0.3; echo saved >> {tmp_path}/calls; exit 143" TERM; touch {tmp_path}/started; {ends}'
+    answers = f'*satisfies*) exit 0;; *--get*) printf "none\\nx\\n";; *fold_jobs*) {folds};;'
+    program(tmp_path / "venv/bin/python", f'case "$*" in {answers} *) echo "$*" >> {tmp_path}/calls;; esac')
+    environment = os.environ | {"GALR_VENV": str(tmp_path / "venv"), "GPUS": "2"}
+    with subprocess.Popen(["bash", "exec/train_and_test.sh", "RSITMD"], cwd=ROOT, env=environment) as running:
+        while not (tmp_path / "started").exists():
+            time.sleep(0.02)
+        if status == 143:
+            time.sleep(0.2)
+            running.terminate()
+    calls = (tmp_path / "calls").read_text() if (tmp_path / "calls").exists() else ""
+    assert running.returncode == status and calls.startswith("test.py") is tested
+    assert ("saved" in calls) is (status == 143)
