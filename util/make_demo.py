@@ -1,12 +1,10 @@
-"""The embedded demonstration data: drawn scenes with exact boxes and true captions, in the published layout.
+"""Draw the demonstration data: scenes with exact boxes and true captions, in the published layout.
 
     python -m util.make_demo --out data/demo_precomp
 
-writes `{train,test}_caps.txt`, `{train,test}_filename.txt`, `images/*.png`, `boxes/*.txt` (DOTA annotation text, pixel
-coordinates, oriented boxes), `detections/Task1_*.txt` (what a detector would make of them, DOTA result files) and
-`demo.json`, the arguments that made them. The same arguments give the same bytes. `--scene` adds a large scene with
-known things in known places, `scene/scene.jpg`, their boxes, and sentences with the regions that they mean,
-`scene/anno.json`, in the form of AIR-SLT (docs/SEARCH.md).
+writes `{train,test}_caps.txt`, `{train,test}_filename.txt`, `images/*.png`, `boxes/*.txt` (DOTA annotation text) and
+`demo.json`, the arguments, of which the same give the same bytes. `--scene` adds a large scene with known things in
+known places, `scene/scene.jpg`, their boxes, and queries with the regions that they mean, `scene/anno.json`.
 """
 
 from __future__ import annotations
@@ -15,14 +13,11 @@ import logging
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from util.demo.captions import CAPTIONS_PER_IMAGE, write_captions
-from util.demo.detector import detect_scene
-from util.demo.drawing import draw_scene
+from util.demo.draw import draw_scene
 from util.demo.large import SIDE, TILE, annotate_large, draw_large, plan_large
-from util.demo.planning import plan_scenes
-from util.demo.scene import Scene
+from util.demo.plan import Scene, plan_scenes
 from utils import Bar, InputError, Parser, atomic, check_writable, read_json, run_command, write_json, write_text
 
 logger = logging.getLogger("galr")
@@ -32,17 +27,22 @@ TEST_EVERY = 5  # every fifth image is a test image
 
 
 def make_demo(out: Path, images: int, size: int, seed: int) -> None:
-    """Write the data set. Raises InputError for impossible arguments and for a folder that holds anything else."""
-    check_arguments(images, size, seed)
+    """Write the data set. Raise InputError for impossible arguments and for a folder that holds anything else."""
+    for name, value, least, most in (
+        ("images", images, TEST_EVERY, 9999),
+        ("size", size, 32, 2048),
+        ("seed", seed, 0, 2**32),
+    ):
+        if not least <= value <= most:
+            raise InputError(f"--{name} {value} must be from {least} to {most}")
     arguments = {"images": images, "size": size, "seed": seed}
     check_folder(out, arguments)
     write_json(out / MARK, arguments)
     scenes = plan_scenes(images, seed)
     for scene in Bar(scenes, desc=f"drawing {out}", unit="image"):
         with atomic(out / "images" / f"{scene.name}.png") as temporary:
-            Image.fromarray(draw_scene(scene, size)).save(temporary, format="PNG")
+            draw_scene(scene, size).save(temporary, format="PNG")
         write_text(out / "boxes" / f"{scene.name}.txt", annotation(scene, size))
-    write_detections(out / "detections", scenes, size, seed)
     write_lists(out, scenes, seed)
 
 
@@ -50,64 +50,39 @@ def make_scene(out: Path, seed: int) -> None:
     """Write the large scene, its boxes and its queries."""
     plots = plan_large(seed)
     with atomic(out / "scene.jpg") as temporary:
-        Image.fromarray(draw_large(plots, seed)).save(temporary, format="JPEG", quality=90)
+        draw_large(plots, seed).save(temporary, format="JPEG", quality=90)
     boxes = [annotation(plot.scene, TILE, (plot.column, plot.row)) for plot in plots]
     write_text(out / "boxes" / "scene.txt", "".join(boxes))
     write_json(out / "anno.json", annotate_large(plots, seed))
 
 
-def check_arguments(images: int, size: int, seed: int) -> None:
-    if not TEST_EVERY <= images <= 9999:
-        raise InputError(f"--images {images}: give a number from {TEST_EVERY} (four to train, one to test) to 9999")
-    if not 32 <= size <= 2048:
-        raise InputError(f"--size {size}: give the images' side in pixels, from 32 to 2048")
-    if seed < 0:
-        raise InputError(f"--seed {seed}: give a number from 0")
-
-
 def check_folder(out: Path, arguments: dict[str, int]) -> None:
-    """Refuse to mix with files that are not ours, or that other arguments made."""
+    """Raise InputError for a folder with files that are not ours, or that other arguments made."""
     if out.exists() and not out.is_dir():
         raise InputError(f"--out {out} is a file; name a new folder")
     check_writable(out, "--out")
-    if not out.exists():
-        return
     if (out / MARK).exists():
         made = read_json(out / MARK, "the mark of a demonstration set")
         if made != arguments:
             raise InputError(f"--out {out} holds a set made with {made}; name a new folder or remove that one")
-    elif any(not path.name.startswith(".") for path in out.iterdir()):
+    elif out.exists() and any(not path.name.startswith(".") for path in out.iterdir()):
         raise InputError(f"--out {out} holds other files; name a new or empty folder")
 
 
 def annotation(scene: Scene, size: int, corner: tuple[int, int] = (0, 0)) -> str:
-    """DOTA text: `x1 y1 x2 y2 x3 y3 x4 y4 class difficulty`, one object a line, clockwise, in pixels.
+    """Return DOTA text: `x1 y1 x2 y2 x3 y3 x4 y4 class difficulty`, one object a line, clockwise, in pixels.
 
     corner: x, y of the scene's own corner in a larger picture, in units of its side.
     """
     lines = []
     for thing in scene.things:
-        lines.append(f"{_in_pixels(thing.corners() + np.array(corner), size)} {thing.kind} 0\n")
+        pixels = " ".join(f"{value:.2f}" for value in (size * (thing.corners() + corner)).ravel())
+        lines.append(f"{pixels} {thing.kind} 0\n")
     return "".join(lines)
 
 
-def _in_pixels(corners: np.ndarray, size: int) -> str:
-    """`x1 y1 x2 y2 x3 y3 x4 y4` of corners (4, 2) in units of the image's side."""
-    return " ".join(f"{value:.2f}" for value in (size * corners).ravel())
-
-
-def write_detections(folder: Path, scenes: list[Scene], size: int, seed: int) -> None:
-    """DOTA result files, one a class: `image score x1 y1 ... x4 y4`, in pixels."""
-    lines: dict[str, list[str]] = {}
-    for scene in scenes:
-        for kind, score, corners in detect_scene(scene, np.random.default_rng([seed, 3, scene.index])):
-            lines.setdefault(kind, []).append(f"{scene.name} {score:.3f} {_in_pixels(corners, size)}\n")
-    for kind, of_kind in lines.items():
-        write_text(folder / f"Task1_{kind}.txt", "".join(of_kind))
-
-
 def write_lists(out: Path, scenes: list[Scene], seed: int) -> None:
-    """Captions one a line; the train list names each image once, the test list once per caption, as published."""
+    """Write captions one a line; the train list names each image once, the test list once per caption, as published."""
     for split, repeats in (("train", 1), ("test", CAPTIONS_PER_IMAGE)):
         chosen = [scene for scene in scenes if (scene.index % TEST_EVERY == TEST_EVERY - 1) == (split == "test")]
         captions = [

@@ -17,7 +17,7 @@ from matplotlib.patches import FancyBboxPatch, Polygon
 from PIL import Image
 
 FOLDER, DATA = Path(__file__).resolve().parent, Path("data/demo_precomp")
-METHOD_IMAGE = "demo_0074"  # an image with several classes
+METHOD_IMAGE = "demo_0027"  # an image with several classes
 GLOBAL, LOCAL, FUSION, TEXT, PLAIN, EDGE = "#dbe9f6", "#e2f0d9", "#fde8cf", "#eadcf4", "#f2f2f2", "#404040"
 BOXES = (  # centre x, y, width, height, title, text, colour
     (2.95, 4.85, 1.6, 1.1, "ResNet-18", "feature maps of\nfour stages", GLOBAL),
@@ -113,7 +113,9 @@ def draw_scenes(rows: int = 3, columns: int = 5) -> None:
     rest, seen, chosen = captions(), Counter(), []
     classes = {stem: {name for _, name in things(stem)} for stem in rest}
     while len(chosen) < rows * columns:
-        best = max(set(rest) - set(chosen), key=lambda stem: (sum(3.0 ** -seen[name] for name in classes[stem]), stem))
+        best = max(
+            set(rest) - set(chosen), key=lambda stem: (sum(3.0 ** -seen[name] for name in sorted(classes[stem])), stem)
+        )
         seen.update(classes[best])
         chosen.append(best)
     figure, axes = plt.subplots(rows, columns, figsize=(1.75 * columns, 2.15 * rows))
@@ -125,7 +127,9 @@ def draw_scenes(rows: int = 3, columns: int = 5) -> None:
         axis.axis("off")
     path = FOLDER / "demo_scenes.png"
     figure.savefig(path, dpi=110)
-    Image.open(path).convert("RGB").quantize(256, dither=Image.Dither.NONE).save(path, optimize=True)
+    Image.open(path).convert("RGB").quantize(256, Image.Quantize.MAXCOVERAGE, kmeans=3, dither=Image.Dither.NONE).save(
+        path, optimize=True
+    )
 
 
 if __name__ == "__main__":
