@@ -26,6 +26,7 @@ from interrupted import (
     die,
     in_validation,
     same_weights,
+    steps,
     stop,
 )
 from soak import compare, differences
@@ -70,6 +71,13 @@ def test_a_killed_run_resumes_to_the_very_same_end(fault, work, run, whole) -> N
         run(TRAIN)
     assert run(f"{TRAIN} --resume").status == 0
     assert differences(whole, FOLD.absolute()) == []
+
+
+def test_checkpoints_come_every_save_steps_steps_of_the_run_not_of_the_epoch(work, run) -> None:
+    """Every third of steps, of which an epoch has four: the last before the seventh is of the sixth."""
+    with at_step(7, die), pytest.raises(Killed):
+        run(TRAIN)
+    assert steps(LAST) == 6
 
 
 def test_the_comparison_sees_a_bit(whole) -> None:
