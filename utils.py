@@ -68,8 +68,8 @@ def disk_full(error: BaseException) -> bool:
 
 
 def worker_died(error: Exception) -> bool:
-    """Return whether PyTorch says that a loader worker is gone; it says so wherever the program happens to be."""
-    return isinstance(error, RuntimeError) and "DataLoader worker" in str(error)
+    """Return whether a loader worker is gone: PyTorch says so wherever the program happens to be, or its pipe broke."""
+    return isinstance(error, ConnectionError) or (isinstance(error, RuntimeError) and "DataLoader worker" in str(error))
 
 
 def out_of_memory(error: Exception) -> bool:
@@ -177,7 +177,7 @@ def describe(error: BaseException) -> tuple[str, int]:
         case OSError() if disk_full(error):
             what = error.filename or "a file"
             return f"cannot write {what}: {os.strerror(error.errno)}; make room and run again", 3
-        case OSError():
+        case OSError() if not worker_died(error):
             return text, 2
     again = "run again (train.py: with --resume)"
     if lost(error):

@@ -173,7 +173,8 @@ def _word(fault: dict[str, Any]) -> str:
     if fault["type"].startswith("union_tag"):
         key, forms = VARIANTS[place[-1]]
         name, value, message = f"{name}.{key}", value.get(key), f"there are {', '.join(forms)}"
-    return f"{name} = {repr(value)[:200]}: {message}"
+    shown = hex(value) if isinstance(value, int) and abs(value) > 2**63 else repr(value)  # repr refuses long numbers
+    return f"{name} = {shown[:200]}: {message}"
 
 
 def _hint(place: list[str], chosen: dict[str, str]) -> str:

@@ -24,7 +24,7 @@ from util.lists import read_pairs, stem
 from util.skipthoughts import gru_shapes
 from utils import ROOT, Bar, InputError, check_writable, write_text
 
-CODE = ("utils.py", "train.py", "test.py", "vocab.py", "exec", "requirements.txt", "constraints.txt")
+CODE = ("utils.py", "train.py", "test.py", "vocab.py", "exec", "constraints.txt")
 SIDE = 256
 OPTIONS = """\
 model:
@@ -105,6 +105,8 @@ def make_rehearsal(out: Path, lists: Path, size: Size = SMALL) -> None:
     write_text(out / "option/RSITMD/RSITMD_GaLR.yaml", OPTIONS)
     for name in CODE:
         (out / name).symlink_to(ROOT / name)
+    for file in ROOT.glob("requirements*.txt"):  # which exec/environment.sh reads
+        (out / file.name).symlink_to(file)
     for module in (ROOT / "option").glob("*.py"):
         (out / "option" / module.name).symlink_to(module)
     write_images(data / "images", names, rng)

@@ -204,7 +204,7 @@ def _stamp(path: str) -> list[int] | None:
 def open_cache(options: Dataset) -> DiskCache:
     """Return the cache of a data set's images, built if it is not up to date. Raises BadImages."""
     folder, training = Path(options.data_path), training_size(options)
-    _name_old_caches(folder)
+    _name_old_caches(folder.absolute())  # once a folder, whatever the current one is
     path = folder / f"images_{options.image_size}_{training}.npy"
     cache = DiskCache(path, all_paths(options), tuple(dict.fromkeys((training, options.image_size))))
     if (cut := cache.cut()) is None:
