@@ -108,13 +108,13 @@ def rotate_and_crop(images: Tensor, steps: Tensor, image_size: int) -> Tensor:
     y = _source(f + d * place, e * place, side)
     first = torch.arange(len(images), dtype=torch.int32, device=images.device)[:, None, None] * side**2
     bordered = functional.pad(images, (0, 0, 1, 1, 1, 1)).view(-1, 3)
-    gathered = bordered.index_select(0, y.mul_(side).add_(x).add_(first).flatten())
+    gathered = bordered.index_select(0, torch.add(x, y, alpha=side).add_(first).flatten())
     return gathered.view(len(images), image_size, image_size, 3)
 
 
 def _source(of_column: Tensor, of_row: Tensor, side: int) -> Tensor:
-    """Add (B, S) and (B, S) in 16.16 fixed point -> whole coordinates in the bordered image (B, S, S)."""
-    return (of_column[:, None] + of_row[:, :, None]).bitwise_right_shift_(16).add_(1).clamp_(0, side - 1)
+    """Add (B, S) and (B, S) in 16.16 fixed point, and one for the border -> whole coordinates there (B, S, S)."""
+    return (of_column[:, None] + (of_row + 65536)[:, :, None]).bitwise_right_shift_(16).clamp_(0, side - 1)
 
 
 def inverse_rotations(drawn: Augmentation, side: int, image_size: int) -> np.ndarray:
