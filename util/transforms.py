@@ -24,7 +24,7 @@ from layers.distributed import to_device
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet
 LARGEST_ANGLE = 90  # degrees
 LARGEST_ASPECT = 4 / 3  # of a crop that is resized
-CHUNK = 4  # images that a CPU keeps in its cache from the rotation to the normalisation
+CHUNK = 8  # images that a CPU keeps in its cache from the rotation to the normalisation
 
 Kind = Literal["rotate", "flips", "crops"]
 
