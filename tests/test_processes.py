@@ -15,6 +15,7 @@ import several
 import torch
 import yaml
 from conftest import OPTIONS, ROOT, Outcome, environment, run_process
+from PIL import Image
 from several import Trained
 from torch import Tensor
 
@@ -34,8 +35,12 @@ STEPS = 4
 def runs(demo, tmp_path_factory) -> list[tuple[list[Trained], Trained]]:
     """Train the cases in three processes, and in one."""
     folder = tmp_path_factory.mktemp("several")
-    for name in ("data", "vocab.json", "tiny.yaml"):
+    for name in ("vocab.json", "tiny.yaml"):
         (folder / name).symlink_to(demo / name)
+    shutil.copytree(demo / "data", folder / "data")
+    rng = np.random.default_rng(0)  # pictures of noise: gradients of drawn scenes are lost in rounding here
+    for path in sorted((folder / "data" / "images").iterdir()):
+        Image.fromarray(rng.integers(256, size=(70, 70, 3), dtype=np.uint8)).save(path)
     (folder / "amfmn.yaml").write_text(yaml.safe_dump(yaml.safe_load(OPTIONS) | {"model": AMFMN}))
     words = [f"{Path(several.__file__)}", "out", str(STEPS), "short", "float32", *" -- ".join(CASES).split()]
     processes = several.start(3, words, folder)
@@ -80,7 +85,7 @@ def test_three_processes_find_the_gradients_of_one(trained, case) -> None:
     largest = max(float(gradient.norm()) for gradient in alone.gradients.values())
     counted = {name for name, gradient in alone.gradients.items() if gradient.norm() > 1e-6 * largest}
     found = apart(together.gradients, alone.gradients)
-    assert len(counted) > 20 and {name: found[name] for name in counted if found[name] > 1e-3} == {}
+    assert len(counted) > 20 and {name: found[name] for name in counted if found[name] > 5e-4} == {}
     if case == 2:
         assert counted >= {"loss.log_scale", "attention.gate.weight", "global_branch.trunk.net.conv1.weight"}
 

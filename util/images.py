@@ -167,7 +167,7 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _deep(image: Image.Image) -> bool:
-    """Whether a channel has more than 8 bits, which Pillow silently cuts down in colour images."""
+    """Return whether a channel has more than 8 bits, which Pillow silently cuts down in colour images."""
     for codec, _, _, arguments in image.tile:
         words = arguments if isinstance(arguments, tuple) else (arguments,)
         if codec.startswith("ppm") and any(isinstance(word, int) and word > 255 for word in words):

@@ -108,7 +108,7 @@ def weights_of(tree: Any, keys: tuple[str, ...] = ("model", "state_dict")) -> di
 
 
 def _is_plain(value: Any) -> bool:
-    """Whether it is a dense tensor whose numbers are in memory."""
+    """Return whether it is a dense tensor whose numbers are in memory."""
     return (
         isinstance(value, Tensor)
         and value.layout == torch.strided
