@@ -54,6 +54,7 @@ def serve(page: gr.Blocks, host: str, port: int, upload_mb: int) -> str:
     """Start serving in the background and return the address. Raises InputError for a port that is taken."""
     for name in Image.OPEN.keys() - set(formats()):
         del Image.OPEN[name]  # Gradio opens uploads by Pillow: a format of programs (EPS) is none of ours
+        Image.ID.remove(name)
     try:
         _, address, _ = page.launch(
             server_name=host,
