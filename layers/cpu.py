@@ -6,6 +6,7 @@ A frozen batch norm alone is fused everywhere, for it is fused before the model 
     depthwise         backward pass of a depthwise convolution, as one compiled loop
     mvsa_low          the strided convolution of MVSA without its concatenated and upsampled input
     GRURecurrence     backward pass of the GRU by hand: each weight gradient is one product over all words
+    rotate_and_crop   augmentation of the published protocol, as one compiled pass
     reuse_memory      freed memory stays with the process
 
 docs/notes/performance.md says what each gains.
@@ -206,6 +207,55 @@ def _compiled() -> Callable:
                                 grad_tap[c] += out[c] * pixel[c]
 
     return backward
+
+
+# ---------------------------------------------------------------- augmentation
+
+
+def rotate_and_crop(pixels: Tensor, rows: Tensor, steps: np.ndarray, values: Tensor, image_size: int) -> Tensor:
+    """Rotate, crop and normalise the images `rows` (B,) of pixels (N, R, R, 3) uint8 -> (B, 3, S, S), channels last.
+
+    steps (B, 6): as util/transforms.py works them out; values (3, 256): each value of a channel, normalised.
+    """
+    if not ((rows >= 0) & (rows < len(pixels))).all():  # compiled loops would read what is not theirs
+        raise IndexError(f"rows of images out of range: {rows.min()} to {rows.max()} of {len(pixels)}")
+    out = torch.empty(len(rows), image_size, image_size, 3)
+    threads = torch.get_num_threads()
+    parts = (np.array_split(array, threads) for array in (rows.numpy(), steps, out.numpy()))
+    work = functools.partial(_compiled_rotation(), values.numpy(), pixels.contiguous().numpy())
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(work, *parts))
+    return out.permute(0, 3, 1, 2)
+
+
+@functools.cache
+def _compiled_rotation() -> Callable:
+    """Compile the loops; array expressions would take seconds to compile."""
+    import numba
+
+    @numba.njit(nogil=True)
+    def rotate(values, pixels, rows, steps, out):
+        """Fill out (B, S, S, 3), row by row: first where its pixels come from, then their values."""
+        side, size = pixels.shape[1], out.shape[1]
+        image = np.zeros((side**2 + 1, 3), np.uint8)  # its last pixel, black, stands for all outside
+        source = np.empty(size, np.int64)
+        for i in range(len(out)):
+            whole = pixels[rows[i]].reshape(-1, 3)
+            for place in range(side**2):
+                for channel in range(3):
+                    image[place, channel] = whole[place, channel]
+            a, b, c, d, e, f = steps[i]
+            for row in range(size):
+                for column in range(size):
+                    x = (a * column + b * row + c) >> 16
+                    y = (d * column + e * row + f) >> 16
+                    inside = (x >= 0) & (x < side) & (y >= 0) & (y < side)
+                    source[column] = y * side + x if inside else side**2
+                for column in range(size):
+                    for channel in range(3):
+                        out[i, row, column, channel] = values[channel, image[source[column], channel]]
+
+    return rotate
 
 
 # ---------------------------------------------------------------- MVSA

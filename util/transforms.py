@@ -19,12 +19,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+import layers.cpu
+from layers.cpu import on_cpu
 from layers.distributed import to_device
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet
 LARGEST_ANGLE = 90  # degrees
 LARGEST_ASPECT = 4 / 3  # of a crop that is resized
-CHUNK = 8  # images that a CPU keeps in its cache from the rotation to the normalisation
 
 Kind = Literal["rotate", "flips", "crops"]
 
@@ -93,10 +94,18 @@ def augment(pixels: Tensor, rows: Tensor, drawn: Augmentation, image_size: int) 
     """Augment and normalise the images `rows` (B,) of pixels (N, R, R, 3) uint8 -> (B, 3, S, S), channels last."""
     if drawn.extents is not None:
         return crop_and_resize(normalise(pixels.index_select(0, rows)), drawn, image_size)
-    steps = to_device(torch.from_numpy(inverse_rotations(drawn, pixels.shape[1], image_size)), pixels.device)
-    chunk = CHUNK if pixels.device.type == "cpu" else len(rows)
-    parts = zip(rows.split(chunk), steps.split(chunk), strict=True)
-    return torch.cat([normalise(rotate_and_crop(pixels.index_select(0, row), step, image_size)) for row, step in parts])
+    steps = inverse_rotations(drawn, pixels.shape[1], image_size)
+    if on_cpu(pixels):
+        return layers.cpu.rotate_and_crop(pixels, rows, steps, _normalised_values(), image_size)
+    steps = to_device(torch.from_numpy(steps), pixels.device)
+    return normalise(rotate_and_crop(pixels.index_select(0, rows), steps, image_size))
+
+
+@functools.cache
+def _normalised_values() -> Tensor:
+    """Return each value of the three channels, normalised (3, 256)."""
+    values = torch.arange(256, dtype=torch.uint8)
+    return normalise(values.repeat(3, 1).T[None, None])[0, :, 0].contiguous()
 
 
 def rotate_and_crop(images: Tensor, steps: Tensor, image_size: int) -> Tensor:
