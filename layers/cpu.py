@@ -6,7 +6,7 @@ A frozen batch norm alone is fused everywhere, for it is fused before the model 
     depthwise         backward pass of a depthwise convolution, as one compiled loop
     mvsa_low          the strided convolution of MVSA without its concatenated and upsampled input
     GRURecurrence     backward pass of the GRU by hand: each weight gradient is one product over all words
-    rotate_and_crop   augmentation of the published protocol, as one compiled pass
+    rotate_crop_normalise   augmentation of the published protocol, as one compiled pass
     reuse_memory      freed memory stays with the process
 
 docs/notes/performance.md says what each gains.
@@ -212,7 +212,7 @@ def _compiled() -> Callable:
 # ---------------------------------------------------------------- augmentation
 
 
-def rotate_and_crop(pixels: Tensor, rows: Tensor, steps: np.ndarray, values: Tensor, image_size: int) -> Tensor:
+def rotate_crop_normalise(pixels: Tensor, rows: Tensor, steps: np.ndarray, values: Tensor, image_size: int) -> Tensor:
     """Rotate, crop and normalise the images `rows` (B,) of pixels (N, R, R, 3) uint8 -> (B, 3, S, S), channels last.
 
     steps (B, 6): as util/transforms.py works them out; values (3, 256): each value of a channel, normalised.

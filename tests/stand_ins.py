@@ -9,8 +9,10 @@ Pictures and weights are random: the scores of a rehearsal say nothing.
 
 from __future__ import annotations
 
+import os
 import re
 import struct
+import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -217,3 +219,13 @@ def command(size: Size) -> str:
     """Return the command line of the published run, three training steps of it, in the folder of a rehearsal."""
     where = f"GALR_VENV=${{GALR_VENV:-{ROOT}/.venv}} TORCH_HOME=$PWD/torch"
     return f"{where} bash exec/RSITMD/run_GaLR_rsitmd.sh --set {size.settings}"
+
+
+def script_environment(folder: Path) -> dict[str, str]:
+    """Return this environment as one of the scripts' own making, in `folder`: they install nothing."""
+    python = folder / "venv/bin/python"
+    python.parent.mkdir(parents=True)
+    python.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    own = {"GALR_VENV": str(folder / "venv"), "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+    return os.environ | own | {"PIP_NO_INDEX": "1"}

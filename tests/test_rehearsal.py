@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from stand_ins import SMALL, command, make_rehearsal
+from stand_ins import SMALL, command, make_rehearsal, script_environment
 
 
 @pytest.fixture
@@ -30,12 +29,7 @@ def lists(tmp_path) -> Path:
 
 @pytest.fixture
 def environment(tmp_path) -> dict[str, str]:
-    """This environment, which the scripts take for one of their own making: they install nothing."""
-    python = tmp_path / "venv/bin/python"
-    python.parent.mkdir(parents=True)
-    python.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
-    python.chmod(0o755)
-    return {**os.environ, "GALR_VENV": str(tmp_path / "venv"), "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+    return script_environment(tmp_path)
 
 
 def test_the_published_run_goes_from_nothing_to_the_reranked_table(lists, environment, tmp_path) -> None:

@@ -19,8 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-import layers.cpu
-from layers.cpu import on_cpu
+from layers.cpu import on_cpu, rotate_crop_normalise
 from layers.distributed import to_device
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet
@@ -96,7 +95,7 @@ def augment(pixels: Tensor, rows: Tensor, drawn: Augmentation, image_size: int) 
         return crop_and_resize(normalise(pixels.index_select(0, rows)), drawn, image_size)
     steps = inverse_rotations(drawn, pixels.shape[1], image_size)
     if on_cpu(pixels):
-        return layers.cpu.rotate_and_crop(pixels, rows, steps, _normalised_values(), image_size)
+        return rotate_crop_normalise(pixels, rows, steps, _normalised_values(), image_size)
     steps = to_device(torch.from_numpy(steps), pixels.device)
     return normalise(rotate_and_crop(pixels.index_select(0, rows), steps, image_size))
 
