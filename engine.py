@@ -21,8 +21,9 @@ from layers.distributed import GlobalBatch, all_gather, gather, own_share, sum_g
 from layers.loss import CRITERIA
 from layers.model import Model
 from option.options import Optim, Options
-from util.checkpoint import TrainState, load_weights
+from util.checkpoint import load_weights, warn_of_other_options
 from util.run_log import NoLog, RunLog
+from util.train_state import TrainState
 from util.weights import load_starting_weights
 from utils import Bar, InputError, Meter, memory_advice, not_installed
 
@@ -292,37 +293,3 @@ def embed_split(
 def encode_split(model: Model, data: Data, options: Options) -> np.ndarray:
     """Return the similarities of a split, images x captions, float32."""
     return similarities(model, *embed_split(model, data, options))
-
-
-# ---------------------------------------------------------------- options of checkpoints
-
-# Options that no weight's shape shows, and their values; a path of local features, or `zeros`.
-SHAPELESS = {
-    "model.fusion.gate": ("paper", "released"),
-    "model.image_norm": (True, False),
-    "model.text_pooling": ("last", "mean"),
-    "dataset.local_path": (),
-}
-
-
-def warn_of_other_options(checkpoint: dict[str, Any], options: Options) -> None:
-    """Warn where a checkpoint is scored in another way than it was trained."""
-    before, after = checkpoint.get("options"), options.to_dict()
-    for key, values in SHAPELESS.items():
-        trained, now = _option(before, key), _option(after, key)
-        if key == "model.fusion.gate" and trained is None and isinstance(_option(before, "model.fusion"), dict):
-            trained = "released"  # the meaning of a file without the key
-        if key == "dataset.local_path" and options.model.reads_local and isinstance(trained, str):
-            differs = (trained == "zeros") != (now == "zeros")
-        else:
-            differs = type(trained) is type(now) and trained in values and trained != now
-        if differs:
-            said = f"the checkpoint was trained with {key}={trained}, and is now scored with {now}"
-            logger.warning(f"{said}; --set {key}={trained} scores it as trained")
-
-
-def _option(tree: Any, key: str) -> Any:
-    """Return an option of a tree, a stranger's perhaps, or None."""
-    for part in key.split("."):
-        tree = tree.get(part) if isinstance(tree, dict) else None
-    return tree

@@ -36,9 +36,7 @@ from postprocessing.figures import retrieval_grid
 from postprocessing.recall import chance, query_ranks
 from util.checkpoint import (
     BEST,
-    DIVERGED,
     LAST,
-    TrainState,
     check_inputs,
     earlier_state,
     load_weights,
@@ -49,6 +47,7 @@ from util.checkpoint import (
 )
 from util.device import bf16_gain, pick_device
 from util.run_log import NoLog, RunLog, StopSignals, only_writer, recorded
+from util.train_state import DIVERGED, TrainState
 from util.weights import load_starting_weights
 from utils import (
     InputError,

@@ -29,7 +29,7 @@ from layers.model import Model, register
 from layers.text_encoder import make_text_encoder
 
 if TYPE_CHECKING:
-    from option.options import AMFMNOptions
+    from option.models import AMFMNOptions
 
 BLOCK = {"cpu": 2**20, "cuda": 2**25}  # numbers of F at a time: what a cache holds; what keeps a GPU busy
 

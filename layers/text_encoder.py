@@ -16,7 +16,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from layers.gru import GRU, pack
 
 if TYPE_CHECKING:
-    from option.options import PlainGRU, Seq2Vec, TextOptions, Transformer
+    from option.models import PlainGRU, Seq2Vec, TextOptions, Transformer
 
 
 class TextEncoder(nn.Module):

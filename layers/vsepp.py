@@ -24,7 +24,7 @@ from layers.backbone import make_backbone
 from layers.model import Model, l2norm, register
 
 if TYPE_CHECKING:
-    from option.options import VSEPPOptions
+    from option.models import VSEPPOptions
 
 
 @register("VSE++")

@@ -12,7 +12,8 @@ from typing import Any, get_args
 import yaml
 from pydantic import ValidationError
 
-from option.options import ModelOptions, Options, Section, TextOptions
+from option.models import ModelOptions, Section, TextOptions
+from option.options import Options
 from utils import InputError, read_text, write_text
 
 logger = logging.getLogger("galr")

@@ -139,7 +139,7 @@ def checkpoint(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     from engine import make_criterion, make_optimizer
     from layers import build_model
     from option import load_options
-    from util.checkpoint import TrainState
+    from util.train_state import TrainState
 
     options = load_options(demo / "tiny.yaml")
     words = vocab.load(demo / "vocab.json").words

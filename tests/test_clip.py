@@ -23,7 +23,7 @@ from soak import differences
 
 from layers.backbone import MEAN, STD
 from layers.clip import CLIPNetwork
-from option.options import CLIPSource
+from option.models import CLIPSource
 from util.weights import load_clip, load_torch
 from utils import InputError
 from vocab import encode_captions

@@ -11,7 +11,7 @@ import torch
 from engine import make_model
 from layers.text_encoder import GRUEncoder, pool
 from option import load_options
-from option.options import PlainGRU
+from option.models import PlainGRU
 from vocab import encode_captions, load_words
 
 NET = "test_efficientnet"  # timm's own for tests: 0.4 million parameters

@@ -23,7 +23,7 @@ from layers.clip import CLIPNetwork
 from layers.model import Model
 from layers.published import load_state
 from layers.text_encoder import TransformerEncoder
-from option.options import CLIPSource, ModelOptions, Seq2Vec, Transformer
+from option.models import CLIPSource, ModelOptions, Seq2Vec, Transformer
 from util.pickles import Type, scalar
 from util.skipthoughts import load_skipthoughts
 from utils import InputError, existing_file, not_installed, some

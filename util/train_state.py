@@ -1,0 +1,114 @@
+"""The state of a training run: everything that training changes, and what checkpoints hold of it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from option.options import Options
+from util.checkpoint import LAST
+from utils import InputError, RunError
+
+DIVERGED = (
+    "try a lower optim.lr or an optim.grad_clip, anew or with --resume --force from the last checkpoint, which is from "
+    "before it"
+)
+
+
+@dataclass
+class Progress:
+    """The progress of a fold: what an exact resume needs beside weights and optimizer.
+
+    epoch: the one in progress, from 0; batch: how many of its batches are done; steps: done in all; best_rsum: the best
+    sum of validation recalls; window: losses since the last row of the log, on the device.
+    """
+
+    epoch: int = 0
+    batch: int = 0
+    steps: int = 0
+    best_rsum: float = -1.0
+    window: list[Tensor] = field(default_factory=list)
+
+    def count(self, loss: Tensor) -> None:
+        """Count one more step."""
+        self.batch, self.steps = self.batch + 1, self.steps + 1
+        self.window.append(loss)
+
+    def next_epoch(self) -> None:
+        """Go to the start of the next epoch."""
+        self.epoch, self.batch = self.epoch + 1, 0
+
+    def losses(self) -> list[float]:
+        """Return the losses of the window, after one wait for the device. Raise RunError if one is not finite."""
+        losses = torch.stack(self.window).tolist() if self.window else []
+        for batch, loss in enumerate(losses, self.batch - len(losses) + 1):
+            if not math.isfinite(loss):
+                raise RunError(f"the loss of batch {batch} of epoch {self.epoch} is {loss}; {DIVERGED}")
+        return losses
+
+
+@dataclass
+class TrainState:
+    """Everything that training changes; average: the EMA of the weights, if there is one."""
+
+    model: nn.Module
+    criterion: nn.Module
+    optimizer: torch.optim.Optimizer
+    average: nn.Module | None = None
+    progress: Progress = field(default_factory=Progress)
+
+    @property
+    def scored(self) -> nn.Module:
+        """Return the model that is validated and kept as the best: the average where there is one."""
+        return self.average.module if self.average else self.model
+
+    def for_scoring(self, options: Options, words: Sequence[str], model: nn.Module | None = None) -> dict[str, Any]:
+        """Return the state dict of a best checkpoint: the published keys, and the words.
+
+        Raise RunError where a loss or a weight is not finite, so that such weights are never saved.
+        """
+        progress, weights = self.progress, (model or self.scored).state_dict()
+        progress.losses()
+        if not torch.stack([tensor.isfinite().all() for tensor in weights.values()]).all():
+            raise RunError(f"the weights are not finite after step {progress.steps}; {DIVERGED}")
+        return {
+            "epoch": progress.epoch,
+            "arch": options.model.name,
+            "model": weights,
+            "best_rsum": progress.best_rsum,
+            "options": options.to_dict(),
+            "Eiters": progress.steps,
+            "words": list(words),
+        }
+
+    def for_resume(self, options: Options, words: Sequence[str], rows: list, inputs: str) -> dict[str, Any]:
+        """Return the state dict of a last checkpoint, for an exact resume.
+
+        rows: of the log; inputs: the digest of what was trained on.
+        """
+        return self.for_scoring(options, words, self.model) | {
+            "optimizer": self.optimizer.state_dict(),
+            "loss": self.criterion.state_dict(),
+            "average": self.average.state_dict() if self.average else {},
+            "progress": vars(self.progress) | {"window": self.progress.losses()},
+            "rows": rows,
+            "inputs": inputs,
+        }
+
+    def load(self, state: dict[str, Any], folder: Path, device: torch.device) -> None:
+        """Go back to where a checkpoint was written, the weights apart. Raise InputError if it does not fit."""
+        try:
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.criterion.load_state_dict(state.get("loss", {}))  # the first runs kept neither this nor an average
+            if self.average:
+                self.average.load_state_dict(state.get("average", {}))
+        except (ValueError, KeyError, TypeError, RuntimeError) as error:
+            raise InputError(f"the optimizer in {folder / LAST} does not fit this model ({error})") from None
+        self.progress = Progress(**state["progress"])
+        self.progress.window = list(torch.tensor(self.progress.window, device=device))
