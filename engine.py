@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
+import os
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from typing import Any, NamedTuple
@@ -21,7 +22,11 @@ from layers.distributed import GlobalBatch, all_gather, gather, own_share, sum_g
 from layers.loss import CRITERIA
 from layers.model import Model
 from option.options import Optim, Options
-from util.checkpoint import load_weights, warn_of_other_options
+from util.checkpoint import load_weights, read_checkpoint, warn_of_other_options
+from util.device import autocast, pick_device
+from util.encoder import Encoder, make_encoder
+from util.model_folder import find_folder, folder_options, folder_rules
+from util.regions.rules import DETECTOR
 from util.run_log import NoLog, RunLog
 from util.train_state import TrainState
 from util.weights import load_starting_weights
@@ -61,6 +66,19 @@ def load_model(checkpoint: dict[str, Any], options: Options, words: Sequence[str
     return prepare(model, options, device)
 
 
+def load_pretrained(source: str | os.PathLike, device: str = "auto") -> Encoder:
+    """Load a model folder, or one of the Hugging Face hub by its name, as an encoder of image files and sentences.
+
+    device: auto, cpu or cuda. Raise InputError for a folder that is not there, damaged or not of python -m util.share.
+    """
+    folder, place = find_folder(source), pick_device(device)
+    options, state = folder_options(folder), read_checkpoint(folder)
+    rules = folder_rules(folder, options)
+    if rules.source == DETECTOR:
+        logger.warning(f"{folder} was trained with a detector's regions: images are encoded by their global part alone")
+    return make_encoder(load_model(state, options, state["words"], place), options, state["words"], place, rules)
+
+
 def prepare(model: Model, options: Options, device: torch.device) -> Model:
     """Move the model to its device, in the memory format and with the arithmetic of `options.optim`.
 
@@ -74,11 +92,6 @@ def prepare(model: Model, options: Options, device: torch.device) -> Model:
         for backbone in model.backbones():
             backbone.compile()
     return model
-
-
-def autocast(options: Options, device: torch.device) -> torch.autocast:
-    """Return autocast to bf16 where the options ask for it; otherwise products stay float32."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=options.optim.precision == "bf16")
 
 
 def make_criterion(options: Optim, device: torch.device) -> nn.Module:

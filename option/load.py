@@ -49,10 +49,14 @@ def load_options(path: str | os.PathLike, overrides: Sequence[str] = ()) -> Opti
     if path.name.endswith("_GaLR_lite.yaml") and not path.exists():
         path = path.with_name(path.name.replace("_GaLR_lite", "_lite"))
         logger.info(f"note: the file is now called {path}")
-    tree = _read_yaml(path)
+    return changed_tree(_read_yaml(path), overrides, f"option file {path}")
+
+
+def changed_tree(tree: dict[str, Any], overrides: Sequence[str], where: str) -> Options:
+    """Return the options of a tree of blocks with `key=value` overrides. Raises InputError that begins with `where`."""
     for override in overrides:
         _override(tree, override)
-    return check_options(_without_none(tree), f"option file {path}")
+    return check_options(_without_none(tree), where)
 
 
 def check_options(tree: dict[str, Any], where: str) -> Options:

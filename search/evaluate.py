@@ -16,12 +16,13 @@ from typing import Annotated, NamedTuple
 import numpy as np
 from pydantic import Field, FiniteFloat
 
-from search.encoder import LONGEST, load_encoder
+from search.encoder import load_encoder
 from search.localise import encode_scene
 from search.metrics import SeloScores, discrete_attention, region_mask, selo_scores
 from search.pictures import add_scene_options, check_scene_options, given_regions, picture_size, read_options
 from search.rasters import RasterRules
 from util.device import pick_device
+from util.encoder import LONGEST
 from utils import Entry, InputError, Parser, check_writable_file, read_as, run_command, write_json
 
 logger = logging.getLogger("galr")
@@ -50,7 +51,7 @@ def main() -> None:
     options, local, rules = read_options(arguments)
     queries = read_annotations(arguments.annotations)
     paths = {name: find_scene(arguments.images, name) for name in queries}
-    encoder = load_encoder(options, arguments.resume, pick_device(arguments.device))
+    encoder = load_encoder(options, arguments.resume, pick_device(arguments.device), local)
     check_regions(queries, paths, rules)
     names = {path.name: path for path in paths.values()}
     regions = given_regions(arguments, list(names), lambda name: picture_size(names[name], rules)) or {}

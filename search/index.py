@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from search.encoder import Encoder, LocalRules, load_encoder
+from search.encoder import load_encoder
 from search.pictures import (
     BATCH,
     Pictures,
@@ -34,6 +34,8 @@ from search.pictures import (
 from search.rasters import RasterRules
 from search.store import Index, Mark, Record, open_index, read_mark
 from util.device import pick_device
+from util.encoder import Encoder
+from util.regions.rules import LocalRules
 from util.run_log import StopSignals
 from utils import Bar, InputError, Parser, atomic, check_writable_file, printable, run_command, some, write_text
 
@@ -51,7 +53,7 @@ def main() -> None:
     options, local, rules = read_options(arguments)
     find_files(Path(arguments.images))  # before the model is loaded
     with open_index(arguments.index, create=True) as index:
-        encoder = load_encoder(options, arguments.resume, pick_device(arguments.device))
+        encoder = load_encoder(options, arguments.resume, pick_device(arguments.device), local)
         mark = make_mark(arguments, encoder, local)
         check_mark(index, mark, arguments)
         build(index, mark, encoder, local, rules, arguments)
@@ -61,7 +63,7 @@ def make_mark(arguments: argparse.Namespace, encoder: Encoder, local: LocalRules
     """Build the mark of the index that these arguments make."""
     options, size = encoder.options, encoder.options.dataset.image_size
     zeros = np.zeros((1, 20, 20), np.float32)
-    dim = encoder.images(np.zeros((1, size, size, 3), np.uint8), zeros, zeros).shape[1]
+    dim = encoder.encode(np.zeros((1, size, size, 3), np.uint8), zeros, zeros).shape[1]
     with Path(arguments.resume).open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     return Mark(
@@ -152,7 +154,7 @@ def build(
             change.faults.update({records[i].path: str(samples[i]) for i in set(range(len(samples))).difference(good)})
             if good:
                 parts = (np.stack(part) for part in zip(*(samples[i] for i in good), strict=True))
-                index.put([records[i] for i in good], encoder.images(*parts))
+                index.put([records[i] for i in good], encoder.encode(*parts))
             bar.update(len(records))
     index.drop([key for keys in change.stale.values() for key in keys])
     index.drop([record.key for record in change.records if record.path in change.faults])

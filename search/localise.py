@@ -26,7 +26,7 @@ from PIL import Image
 from scipy.ndimage import find_objects
 
 from layers.drea import Regions
-from search.encoder import Encoder, LocalRules, check_sentence, load_encoder
+from search.encoder import load_encoder
 from search.pictures import (
     BATCH,
     Pictures,
@@ -42,6 +42,8 @@ from search.rasters import RasterRules, open_scene
 from search.store import Record
 from search.windows import SCALES, selo_map, selo_windows
 from util.device import pick_device
+from util.encoder import Encoder, check_sentence
+from util.regions.rules import LocalRules
 from utils import Bar, InputError, Parser, atomic, check_writable_file, run_command, write_text
 
 logger = logging.getLogger("galr")
@@ -66,7 +68,7 @@ class SceneVectors(NamedTuple):
 def main() -> None:
     arguments = _parse()
     options, local, rules = read_options(arguments)
-    encoder = load_encoder(options, arguments.resume, pick_device(arguments.device))
+    encoder = load_encoder(options, arguments.resume, pick_device(arguments.device), local)
     note_unknown_words(encoder, arguments.text)
     sentence = encoder.sentences([arguments.text])[0]
     path = arguments.scene
@@ -99,7 +101,7 @@ def encode_scene(
         for _, samples in pictures.batches(BATCH, workers):
             if fault := next((one for one in samples if isinstance(one, InputError)), None):
                 raise fault
-            vectors.append(encoder.images(*(np.stack(part) for part in zip(*samples, strict=True))))
+            vectors.append(encoder.encode(*(np.stack(part) for part in zip(*samples, strict=True))))
             bar.update(len(samples))
     return SceneVectors(height, width, windows, np.concatenate(vectors))
 

@@ -25,7 +25,6 @@ import numpy as np
 from PIL import Image
 
 from search import query
-from search.encoder import LONGEST, Encoder, LocalRules
 from search.localise import STRENGTH, SceneVectors, encode_scene, overlay
 from search.pictures import PICTURES, picture_size
 from search.rasters import SUFFIXES, open_scene
@@ -33,7 +32,9 @@ from search.server import serve
 from search.store import Index, Record, open_index, read_mark
 from search.windows import SCALES, selo_windows
 from util.device import pick_device
+from util.encoder import LONGEST, Encoder
 from util.lists import safe_paths
+from util.regions.rules import LocalRules
 from utils import InputError, Interrupted, Parser, RunError, printable, run_command, write_json, write_text
 
 logger = logging.getLogger("galr")

@@ -19,13 +19,13 @@ from torch.utils.data import DataLoader, Dataset
 
 from layers.drea import Regions
 from option import Options, load_options
-from search.encoder import DETECTOR, LocalRules, Sample, read_rules, sample
 from search.rasters import SUFFIXES, RasterRules, Scene, open_scene
 from search.store import NOWHERE, Record
 from search.windows import SCALES, selo_windows
 from util.regions.classes import parse_class_map
 from util.regions.detections import to_regions
 from util.regions.readers import add_detector_options, add_truncated, read_detections
+from util.regions.rules import DETECTOR, LocalRules, Sample, read_rules, sample
 from utils import InputError, Parser, RunError, worker_died
 
 logger = logging.getLogger("galr")

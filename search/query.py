@@ -19,10 +19,12 @@ import torch
 from pydantic import ValidationError
 
 from option import Options
-from search.encoder import DETECTOR, Encoder, LocalRules, check_sentence, load_encoder, sample
+from search.encoder import load_encoder
 from search.rasters import RasterRules, open_scene
 from search.store import NOWHERE, Hit, Index, Mark, Record, open_index, read_mark
 from util.device import pick_device
+from util.encoder import Encoder, check_sentence
+from util.regions.rules import DETECTOR, LocalRules, sample
 from utils import InputError, Parser, existing_file, printable, run_command
 
 logger = logging.getLogger("galr")
@@ -111,7 +113,7 @@ def encoder_of(mark: Mark, resume: str | None, device: torch.device) -> Encoder:
         options = Options(**mark.options)
     except ValidationError as error:
         raise InputError(f"the options of this index do not fit this version ({error.errors()[0]['msg']})") from None
-    return load_encoder(options, path, device, tuple(mark.words))
+    return load_encoder(options, path, device, LocalRules.from_dict(mark.rules), tuple(mark.words))
 
 
 def image_vector(encoder: Encoder, mark: Mark, path: str) -> np.ndarray:
@@ -121,11 +123,10 @@ def image_vector(encoder: Encoder, mark: Mark, path: str) -> np.ndarray:
     """
     with open_scene(path, raster_rules_of(mark)) as scene:
         image = scene.overview(OVERVIEW)
-    rules = LocalRules.from_dict(mark.rules)
-    if rules.source == DETECTOR:
+    if encoder.rules.source == DETECTOR:
         logger.info("note: a detector's regions are not known for this picture: its global part alone is compared")
-    one = sample(image, encoder.options.dataset.image_size, rules)
-    return encoder.images(*(np.stack([part]) for part in one))[0]
+    one = sample(image, encoder.options.dataset.image_size, encoder.rules)
+    return encoder.encode(*(np.stack([part]) for part in one))[0]
 
 
 def raster_rules_of(mark: Mark) -> RasterRules:

@@ -18,12 +18,12 @@ pytest.importorskip("rasterio", reason="pip install -r requirements-search.txt")
 import rasterio
 from PIL import Image
 
-from search.encoder import read_rules, sample
 from search.rasters import open_scene
 from search.store import open_index, read_mark
 from tests.conftest import Outcome
 from tests.searching import rows, write_scene
 from util.images import decode
+from util.regions.rules import read_rules, sample
 
 pytestmark = pytest.mark.usefixtures("short_trunk")
 SENTENCE = "there are two red vehicles in the road"

@@ -23,7 +23,7 @@ from data import load_data, read_split
 from engine import embed_images, load_model
 from layers import build_model
 from option import load_options
-from search.encoder import LocalRules, load_encoder, read_rules
+from search.encoder import load_encoder
 from search.pictures import crop_regions
 from search.query import Answer, hide_duplicates, to_csv, to_geojson
 from search.store import Hit, Index, Record, open_index, read_mark
@@ -33,6 +33,7 @@ from tests.searching import rows, write_scene
 from util.checkpoint import read_checkpoint
 from util.images import open_image
 from util.regions.local_features import load_local
+from util.regions.rules import LocalRules, read_rules
 from utils import InputError
 from vocab import encode_captions
 
@@ -315,9 +316,9 @@ def test_every_model_whose_similarity_is_a_cosine_encodes(tmp_path: Path, model:
     torch.save(state, tmp_path / "model.pth.tar")
     if not is_cosine:
         with pytest.raises(InputError, match="a function of each pair"):
-            load_encoder(options, tmp_path / "model.pth.tar", torch.device("cpu"))
+            load_encoder(options, tmp_path / "model.pth.tar", torch.device("cpu"), read_rules("zeros"))
         return
-    encoder = load_encoder(options, tmp_path / "model.pth.tar", torch.device("cpu"))
+    encoder = load_encoder(options, tmp_path / "model.pth.tar", torch.device("cpu"), read_rules("zeros"))
     np.testing.assert_allclose(np.linalg.norm(encoder.sentences(["a plane", "two roads"]), axis=1), 1, atol=1e-5)
 
 

@@ -21,13 +21,14 @@ from rasterio.transform import from_origin
 
 from layers.drea import Regions
 from option import load_options
-from search.encoder import LocalRules, load_encoder, read_rules, sample
+from search.encoder import load_encoder
 from search.evaluate import find_scene, read_annotations
 from search.localise import encode_scene, overlay, regions_above
 from search.rasters import RasterRules
 from search.windows import selo_map
 from tests.conftest import Outcome
 from util.demo.large import SIDE, TILE, annotate_large, plan_large
+from util.regions.rules import LocalRules, read_rules, sample
 from utils import InputError
 
 pytestmark = pytest.mark.usefixtures("short_trunk")
@@ -57,8 +58,8 @@ def test_the_map_is_that_of_the_windows_similarities_in_the_scenes_coordinates(
         ended = run(f"{command} --out map.{form} --threshold 0.4")
         assert ended.status == 0, ended.err
 
-    encoder = load_encoder(load_options("tiny.yaml"), checkpoint, torch.device("cpu"))
     rules = read_rules("data/local.h5")
+    encoder = load_encoder(load_options("tiny.yaml"), checkpoint, torch.device("cpu"), rules)
     found = encode_scene(encoder, rules, scene, RasterRules(), [64, 128])
     assert found.vectors.shape == (len(found.windows), 32)
     seen = Regions(np.array([3]), np.array([0.9]), np.array([[0.75, 0.2, 0.1, 0.1]]))
@@ -70,7 +71,7 @@ def test_the_map_is_that_of_the_windows_similarities_in_the_scenes_coordinates(
         pixels = np.moveaxis(file.read(), 0, -1)
     top, bottom, left, right = found.windows[7]
     one = sample(Image.fromarray(pixels[top:bottom, left:right]), 64, rules)
-    alone = encoder.images(*(np.stack([part]) for part in one))[0]
+    alone = encoder.encode(*(np.stack([part]) for part in one))[0]
     np.testing.assert_allclose(found.vectors[7], alone, atol=1e-5)
 
     grey = selo_map(300, 360, found.windows, found.vectors @ encoder.sentences([SENTENCE])[0])

@@ -16,6 +16,7 @@ from torch import nn
 from layers import models
 from layers.published import is_published, load_published, load_state
 from option.options import Options
+from util.model_folder import read_state
 from util.weights import check_finite, load_torch, weights_of
 from utils import InputError, RunError, atomic, read_json, worker_died
 
@@ -52,7 +53,9 @@ def previous(path: Path) -> Path:
 
 
 def read_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
-    """Read a checkpoint, ours or a published one, without running anything in it. Raise InputError."""
+    """Read a checkpoint, ours, a published one or a model folder, without running anything in it. Raise InputError."""
+    if Path(path).is_dir():
+        return read_state(path)
     state = load_torch(path, "checkpoint")
     weights = weights_of(state["model"], keys=()) if isinstance(state, dict) and "model" in state else None
     if weights is None:

@@ -14,6 +14,8 @@ from utils import OTHER_WHEEL, InputError, card_too_old, count
 if TYPE_CHECKING:
     import torch
 
+    from option import Options
+
 logger = logging.getLogger("galr")
 
 NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
@@ -116,3 +118,10 @@ def bf16_gain(device: torch.device) -> float:
         return min(runs)
 
     return seconds(torch.float32) / seconds(torch.bfloat16)
+
+
+def autocast(options: Options, device: torch.device) -> torch.autocast:
+    """Return autocast to bf16 where the options ask for it; otherwise products stay float32."""
+    import torch
+
+    return torch.autocast(device.type, torch.bfloat16, enabled=options.optim.precision == "bf16")

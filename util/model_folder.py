@@ -1,0 +1,205 @@
+"""A model as one folder: weights, options, vocabulary, and nothing that another file has to complete.
+
+model.safetensors, options.yaml, vocab.json, README.md; local_rules.json where the model reads local features, and
+split.json, the names of its train and validation images, where the run had one. A folder may come from a stranger: no
+file outside of it is opened, and none runs anything.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
+from torch import Tensor
+
+import vocab
+from layers.drea import DreaOptions
+from option import Options, load_options
+from option.load import changed_tree
+from util.regions.local_features import SHAPE
+from util.regions.proposals import ProposalOptions
+from util.regions.rules import ZEROS, LocalRules, read_rules
+from util.weights import check_finite
+from utils import InputError, not_installed, read_as
+
+WEIGHTS, OPTIONS, VOCABULARY, CARD = "model.safetensors", "options.yaml", "vocab.json", "README.md"
+RULES, SPLIT = "local_rules.json", "split.json"
+FILES = (WEIGHTS, OPTIONS, VOCABULARY, CARD, RULES, SPLIT)
+LARGEST_TEXT = 64 * 2**20  # bytes of a file that is not weights
+LARGEST_HEADER = 16 * 2**20  # bytes; a model has a hundred for each tensor
+TYPES = (torch.float16, torch.bfloat16, torch.float32, torch.int64)
+HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+DATA = ("data_path", "image_path", "local_path")  # of `dataset`: relative paths, which name data, not the model
+
+
+def find_folder(source: str | os.PathLike) -> Path:
+    """Return the path of a model folder, or of one that is fetched from the Hugging Face hub by its name.
+
+    Raise InputError if it cannot be had.
+    """
+    path = Path(source)
+    if path.is_dir():
+        return path
+    if path.exists() or path.parent.is_dir() or not HUB_NAME.fullmatch(str(source)):
+        raise InputError(f"model folder {path} is not there, or no folder; python -m util.share makes one")
+    with not_installed(f"the model {source} of the Hugging Face hub"):
+        from huggingface_hub import snapshot_download
+    try:
+        return Path(snapshot_download(str(source), allow_patterns=list(FILES)))
+    except Exception as error:  # of the network, or of the hub
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"model {source}: no such folder here, and none from the hub ({reason})") from None
+
+
+def file_of(folder: Path, name: str, advice: str = "") -> Path:
+    """Return the path of a file of a model folder. Raise InputError if it is not there, or leads out of the folder."""
+    path, root = folder / name, folder.resolve()
+    if not path.is_file():
+        raise InputError(f"model folder {folder}: no file {name}" + (f"; {advice}" if advice else ""))
+    cache = root.parent.parent / "blobs" if root.parent.name == "snapshots" else root  # of the hub: links into it
+    target = path.resolve()
+    if not (target.is_relative_to(root) or target.is_relative_to(cache)):
+        raise InputError(f"model folder {folder}: {name} is a link that leads out of the folder")
+    if name != WEIGHTS and path.stat().st_size > LARGEST_TEXT:
+        raise InputError(f"model folder {folder}: {name} has more than {LARGEST_TEXT >> 20} MiB")
+    return path
+
+
+# ---------------------------------------------------------------- reading
+
+
+def read_state(folder: str | os.PathLike) -> dict[str, Any]:
+    """Return the content of a model folder in the form of a checkpoint. Raise InputError for a damaged folder."""
+    folder = Path(folder)
+    options = folder_options(folder)
+    words = vocab.load_words(options)
+    weights, about = _read_weights(folder)
+    if about.get("vocabulary") != digest_of(words):
+        raise InputError(f"model folder {folder}: {VOCABULARY} is not the vocabulary that the model was made with")
+    return {"model": weights, "arch": options.model.name, "words": list(words), "options": options.to_dict()}
+
+
+def folder_options(folder: str | os.PathLike, overrides: Sequence[str] = ()) -> Options:
+    """Return the options of a model folder with `key=value` overrides. Raise InputError.
+
+    Keys that name other files are replaced. Those that name data, which test_single.py alone reads, must lead below the
+    current folder.
+    """
+    folder = Path(folder)
+    path = file_of(folder, OPTIONS, "python -m util.share makes a model folder")
+    tree, where = load_options(path).to_dict(), f"option file {path}"
+    for key in DATA:
+        name = PurePosixPath(tree["dataset"][key])
+        if name.is_absolute() or ".." in name.parts:
+            raise InputError(f"{where}: dataset.{key} must lead below the current folder, got {name}")
+    if fault := not_shareable(tree):
+        raise InputError(f"{where}: {fault}")
+    tree = without_paths(tree)
+    if tree["dataset"]["vocab_path"] != "none":
+        tree["dataset"]["vocab_path"] = str(file_of(folder, VOCABULARY))
+    return changed_tree(tree, overrides, where)
+
+
+def folder_rules(folder: str | os.PathLike, options: Options) -> LocalRules:
+    """Return the rules by which the model of a folder makes local features of new images. Raise InputError."""
+    if not options.model.reads_local:
+        return read_rules(ZEROS)
+    path = file_of(Path(folder), RULES, "the model reads local features")
+    return LocalRules.from_dict(read_as(_Rules, path, "rules of local features").model_dump(exclude_none=True))
+
+
+def digest_of(words: Sequence[str]) -> str:
+    """Return the SHA-256 of a vocabulary, by which a folder's weights know theirs."""
+    return hashlib.sha256("\n".join(words).encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _read_weights(folder: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Return the weights, in float32, and what else the header says."""
+    path = file_of(folder, WEIGHTS)
+    where = f"weights {path}"
+    with path.open("rb") as file:
+        header, first = int.from_bytes(file.read(8), "little"), file.read(1)
+    if first != b"{":
+        raise InputError(f"{where}: not a file of safetensors, the only form that is read from a model folder")
+    if header > LARGEST_HEADER:
+        raise InputError(f"{where}: a header of {header} bytes; at most {LARGEST_HEADER} are read")
+    with not_installed(where):
+        from safetensors import safe_open
+    try:
+        with safe_open(path, "pt") as file:
+            about = file.metadata() or {}
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no dictionary
+    except MemoryError:
+        raise
+    except Exception as error:  # safetensors raises errors of several kinds on damaged files
+        raise InputError(f"{where} is damaged ({' '.join(str(error).split())[:200]})") from None
+    if "galr" not in about:
+        raise InputError(f"{where}: not made by python -m util.share; its header does not say galr")
+    if odd := [name for name, tensor in weights.items() if tensor.dtype not in TYPES]:
+        raise InputError(f"{where}: {odd[0]} is of type {weights[odd[0]].dtype}; floats and counters are read")
+    weights = {name: x.float() if x.is_floating_point() else x for name, x in weights.items()}
+    check_finite(weights, where)
+    return weights, about
+
+
+Nine = Annotated[list[FiniteFloat], Field(min_length=9, max_length=9)]
+
+
+class _Prototypes(BaseModel):
+    centres: Annotated[list[Nine], Field(max_length=15)]
+    mean: Nine
+    deviation: Nine
+
+
+class _Rules(BaseModel):
+    """Describe local_rules.json: what `LocalRules.to_dict` gives."""
+
+    model_config = ConfigDict(extra="forbid")
+    source: Literal["zeros", "proposals", "detector"]
+    drea: DreaOptions
+    proposals: ProposalOptions | None = None
+    prototypes: _Prototypes | None = None
+
+    @model_validator(mode="after")
+    def _bounded(self) -> _Rules:
+        given = self.proposals, self.prototypes
+        if (self.source == "proposals") != all(given) or self.drea.nodes != SHAPE[0]:
+            raise ValueError(f"proposals need proposals and prototypes, and {SHAPE[0]} nodes")
+        if self.proposals and not (
+            8 <= self.proposals.side <= 4096 and all(1 <= n <= 64 for n in self.proposals.shrink)
+        ):
+            raise ValueError("side must be from 8 to 4096 pixels, shrink from 1 to 64")
+        return self
+
+
+# ---------------------------------------------------------------- options without files
+
+
+def not_shareable(tree: dict[str, Any]) -> str | None:
+    """Return why a model of these options needs files that a model folder cannot hold; None if it needs none."""
+    text, clip = tree["model"].get("seq2vec") or {}, tree["model"].get("clip") or {}
+    if text.get("arch") == "transformer":
+        return "model.seq2vec.arch transformer: its tokenizer stands elsewhere, and a model folder cannot hold it"
+    if ":" in clip.get("arch", ""):
+        return f"model.clip.arch must be a name of open_clip in a model folder, got {clip['arch']}"
+    return None
+
+
+def without_paths(tree: dict[str, Any]) -> dict[str, Any]:
+    """Return options of which no key names a file, but for those of data: the folder itself stands for the others."""
+    model, dataset = dict(tree["model"]), dict(tree["dataset"])
+    if "pretrained" in model:
+        model["pretrained"] = "none"
+    if "dir_st" in model.get("seq2vec", {}):
+        model["seq2vec"] = model["seq2vec"] | {"dir_st": "seq2vec", "pretrained": False}
+    if dataset["vocab_path"] != "none":
+        dataset["vocab_path"] = VOCABULARY
+    reads_local = model.get("local_branch", False)
+    dataset |= {"val_list": None, "local_path": dataset["local_path"] if reads_local else "zeros"}
+    return tree | {"model": model, "dataset": dataset, "optim": tree["optim"] | {"resume": False}, "logs": {}}
