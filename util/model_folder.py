@@ -194,10 +194,12 @@ def not_shareable(tree: dict[str, Any]) -> str | None:
 def without_paths(tree: dict[str, Any]) -> dict[str, Any]:
     """Return options of which no key names a file, but for those of data: the folder itself stands for the others."""
     model, dataset = dict(tree["model"]), dict(tree["dataset"])
-    if "pretrained" in model:
+    if model.get("pretrained", "imagenet") != "imagenet":
         model["pretrained"] = "none"
     if "dir_st" in model.get("seq2vec", {}):
-        model["seq2vec"] = model["seq2vec"] | {"dir_st": "seq2vec", "pretrained": False}
+        model["seq2vec"] = model["seq2vec"] | {"dir_st": "seq2vec"}
+    if "/" in (model.get("clip") or {}).get("weights", ""):
+        model["clip"] = model["clip"] | {"weights": "none"}
     if dataset["vocab_path"] != "none":
         dataset["vocab_path"] = VOCABULARY
     reads_local = model.get("local_branch", False)
