@@ -157,10 +157,9 @@ def train_one_epoch(
     options: Options,
     fold: int,
     log: RunLog | NoLog,
-    save: Callable[[], None],
-    check: Callable[[], None],
+    after_step: Callable[[], None],
 ) -> None:
-    """Train an epoch from where its progress stands; `check` is called after each step and may raise to stop."""
+    """Train an epoch from where its progress stands; `after_step` is called after each step and may raise to stop."""
     model, progress, meter = state.model.train(), state.progress, Meter()
     batches, pairs = epoch_size(data, options.dataset)
     done, name = pairs * progress.batch // batches, f"fold {fold} epoch {progress.epoch}"
@@ -190,9 +189,7 @@ def train_one_epoch(
                     }
                 )
                 progress.window.clear()
-            if options.logs.save_steps and progress.steps % options.logs.save_steps == 0:
-                save()
-            check()
+            after_step()
 
 
 def train_step(

@@ -12,6 +12,7 @@ import argparse
 import contextlib
 import hashlib
 import logging
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -34,6 +35,7 @@ from layers.model import Model
 from option import Options, load_options
 from postprocessing.figures import retrieval_grid
 from postprocessing.recall import chance, query_ranks
+from util.background import Background
 from util.checkpoint import (
     BEST,
     LAST,
@@ -47,7 +49,7 @@ from util.checkpoint import (
 )
 from util.device import bf16_gain, pick_device
 from util.run_log import NoLog, RunLog, StopSignals, only_writer, recorded
-from util.train_state import DIVERGED, TrainState
+from util.train_state import DIVERGED, TrainState, snapshot
 from util.weights import load_starting_weights
 from utils import (
     InputError,
@@ -63,6 +65,9 @@ from utils import (
 from vocab import load_words
 
 logger = logging.getLogger("galr")
+
+PICTURE = "val/retrievals"  # of each validation, for TensorBoard
+IN_BACKGROUND = (BEST, LAST, PICTURE)  # a last checkpoint names the best score: that best one is on disk before it
 
 
 def main() -> None:
@@ -128,19 +133,39 @@ def train_fold(
     pairs, images = epoch_size(train, options.dataset)[1], len(fold.val.images)
     logger.info(f"fold {fold.number}: {pairs} pairs to train on, {images} images to validate on, into {fold.folder}")
 
-    with StopSignals() as signals, recorded(fold.folder, fold.names, options, rows, device) as log:
+    with (
+        StopSignals() as signals,
+        recorded(fold.folder, fold.names, options, rows, device) as log,
+        Background(IN_BACKGROUND) as background,
+    ):
+        saved_at = time.monotonic()
 
         def save(name: str) -> None:
+            nonlocal saved_at
+            if not is_main():
+                return
             last = name == LAST
+            saved_at = time.monotonic() if last else saved_at
             tree = state.for_resume(options, words, log.rows, inputs) if last else state.for_scoring(options, words)
-            if is_main():
-                save_checkpoint(tree, fold.folder / name, keep_previous=last)
+            copied, path = snapshot(tree, device), fold.folder / name
+            background.put(name, lambda: save_checkpoint(copied(), path, keep_previous=last))
 
-        with saved_when_stopped(save, signals, fold.folder):
+        def after_step() -> None:
+            steps, minutes = options.logs.save_steps, options.logs.save_minutes
+            late = minutes and time.monotonic() - saved_at >= 60 * minutes
+            if late or (steps and progress.steps % steps == 0):
+                save(LAST)
+            check()
+
+        def check() -> None:
+            background.check()
+            signals.check()
+
+        with saved_when_stopped(save, background, signals, fold.folder):
             while progress.epoch < options.optim.epochs:
-                train_one_epoch(state, train, options, fold.number, log, lambda: save(LAST), signals.check)
+                train_one_epoch(state, train, options, fold.number, log, after_step)
                 if (progress.epoch + 1) % options.logs.eval_step == 0 or progress.epoch + 1 == options.optim.epochs:
-                    rsum = evaluate(state, val, options, log, signals.check)
+                    rsum = evaluate(state, val, options, log, background, check)
                     if rsum > progress.best_rsum:  # of equal epochs the first is kept
                         progress.best_rsum = rsum
                         save(BEST)
@@ -178,8 +203,15 @@ def fingerprint(*splits: Data) -> str:
     return digest.hexdigest()
 
 
-def evaluate(state: TrainState, val: Data, options: Options, log: RunLog | NoLog, check: Callable[[], None]) -> float:
-    """Validate, log it, and return the sum of the six recalls; of several processes the main one's, of others -1.
+def evaluate(
+    state: TrainState,
+    val: Data,
+    options: Options,
+    log: RunLog | NoLog,
+    background: Background,
+    check: Callable[[], None],
+) -> float:
+    """Validate, log it, have some retrievals drawn, and return the sum of the six recalls (-1 beside the main process).
 
     Ties count against the query here. Raise RunError where similarities are not finite.
     """
@@ -204,17 +236,22 @@ def evaluate(state: TrainState, val: Data, options: Options, log: RunLog | NoLog
         "mr": mr,
         "mr_random": found.scores("random").mr,
     }
-    log.val_row(row, retrieval_grid(sims, val.paths, val.split.captions, caption_to_image))
+    log.val_row(row)
+    drawn, step = (sims, val.paths, val.split.captions, caption_to_image), progress.steps
+    background.put(PICTURE, lambda: log.picture(PICTURE, retrieval_grid(*drawn), step))
     return 6 * mr
 
 
 @contextlib.contextmanager
-def saved_when_stopped(save: Callable[[str], None], signals: StopSignals, folder: Path) -> Iterator[None]:
+def saved_when_stopped(
+    save: Callable[[str], None], background: Background, signals: StopSignals, folder: Path
+) -> Iterator[None]:
     """Save the last checkpoint where a signal stops the run, and say how to go on."""
     try:
         yield
     except Interrupted as stop:
         save(LAST)
+        background.wait()
         wait_for_all()  # torchrun ends the others soon after the first that ends
         message = f"{stop}; saved in {folder}: go on with the same command and --resume"
         raise Interrupted(stop.signum, message) from None

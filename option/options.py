@@ -100,7 +100,9 @@ class Logs(Section):
     print_freq: Count = 10
     """Steps between two lines of the log."""
     save_steps: Annotated[int, Field(ge=0)] = 0
-    """Steps between two checkpoints; 0: one an epoch."""
+    """Steps between two checkpoints within an epoch; 0: off."""
+    save_minutes: NotNegative = 10
+    """Minutes between two checkpoints within an epoch; 0: off."""
     ckpt_save_path: Name = "checkpoint/"
     """Folder of the runs: checkpoints and results."""
     logger_name: Name = "logs/"

@@ -21,12 +21,14 @@ from typing import NamedTuple
 
 import pytest
 import torch
+from matplotlib.figure import Figure
 from tiny import OPTIONS as OPTIONS
 from tiny import listing as listing
 from tiny import make_demo_folder, shortened
 
 import util.checkpoint
 import utils
+from util.background import Background
 
 ROOT = Path(utils.__file__).parent
 if "PYTEST_XDIST_WORKER" in os.environ:
@@ -171,7 +173,7 @@ def without_pictures() -> Iterator[None]:
     import train
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "retrieval_grid", lambda *_: None)
+        patch.setattr(train, "retrieval_grid", lambda *_: Figure())
         yield
 
 
@@ -183,14 +185,21 @@ def whole(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("whole") / "work"
     shutil.copytree(demo, folder)
     with shortened(), contextlib.chdir(folder), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", "train.py --path_opt tiny.yaml".split())
-        patch.setattr(train, "retrieval_grid", lambda *_: None)
+        patch.setattr(sys, "argv", "train.py --path_opt tiny.yaml --device cpu".split())
+        patch.setattr(train, "retrieval_grid", lambda *_: Figure())
         assert utils.exit_status(train.main) == 0
     return folder / "checkpoint/tiny/0"
 
 
 @pytest.fixture
-def part_way(work: Path, run: Callable[[str], Outcome]) -> Path:
+def written_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the training loop wait for each checkpoint, so that none replaces one that waits."""
+    real = Background.put
+    monkeypatch.setattr(Background, "put", lambda self, *job: (real(self, *job), self.wait()))
+
+
+@pytest.fixture
+def part_way(work: Path, run: Callable[[str], Outcome], written_at_once: None) -> Path:
     """Stop a run after 5 steps: a checkpoint of step 5, and the one before it, of step 4."""
     from interrupted import LAST, TRAIN, at_step, steps, stop
 

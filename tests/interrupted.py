@@ -15,7 +15,7 @@ from soak import compare
 import engine
 import train
 
-TRAIN = "train.py --path_opt tiny.yaml"
+TRAIN = "train.py --path_opt tiny.yaml --device cpu"
 FOLD = Path("checkpoint/tiny/0")
 LAST = FOLD / "last.pth.tar"
 

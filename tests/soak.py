@@ -4,8 +4,8 @@
 
 Trains the tiny demonstration set of the tests twice, each command in a process of its own (forked from this one, which
 has imported PyTorch and done nothing else, so that a start takes no seconds): once undisturbed, once killed over and
-over. Every fourth kill waits for a checkpoint to be half-written, the others for a random moment after
-training could have begun. Then test.py scores both, and weights, optimiser, rows of the log, history.json and
+over. Every fourth kill comes at a random moment after training could have begun, the others wait for a checkpoint to be
+half-written by the thread. Then test.py scores both, and weights, optimiser, rows of the log, history.json and
 results.json must be equal: bit for bit, times and speeds apart. Exit status 1 where they are not.
 """
 
@@ -33,7 +33,7 @@ import utils
 
 Process = multiprocessing.get_context("fork").Process
 
-TRAIN = "train.py --path_opt tiny.yaml --resume --set logs.save_steps=2"
+TRAIN = "train.py --path_opt tiny.yaml --device cpu --resume --set logs.save_steps=2"
 SPEED = "samples_per_second"
 
 
@@ -157,14 +157,14 @@ def soak(folder: Path, kills: int, epochs: int, rng: random.Random) -> None:
     span = seconds / kills
     while done < kills:
         starts += 1
-        alive, writing = kill(start(f"{command}broken", folder), fold, rng, done % 4 == 3, span)
+        alive, writing = kill(start(f"{command}broken", folder), fold, rng, done % 4 != 3, span)
         if not alive:
             sys.exit(f"the run ended after {done} kills: give more --epochs")
         done, in_writing = done + alive, in_writing + writing
         print(f"kill {done}" + (" while a checkpoint was being written" if writing else ""), flush=True)
     finish(f"{command}broken", folder)
     for name in ("whole", "broken"):
-        finish(f"test.py --path_opt tiny.yaml --set k_fold.experiment_name={name}", folder)
+        finish(f"test.py --path_opt tiny.yaml --device cpu --set k_fold.experiment_name={name}", folder)
     found = differences(folder / "checkpoint/whole/0", fold)
     results = [json.loads((folder / f"checkpoint/{name}/results.json").read_text()) for name in ("whole", "broken")]
     for result in results:

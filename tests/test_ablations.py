@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import ROOT
+from matplotlib.figure import Figure
 
 import train
 from layers import build_model
@@ -124,7 +125,7 @@ def test_without_the_dynamic_weights_both_vectors_count_alike(inputs) -> None:
 
 
 def test_every_row_of_the_script_changes_the_model_and_is_by_itself_a_model_that_trains(work, run, monkeypatch) -> None:
-    monkeypatch.setattr(train, "retrieval_grid", lambda *_: None)
+    monkeypatch.setattr(train, "retrieval_grid", lambda *_: Figure())
     assert ROWS.keys() == {"no_local", "no_mvsa", "sum", "concatenation", "no_gate"}
     weights = {frozenset(galr().state_dict())}
     for row, setting in ROWS.items():

@@ -195,4 +195,5 @@ def test_the_loop_is_timed_its_operations_counted_and_the_protocol_follows(monke
     results = bench.loop.loop(CPU, TINY, validation=4)
     assert results["batches"][0]["samples_per_second"] == 3 * 32 / 2
     assert results["batches"][0]["of_peak"] == pytest.approx(48 * results["gflop_per_sample"] / 1000)
-    assert results["protocol_hours"] == pytest.approx(60 * (17160 / 48 + 2) / 3600)
+    assert results["checkpoint"]["mib"] > 10 and results["checkpoint"]["writing_seconds"] > 0
+    assert results["protocol_hours"] == pytest.approx(60 * (17160 / 48 + 2 + 2) / 3600)  # validation, checkpoints

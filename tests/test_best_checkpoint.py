@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from interrupted import at_step, stop
+from matplotlib.figure import Figure
 
 import train
 from postprocessing.recall import chance, recall
@@ -26,7 +27,7 @@ def scored(tmp_path, monkeypatch):
     """Let the validations of a run find similarity matrices that are given, one after the other."""
     drawn.draw(tmp_path)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(train, "retrieval_grid", lambda *_: None)
+    monkeypatch.setattr(train, "retrieval_grid", lambda *_: Figure())
 
     def give(*matrices: np.ndarray) -> None:
         left = iter(matrices)

@@ -16,6 +16,7 @@ import pytest
 import torch
 import yaml
 from conftest import OPTIONS
+from matplotlib.figure import Figure
 
 import engine
 import layers.amfmn
@@ -206,7 +207,7 @@ def stopped_at_step(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("name", MODELS)
 def test_trains_resumes_exactly_tests_and_reranks(name, work, run: Callable, short_trunk, monkeypatch) -> None:
-    monkeypatch.setattr(train, "retrieval_grid", lambda *_: None)  # no pictures, for speed
+    monkeypatch.setattr(train, "retrieval_grid", lambda *_: Figure())  # no pictures, for speed
     monkeypatch.setattr(test, "draw_run", lambda *_, **__: ([], []))
     options = yaml.safe_load(OPTIONS)
     options["model"] = MODELS[name]

@@ -73,7 +73,7 @@ def test_a_killed_run_resumes_to_the_very_same_end(fault, work, run, whole) -> N
     assert differences(whole, FOLD.absolute()) == []
 
 
-def test_checkpoints_come_every_save_steps_steps_of_the_run_not_of_the_epoch(work, run) -> None:
+def test_checkpoints_come_every_save_steps_steps_of_the_run_not_of_the_epoch(work, run, written_at_once) -> None:
     """Every third of steps, of which an epoch has four: the last before the seventh is of the sixth."""
     with at_step(7, die), pytest.raises(Killed):
         run(TRAIN)
@@ -199,7 +199,7 @@ def test_a_run_records_what_made_it(whole) -> None:
     record = json.loads((whole / "run.json").read_text())
     session = record["sessions"][0]
     assert record["started"] <= record["ended"] and record["seed"] == 0
-    assert session["command"][1:] == ["--path_opt", "tiny.yaml"]
+    assert session["command"][1:] == ["--path_opt", "tiny.yaml", "--device", "cpu"]
     assert session["packages"]["torch"] == torch.__version__.split("+")[0]
     assert session["machine"]["cores"] == os.cpu_count() and "commit" in session
     split = json.loads((whole / "split.json").read_text())

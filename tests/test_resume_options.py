@@ -9,6 +9,7 @@ import drawn
 import pytest
 import torch
 from interrupted import at_step, stop
+from matplotlib.figure import Figure
 
 import engine
 import train
@@ -29,6 +30,7 @@ MOVE_NO_NUMBER = {
     "dataset.truncated",
     "dataset.batch_size_val",
     "logs.save_steps",
+    "logs.save_minutes",
     "logs.ckpt_save_path",
     "logs.logger_name",
     "logs.matrices",
@@ -42,7 +44,7 @@ def folder(tmp_path, monkeypatch) -> Path:
     """The drawn data set as the current folder."""
     drawn.draw(tmp_path)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(train, "retrieval_grid", lambda *_: None)
+    monkeypatch.setattr(train, "retrieval_grid", lambda *_: Figure())
     return tmp_path
 
 

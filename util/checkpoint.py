@@ -18,7 +18,7 @@ from layers.published import is_published, load_published, load_state
 from option.options import Options
 from util.model_folder import read_state
 from util.weights import check_finite, load_torch, weights_of
-from utils import InputError, RunError, atomic, read_json, worker_died
+from utils import InputError, RunError, atomic, read_json
 
 logger = logging.getLogger("galr")
 
@@ -37,8 +37,6 @@ def save_checkpoint(state: dict[str, Any], path: Path, keep_previous: bool = Fal
         with atomic(path, keep=previous(path) if keep_previous else None) as temporary:
             torch.save(state, temporary)
     except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
-        if worker_died(error):
-            raise
         free = shutil.disk_usage(path.parent).free / 2**20 if path.parent.is_dir() else 0
         reason = error.strerror if isinstance(error, OSError) else "PyTorch's write failed"
         raise RunError(
@@ -127,6 +125,7 @@ FREE = {
     "dataset.truncated",
     "dataset.batch_size_val",
     "logs.save_steps",
+    "logs.save_minutes",
     "logs.ckpt_save_path",
     "logs.logger_name",
     "logs.matrices",

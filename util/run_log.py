@@ -172,15 +172,17 @@ class RunLog:
         """Log loss, learning rate and speed since the last row, and what the criterion says."""
         self._add(row, {f"train/{key}": value for key, value in row.items() if key not in PLACE})
 
-    def val_row(self, row: dict[str, Any], grid: Any = None) -> None:
-        """Log the validation recalls, with a retrieval grid for TensorBoard."""
+    def val_row(self, row: dict[str, Any]) -> None:
+        """Log the validation recalls."""
         scalars = {f"val/{way}_{key}": value for way in ("i2t", "t2i") for key, value in row[way].items()}
         self._add(row, scalars | {"val/mr": row["mr"], "val/mr_random": row["mr_random"]})
-        if grid is not None:
-            self._board.add_figure("val/retrievals", grid, row["step"])
         self._board.flush()
         history = {"train": [r for r in self.rows if "loss" in r], "val": [r for r in self.rows if "mr" in r]}
         write_json(self._folder / "history.json", history)
+
+    def picture(self, name: str, figure: Any, step: int) -> None:
+        """Log a figure of Matplotlib for TensorBoard."""
+        self._board.add_figure(name, figure, step)
 
     def _add(self, row: dict[str, Any], scalars: dict[str, float]) -> None:
         self.rows.append(row)

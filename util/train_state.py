@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from option.options import Options
 from util.checkpoint import LAST
@@ -112,3 +113,22 @@ class TrainState:
             raise InputError(f"the optimizer in {folder / LAST} does not fit this model ({error})") from None
         self.progress = Progress(**state["progress"])
         self.progress.window = list(torch.tensor(self.progress.window, device=device))
+
+
+def snapshot(tree: dict[str, Any], device: torch.device) -> Callable[[], dict[str, Any]]:
+    """Copy a state dict to the CPU, where training does not change it; return a function that waits for the copy.
+
+    Copies from a GPU go to pinned memory behind the work that is queued there: the loop does not wait for them.
+    """
+
+    def copy(tensor: Tensor) -> Tensor:
+        return torch.empty_like(tensor, device="cpu", pin_memory=tensor.is_cuda).copy_(tensor, non_blocking=True)
+
+    copied = tree_map_only(Tensor, copy, tree)
+
+    def wait() -> dict[str, Any]:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return copied
+
+    return wait
