@@ -158,7 +158,7 @@ optim: {epochs: 20, lr: 0.0002, lr_decay_param: 0.7, lr_update_epoch: 20, grad_c
         margin: 0.2, resume: False, precision: fp32, compile: False, loss: triplet, temperature: 0.07,
         learn_temperature: True, schedule: step, warmup: 0, trunk_lr: null, text_lr: null, betas: [0.9, 0.999],
         weight_decay: 0, ema: 0, freeze: []}
-logs: {eval_step: 1, print_freq: 10, save_steps: 0, ckpt_save_path: checkpoint/, logger_name: logs/,
+logs: {eval_step: 1, print_freq: 10, save_steps: 0, save_minutes: 10, ckpt_save_path: checkpoint/, logger_name: logs/,
        matrices: postprocessing/file/}
 k_fold: {experiment_name: short, nums: 1, current_num: 0, mode: shuffle, val_fraction: 0.2, seed: 0}
 seed: 0

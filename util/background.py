@@ -55,6 +55,6 @@ class Background:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self._pool.shutdown()
+        self._pool.shutdown(wait=False)
         if kind is None:
             self.check()
