@@ -55,6 +55,6 @@ class Background:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self._pool.shutdown(wait=False)
+        self._pool.shutdown()
         if kind is None:
             self.check()
