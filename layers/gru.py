@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from layers.cpu import GRURecurrence, on_cpu
 from layers.distributed import global_places, to_device
@@ -126,3 +127,23 @@ def recurrence(
         state = after if size == len(state) else torch.cat((after, state[size:]))
         start += size
     return state
+
+
+# ---------------------------------------------------------------- for PyTorch's own GRU
+
+
+def pack_sequences(words: Tensor, lengths: Tensor) -> PackedSequence:
+    """Pack words (B, T, E) of lengths (B,), which are on the CPU, for `nn.GRU`.
+
+    `pack_padded_sequence` computes the same, but moves the order to the GPU by a copy that waits.
+    """
+    lengths, order = lengths.sort(descending=True)
+    order = to_device(order, words.device)
+    packed = pack_padded_sequence(words.index_select(0, order), lengths, batch_first=True)
+    return PackedSequence(packed.data, packed.batch_sizes, order)
+
+
+def unpack_sequences(packed: PackedSequence) -> Tensor:
+    """Return the states (B, T, H) of packed sequences, in their given order, zero behind each one's end."""
+    in_order = PackedSequence(packed.data, packed.batch_sizes)  # `pad_packed_sequence` would read the order on the CPU
+    return pad_packed_sequence(in_order, batch_first=True)[0].index_select(0, packed.unsorted_indices)

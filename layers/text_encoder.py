@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from layers.gru import GRU, pack
+from layers.distributed import to_device
+from layers.gru import GRU, pack, pack_sequences, unpack_sequences
 
 if TYPE_CHECKING:
     from option.models import PlainGRU, Seq2Vec, TextOptions, Transformer
@@ -75,11 +75,11 @@ class GRUEncoder(nn.Module):
             lengths = (token_ids != 0).sum(1)
         lengths = lengths.clamp(min=1).cpu()  # a caption without words is one padding word
         words = self.drop(self.embedding(token_ids))
-        states, last = self.gru(pack_padded_sequence(words, lengths, batch_first=True, enforce_sorted=False))
+        states, last = self.gru(pack_sequences(words, lengths))
         if self.pooling == "last":
             pooled = torch.cat(tuple(last), dim=1)
         else:
-            pooled = pool(pad_packed_sequence(states, batch_first=True)[0], lengths, self.pooling)
+            pooled = pool(unpack_sequences(states), lengths, self.pooling)
         return self.out(self.drop(pooled)).float()
 
 
@@ -114,7 +114,8 @@ def pool(states: Tensor, lengths: Tensor, pooling: str) -> Tensor:
     """Pool the first lengths (B,) of states (B, T, H) -> (B, H): the first, the mean or the largest (`max`)."""
     if pooling == "first":
         return states[:, 0]
-    real = (torch.arange(states.shape[1]) < lengths.cpu()[:, None]).to(states.device)[:, :, None]
+    real = torch.arange(states.shape[1], device=lengths.device) < lengths[:, None]
+    real = to_device(real, states.device)[:, :, None]
     if pooling == "max":
         return states.masked_fill(~real, -torch.inf).amax(dim=1)
     return (states * real).sum(dim=1) / real.sum(dim=1).clamp(min=1)

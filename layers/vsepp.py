@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.nn.utils.rnn import pack_padded_sequence
 
 from layers.backbone import make_backbone
+from layers.gru import pack_sequences
 from layers.model import Model, l2norm, register
 
 if TYPE_CHECKING:
@@ -56,8 +56,7 @@ class VSEPP(Model):
         if lengths is None:
             lengths = (token_ids != 0).sum(1)
         lengths = lengths.clamp(min=1).cpu()  # a caption without words is one padding word
-        words = pack_padded_sequence(self.embedding(token_ids), lengths, batch_first=True, enforce_sorted=False)
-        return l2norm(self.gru(words)[1][0].float())
+        return l2norm(self.gru(pack_sequences(self.embedding(token_ids), lengths))[1][0].float())
 
     def _mean_state(self, token_ids: Tensor) -> Tensor:
         """Average the states of captions padded to `positions` words, whatever the rest of the batch."""

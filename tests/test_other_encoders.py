@@ -54,18 +54,21 @@ def test_a_plain_gru_drops_words_and_states_in_training_only() -> None:
 
 @pytest.fixture
 def transformer(tmp_path) -> Path:
-    """Write a small BERT with its tokenizer to a folder."""
+    return write_transformer(tmp_path)
+
+
+def write_transformer(folder: Path) -> Path:
+    """Write a small BERT with its tokenizer to `folder`/bert."""
     transformers = pytest.importorskip("transformers")
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "red", "ship", "plane", "two", "##s"]
-    (tmp_path / "vocab.txt").write_text("\n".join(words))
-    folder = tmp_path / "bert"
-    transformers.BertTokenizer(str(tmp_path / "vocab.txt")).save_pretrained(folder)
+    (folder / "vocab.txt").write_text("\n".join(words))
+    transformers.BertTokenizer(str(folder / "vocab.txt")).save_pretrained(folder / "bert")
     torch.manual_seed(0)
     config = transformers.BertConfig(
         vocab_size=len(words), hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8
     )
-    transformers.BertModel(config).save_pretrained(folder)
-    return folder
+    transformers.BertModel(config).save_pretrained(folder / "bert")
+    return folder / "bert"
 
 
 def with_encoder(block: str) -> None:
