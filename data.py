@@ -321,4 +321,4 @@ def caption_batches(token_ids: Tensor, size: int) -> Iterator[tuple[Tensor, Tens
     all_lengths = (token_ids != 0).sum(1).cpu()
     for rows in all_lengths.argsort(descending=True, stable=True).split(size)[own_share()]:
         lengths = all_lengths[rows]
-        yield rows, token_ids[rows.to(token_ids.device), : int(lengths[0])], lengths
+        yield rows, token_ids[to_device(rows, token_ids.device), : int(lengths[0])], lengths

@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
 
 from data import DROPOUT, Batch, Data, caption_batches, epoch_size, image_batches, random_stream, train_batches
 from layers import build_model
@@ -122,15 +121,6 @@ def make_optimizer(model: Model, options: Optim, criterion: nn.Module | None = N
     )
 
 
-def make_average(model: Model, keep: float) -> AveragedModel | None:
-    """Return an EMA of the weights with decay `keep` (warmed up), or None if `keep` is 0."""
-
-    def update(average: list[Tensor], weights: list[Tensor], steps: Tensor) -> None:
-        torch._foreach_lerp_(average, weights, 1 - min(keep, (1 + steps.item()) / (10 + steps.item())))
-
-    return AveragedModel(model, multi_avg_fn=update) if keep else None
-
-
 def learning_rate(options: Optim, epoch: int, done: float = 0.0) -> float:
     """Return the rate of a step in an epoch (from 0), of which `done` in (0, 1] is over with the step.
 
@@ -175,7 +165,9 @@ def train_one_epoch(
             for counter in (bar, meter):
                 counter.update(len(batch.pairs.image))
             if progress.batch % options.logs.print_freq == 0 or progress.batch == batches:
-                losses = progress.losses()
+                window = len(progress.window)
+                numbers = progress.losses(*state.criterion.shown)
+                losses, shown = numbers[:window], numbers[window:]
                 log.train_row(
                     {
                         "epoch": progress.epoch,
@@ -185,7 +177,7 @@ def train_one_epoch(
                         "loss": math.fsum(losses) / len(losses),
                         "lr": rate,
                         "samples_per_second": round(meter.read(), 1),
-                        **state.criterion.logged(),
+                        **state.criterion.logged(*shown),
                     }
                 )
                 progress.window.clear()

@@ -22,7 +22,6 @@ import torch
 from data import WEIGHTS, Data, Fold, epoch_size, load_data, make_folds, random_stream
 from engine import (
     embed_split,
-    make_average,
     make_criterion,
     make_model,
     make_optimizer,
@@ -30,6 +29,7 @@ from engine import (
     similarities,
     train_one_epoch,
 )
+from layers.average import make_average
 from layers.distributed import check_alike, joined, wait_for_all
 from layers.model import Model
 from option import Options, load_options

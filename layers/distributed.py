@@ -259,7 +259,7 @@ def all_gather(rows: Sequence[Tensor], vectors: Sequence[Tensor], total: int, de
         dist.all_reduce(width, dist.ReduceOp.MAX)
     found = torch.zeros(total, int(width), device=device)
     for here, encoded in zip(rows, vectors, strict=True):
-        found[here.to(device)] = encoded.float()
+        found[to_device(here, device)] = encoded.float()
     if world_size() > 1:
         dist.all_reduce(found)
     return found

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 from layers.cpu import GRURecurrence, on_cpu
 from layers.distributed import global_places, to_device
@@ -144,6 +144,12 @@ def pack_sequences(words: Tensor, lengths: Tensor) -> PackedSequence:
 
 
 def unpack_sequences(packed: PackedSequence) -> Tensor:
-    """Return the states (B, T, H) of packed sequences, in their given order, zero behind each one's end."""
-    in_order = PackedSequence(packed.data, packed.batch_sizes)  # `pad_packed_sequence` would read the order on the CPU
-    return pad_packed_sequence(in_order, batch_first=True)[0].index_select(0, packed.unsorted_indices)
+    """Return the states (B, T, H) of packed sequences, in their given order, zero behind each one's end.
+
+    `pad_packed_sequence` computes the same, but reads the order from the GPU.
+    """
+    rows, steps, width = len(packed.sorted_indices), len(packed.batch_sizes), packed.data.shape[1]
+    step, row = torch.nonzero(torch.arange(rows) < packed.batch_sizes[:, None], as_tuple=True)
+    device = packed.data.device
+    places = packed.sorted_indices[to_device(row, device)] * steps + to_device(step, device)
+    return packed.data.new_zeros(rows * steps, width).index_copy(0, places, packed.data).view(rows, steps, width)

@@ -1,12 +1,13 @@
 """Criteria of similarities s_ij: the published triplet loss, or symmetric cross-entropy (InfoNCE).
 
-A criterion is called as criterion(similarity, pairs), and says what the log shows of it (`logged`).
+A criterion is called as criterion(similarity, pairs). `shown` are the numbers that the log shows of it, on the device;
+`logged` takes their values, which are read with the losses, in one wait for a GPU.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -42,6 +43,8 @@ class TripletLoss(nn.Module):
     >>> TripletLoss(margin=0.2, max_violation=False)(similarity)  # 0.1 of the first row, 0.5 of the second column
     tensor(0.6000)
     """
+
+    shown: Sequence[Tensor] = ()
 
     def __init__(self, margin: float = 0.2, max_violation: bool = False) -> None:
         super().__init__()
@@ -94,9 +97,14 @@ class InfoNCE(nn.Module):
         of_caption = others.logsumexp(dim=0)[pairs.caption]
         return (functional.softplus(of_image - own) + functional.softplus(of_caption - own)).mean() / 2
 
-    def logged(self) -> dict[str, float]:
-        """Return what the log says of this criterion beside the loss; on a GPU this waits for the work before it."""
-        return {"temperature": self.temperature}
+    @property
+    def shown(self) -> Sequence[Tensor]:
+        """Return what `logged` is given the value of."""
+        return (self.log_scale.detach(),)
+
+    def logged(self, log_scale: float) -> dict[str, float]:
+        """Return what the log says of this criterion beside the loss."""
+        return {"temperature": math.exp(-log_scale)}
 
 
 CRITERIA: dict[str, Callable[[Optim], nn.Module]] = {  # values of optim.loss

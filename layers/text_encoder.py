@@ -7,11 +7,13 @@ Two of our own may replace it: a plain GRU, and a transformer of Hugging Face wi
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
+from layers.cpu import on_cpu
 from layers.distributed import to_device
 from layers.gru import GRU, pack, pack_sequences, unpack_sequences
 
@@ -105,9 +107,20 @@ class TransformerEncoder(nn.Module):
     def forward(self, token_ids: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Encode token_ids (B, T) -> text vectors (B, D), not normalised."""
         real = token_ids != 0
-        inputs = {"input_ids": (token_ids - 1).clamp(min=0), "attention_mask": real.long()}
+        inputs = {"input_ids": (token_ids - 1).clamp(min=0), "attention_mask": self._attention_mask(real)}
         states = self.network(**inputs).last_hidden_state
         return self.out(self.drop(pool(states.float(), real.sum(1), self.pooling))).float()
+
+    def _attention_mask(self, real: Tensor) -> Tensor:
+        """Return the mask of real tokens (B, T); on a GPU (B, 1, 1, T), as attention itself takes it.
+
+        Of a mask (B, T) transformers asks whether all tokens are real, and so waits for the GPU. Networks that make
+        their masks in another way get (B, T) and wait.
+        """
+        makes_masks = hasattr(sys.modules[type(self.network).__module__], "create_bidirectional_mask")
+        if on_cpu(real) or not makes_masks or self.network.config._attn_implementation != "sdpa":
+            return real.long()
+        return real[:, None, None, :]
 
 
 def pool(states: Tensor, lengths: Tensor, pooling: str) -> Tensor:

@@ -28,7 +28,6 @@ from unittest import mock
 import torch
 from torch import Tensor
 from torch.nn.utils import clip_grad
-from torch.optim import swa_utils
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -226,11 +225,10 @@ class PretendGPU(TorchDispatchMode):
                 gpu.note("wait", "tolist")
             return BASE.tolist(tensor)
 
-        def grouped(plain: Callable) -> Callable:
-            """Return `_group_tensors_by_device_and_dtype` with the device that Python sees."""
-            return lambda lists, *args: {
-                (value[0][0][0].device, dtype): value for (_, dtype), value in plain(lists, *args).items()
-            }
+        group = clip_grad._group_tensors_by_device_and_dtype
+
+        def by_device(lists: list[list[Tensor]], *args: Any) -> dict:
+            return {(value[0][0][0].device, dtype): value for (_, dtype), value in group(lists, *args).items()}
 
         self._set(Tensor, device=property(device), is_cuda=property(lambda tensor: device(tensor).type == "cuda"))
         self._set(Tensor, cpu=cpu, to=to, tolist=tolist, numpy=refuse("numpy"), __array__=refuse("__array__"))
@@ -242,9 +240,7 @@ class PretendGPU(TorchDispatchMode):
             is_autocast_enabled=lambda kind=here.type: enabled(of.get(kind, kind)),
             get_autocast_dtype=lambda kind: low(of.get(kind, kind)),
         )
-        for module in (clip_grad, swa_utils):
-            name = "_group_tensors_by_device_and_dtype"
-            self._set(module, **{name: grouped(getattr(module, name))})
+        self._set(clip_grad, _group_tensors_by_device_and_dtype=by_device)
         self._set(torch.nn.RNNBase, flatten_parameters=lambda _: None)
         self._set(torch.accelerator, is_available=lambda *_, **__: False)  # the loader would pin in a thread
         self._set(torch.optim.Optimizer, _accelerator_graph_capture_health_check=lambda _: None)

@@ -15,7 +15,8 @@ from soak import differences
 
 import engine
 from data import SameCaptions, epoch_rows, epoch_size, load_data, read_split, train_batches
-from engine import learning_rate, make_average, make_criterion, make_model, make_optimizer, train_step
+from engine import learning_rate, make_criterion, make_model, make_optimizer, train_step
+from layers.average import make_average
 from layers.loss import InfoNCE, Pairs
 from option import load_options
 from option.options import Optim

@@ -45,13 +45,17 @@ class Progress:
         """Go to the start of the next epoch."""
         self.epoch, self.batch = self.epoch + 1, 0
 
-    def losses(self) -> list[float]:
-        """Return the losses of the window, after one wait for the device. Raise RunError if one is not finite."""
-        losses = torch.stack(self.window).tolist() if self.window else []
-        for batch, loss in enumerate(losses, self.batch - len(losses) + 1):
+    def losses(self, *others: Tensor) -> list[float]:
+        """Return the losses of the window, and `others` after them, by one wait for the device.
+
+        Raise RunError if a loss is not finite.
+        """
+        tensors = [*self.window, *others]
+        numbers = torch.stack(tensors).tolist() if tensors else []
+        for batch, loss in enumerate(numbers[: len(self.window)], self.batch - len(self.window) + 1):
             if not math.isfinite(loss):
                 raise RunError(f"the loss of batch {batch} of epoch {self.epoch} is {loss}; {DIVERGED}")
-        return losses
+        return numbers
 
 
 @dataclass
