@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.nn.utils import rnn
 
 from engine import make_model
+from layers.gru import pack_sequences, unpack_sequences
 from layers.text_encoder import GRUEncoder, pool
 from option import load_options
 from option.models import PlainGRU
@@ -39,6 +41,15 @@ def test_a_caption_s_vector_does_not_depend_on_what_else_is_in_its_batch(pooling
         states, last = encoder.gru(encoder.embedding(alone))
         pooled = {"last": torch.cat(tuple(last), 1), "mean": states.mean(1), "max": states.amax(1)}[pooling]
         assert torch.allclose(encoder.out(pooled), together[row : row + 1], atol=1e-6)
+
+
+def test_sequences_are_packed_and_unpacked_as_pytorch_does_it() -> None:
+    """Without its waits for a GPU (test_cuda_runs.py)."""
+    words, lengths = torch.rand(7, 5, 3), torch.tensor([2, 5, 1, 3, 3, 5, 2])
+    ours = pack_sequences(words, lengths)
+    plain = rnn.pack_padded_sequence(words, lengths, batch_first=True, enforce_sorted=False)
+    assert all(torch.equal(one, other) for one, other in zip(ours, plain, strict=True))
+    assert torch.equal(unpack_sequences(ours), rnn.pad_packed_sequence(plain, batch_first=True)[0])
 
 
 def test_a_plain_gru_drops_words_and_states_in_training_only() -> None:

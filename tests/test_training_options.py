@@ -12,6 +12,7 @@ import pytest
 import torch
 from interrupted import FOLD, LAST, TRAIN, at_step, stop
 from soak import differences
+from torch.optim.swa_utils import AveragedModel
 
 import engine
 from data import SameCaptions, epoch_rows, epoch_size, load_data, read_split, train_batches
@@ -221,6 +222,24 @@ def test_the_average_follows_the_weights_and_is_what_is_scored(work, run, monkey
     assert torch.allclose(best["local_branch.out.bias"], expected, atol=1e-6)
     assert torch.equal(last["local_branch.out.bias"], steps[-1])
     assert make_average(torch.nn.Linear(1, 1), 0) is None
+
+
+def test_the_average_is_pytorch_s_to_the_bit() -> None:
+    """Its own update would wait for a GPU at every step (test_cuda_runs.py)."""
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4))
+
+    def update(average, weights, steps) -> None:
+        torch._foreach_lerp_(average, weights, 1 - min(0.5, (1 + steps.item()) / (10 + steps.item())))
+
+    ours, plain = make_average(model, 0.5), AveragedModel(model, multi_avg_fn=update)
+    for _ in range(9):
+        for tensor in (*model.parameters(), model[1].running_mean):
+            tensor.data.normal_()
+        ours.update_parameters(model)
+        plain.update_parameters(model)
+    assert ours.state_dict().keys() == plain.state_dict().keys()
+    assert all(torch.equal(tensor, plain.state_dict()[name]) for name, tensor in ours.state_dict().items())
 
 
 def test_the_log_shows_how_a_learned_temperature_moves(work, run) -> None:
