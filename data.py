@@ -6,6 +6,7 @@ choice is drawn from its seed, fold, epoch and step: a resumed run draws what an
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 from collections.abc import Iterator, Sequence
@@ -42,19 +43,20 @@ class Split(NamedTuple):
 def read_split(data_path: str | os.PathLike, split: str) -> Split:
     """Read the lists of `train` or `test`; the image of each caption follows from the two counts.
 
-    Drop blank captions of `train`, and images that have no other, with one warning; keep those of `test`. Warn of test
-    images that are in the train list. Raise InputError where the counts do not fit.
+    Drop blank captions with one warning, and of `train` images that have no other; those of `test` stay in the
+    gallery. Warn of test images that are in the train list. Raise InputError where the counts do not fit.
     """
     captions, names = read_pairs(data_path, split)
     if split == "test":
         warn_of_shared_images(data_path)
     each = len(captions) // len(names)
-    kept = [i for i, caption in enumerate(captions) if caption or split == "test"]
-    row: dict[str, int] = {}
+    kept = [i for i, caption in enumerate(captions) if caption]
+    row: dict[str, int] = dict(zip(dict.fromkeys(names), itertools.count())) if split == "test" else {}
     image_of_caption = np.array([row.setdefault(names[i // each], len(row)) for i in kept], np.int64)
     if blank := len(captions) - len(kept):
         lost = len(set(names)) - len(row)
-        logger.warning(f"{data_path}: {blank} blank captions of the train list dropped, and {lost} images with them")
+        with_them = f", and {lost} images with them" if split == "train" else "; their images stay in the gallery"
+        logger.warning(f"{data_path}: {blank} blank captions of the {split} list dropped{with_them}")
     return Split(list(row), [captions[i] for i in kept], image_of_caption)
 
 

@@ -13,6 +13,7 @@ import functools
 import json
 import logging
 import os
+import re
 import shlex
 import signal
 import sys
@@ -53,13 +54,13 @@ class Interrupted(Exception):
 
 
 @contextlib.contextmanager
-def not_installed(what: str) -> Iterator[None]:
-    """Raise InputError instead of ImportError: `what` needs an optional package."""
+def not_installed(what: str, install: str = "-r requirements-extra.txt") -> Iterator[None]:
+    """Raise InputError instead of ImportError: `what` needs an optional package, and pip installs it so."""
     try:
         yield
     except ImportError as error:
         needed = error.name or error
-        raise InputError(f"{what} needs the package {needed}: pip install -r requirements-extra.txt") from None
+        raise InputError(f"{what} needs the package {needed}: pip install {install}") from None
 
 
 def disk_full(error: BaseException) -> bool:
@@ -461,7 +462,8 @@ def checked(form: Any, value: Any, where: str) -> Any:
         fault = error.errors(include_url=False, include_input=False)[0]
         place = [str(part + 1) if isinstance(part, int) else part for part in fault["loc"]]
         entry = f", entry {' '.join(place)}" if place else ""
-        raise InputError(f"{where}{entry}: {fault['msg']}") from None
+        message = re.sub(r" or instance of \w+|an instance of \w+ or ", "", fault["msg"])  # a class of ours
+        raise InputError(f"{where}{entry}: {message}") from None
 
 
 def printable(text: str) -> str:

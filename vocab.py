@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache
@@ -30,7 +31,15 @@ from utils import InputError, Parser, check_writable_file, not_installed, read_j
 logger = logging.getLogger("galr")
 
 UNKNOWN = "<unk>"
+IDS = "input_ids"  # of Hugging Face's tokenizers
 LONGEST = 512  # tokens of a caption, where a tokenizer names no limit
+# Characters that word processors put in the place of typed ones; invisible marks (zero-width, soft hyphen) are dropped.
+TYPED = {
+    **dict.fromkeys(map(ord, "\u2018\u2019\u201b\u2032\u02bc"), "'"),
+    **dict.fromkeys(map(ord, "\u201c\u201d\u201e\u2033"), '"'),
+    **dict.fromkeys(map(ord, "\u2010\u2011\u2013\u2014\u2212"), "-"),
+    **dict.fromkeys(map(ord, "\u00ad\u200b\u2060\ufeff"), None),
+}
 MARKS = frozenset(", . : ; ? ( ) [ ] & ! * @ # $ %".split())
 
 # NLTK's 179 English stop words: its corpus is a download, and releases of it since have grown to 198.
@@ -63,6 +72,15 @@ def _nltk() -> tuple[PunktSentenceTokenizer, NLTKWordTokenizer]:
     return PunktSentenceTokenizer(), NLTKWordTokenizer()
 
 
+def plain(text: str) -> str:
+    """Return a text in the characters of a keyboard: Unicode's NFKC, straight quotes, hyphens, no invisible marks.
+
+    >>> plain("water\u2019s\u00a0edge"), plain("cafe\u0301") == plain("caf\u00e9")
+    ("water's edge", True)
+    """
+    return text if text.isascii() else unicodedata.normalize("NFKC", text.translate(TYPED))
+
+
 def tokenize(caption: str) -> list[str]:
     """Return the lower-case words of a caption without punctuation marks; sentence ends inside it are split off.
 
@@ -70,6 +88,7 @@ def tokenize(caption: str) -> list[str]:
     ['two', 'ships', 'one', 'of', 'them', 'white', 'they', 'do', "n't", 'move']
     """
     sentences, words = _nltk()
+    caption = plain(caption)
     return [
         token
         for sentence in sentences.tokenize(caption.lower())
@@ -162,8 +181,13 @@ def _open_clip(options: Options, _: Sequence[str]) -> Tokenizer:
     tokenizer = open_clip.get_tokenizer(arch.replace("/", "-") if ":" not in arch else arch)
     ends = isinstance(tokenizer, open_clip.SimpleTokenizer)
 
+    def uncut(caption: str) -> int:
+        return len(tokenizer.encode(caption)) + 2 if ends else len(tokenizer.tokenizer(caption)[IDS])
+
     def encode_rows(captions: list[str]) -> list[list[int]]:
         rows = tokenizer(captions).numpy()
+        full = [caption for caption, row in zip(captions, rows, strict=True) if row[-1] or not ends]
+        _warn_of_cut(map(uncut, full), rows.shape[1])
         lengths = [row.nonzero()[0][-1] + 1 if ends else len(row) for row in rows]
         return [(row[:length] + 1).tolist() for row, length in zip(rows, lengths, strict=True)]
 
@@ -176,10 +200,19 @@ def _hugging_face(options: Options, _: Sequence[str]) -> Tokenizer:
         from transformers import AutoTokenizer
     tokenizer = AutoTokenizer.from_pretrained(options.model.seq2vec.path)
     longest = min(tokenizer.model_max_length, LONGEST)
-    return lambda captions: [
-        [token + 1 for token in tokens]
-        for tokens in tokenizer(captions, truncation=True, max_length=longest)["input_ids"]
-    ]
+
+    def encode_rows(captions: list[str]) -> list[list[int]]:
+        _warn_of_cut(map(len, tokenizer(captions)[IDS]), longest)
+        rows = tokenizer(captions, truncation=True, max_length=longest)[IDS]
+        return [[token + 1 for token in tokens] for tokens in rows]
+
+    return encode_rows
+
+
+def _warn_of_cut(lengths: Iterable[int], longest: int) -> None:
+    """Warn of captions whose ends a tokenizer cuts off: what differs there alone becomes the same."""
+    if cut := sum(length > longest for length in lengths):
+        logger.warning(f"{cut} captions have more than {longest} tokens; what is beyond them is not read")
 
 
 TOKENIZERS = {"vocabulary": _by_vocabulary, "clip": _open_clip, "transformer": _hugging_face}

@@ -8,7 +8,7 @@ Another backbone gives its own pooled vector (layers/backbone.py).
 
 Behind the rows that papers on remote sensing print for VSE++ stands a variant of it: `image_norm: False` (v is not
 normalised after the linear layer) and `text_pooling: mean` (t is the mean of the states at all positions, those of
-padding too).
+padding too: the first `positions`, or as many as a longer caption has words).
 """
 
 from __future__ import annotations
@@ -59,9 +59,14 @@ class VSEPP(Model):
         return l2norm(self.gru(pack_sequences(self.embedding(token_ids), lengths))[1][0].float())
 
     def _mean_state(self, token_ids: Tensor) -> Tensor:
-        """Average the states of captions padded to `positions` words, whatever the rest of the batch."""
+        """Average the states of captions padded to `positions` words, or to their own length, whatever the batch."""
         token_ids = functional.pad(token_ids, (0, max(self.positions - token_ids.shape[1], 0)))
-        return self.gru(self.embedding(token_ids))[0].float().mean(dim=1)
+        states = self.gru(self.embedding(token_ids))[0].float()
+        if states.shape[1] == self.positions:
+            return states.mean(dim=1)
+        averaged = (token_ids != 0).sum(1, keepdim=True).clamp(min=self.positions)
+        within = torch.arange(states.shape[1], device=states.device) < averaged
+        return (states * within[:, :, None]).sum(dim=1) / averaged
 
     def similarity(self, image_vectors: Tensor, text_vectors: Tensor) -> Tensor:
         """Return the products (N, M) of v (N, D) and t (M, D), in float32 whatever autocast says."""

@@ -226,7 +226,7 @@ def captions_as_json(folder: Path, rng: random.Random) -> None:
     place = folder / "lists"
     shutil.rmtree(place, ignore_errors=True)
     place.mkdir()
-    for name, text in lists(read_images(folder / "fuzzed.json")).items():
+    for name, text in lists(read_images([folder / "fuzzed.json"])).items():
         (place / name).write_text(text, errors="backslashreplace")
     for split in ("train", "test"):
         read_split(place, split)

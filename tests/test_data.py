@@ -61,14 +61,17 @@ def test_a_ratio_that_is_not_whole_gives_both_counts(tmp_path) -> None:
         data.read_split(tmp_path, "train")
 
 
-def test_blank_captions_are_dropped_from_train_with_their_images_and_stay_in_test(tmp_path, capsys) -> None:
+def test_blank_captions_are_dropped_and_images_without_others_stay_in_the_gallery_of_the_test(tmp_path, capsys) -> None:
     for split in ("train", "test"):
         write_lists(tmp_path, split, ["a", "b", "c"], ["x", "", " ", "", "y", "z"])
     train = data.read_split(tmp_path, "train")
     assert (train.images, train.captions) == (["a", "c"], ["x", "y", "z"])
     assert train.image_of_caption.tolist() == [0, 1, 1]
-    assert "3 blank captions" in (err := capsys.readouterr().err) and "1 images" in err
-    assert len(data.read_split(tmp_path, "test").captions) == 6
+    assert "3 blank captions of the train list" in (err := capsys.readouterr().err) and "1 images" in err
+    test = data.read_split(tmp_path, "test")
+    assert (test.images, test.captions) == (["a", "b", "c"], ["x", "y", "z"])
+    assert test.image_of_caption.tolist() == [0, 2, 2]
+    assert "3 blank captions of the test list" in capsys.readouterr().err
 
 
 def test_blank_lines_at_the_end_are_dropped_where_the_counts_fit_without_them(tmp_path, capsys) -> None:
@@ -90,7 +93,8 @@ def test_blank_lines_at_the_end_are_named_where_the_counts_do_not_fit(tmp_path) 
 
 def test_blank_captions_of_the_last_images_stay_what_they_are(tmp_path) -> None:
     write_lists(tmp_path, "test", ["a", "b", "c"], ["x", "y", "z", "v", "", ""])
-    assert data.read_split(tmp_path, "test").captions == ["x", "y", "z", "v", "", ""]
+    split = data.read_split(tmp_path, "test")
+    assert split.captions == ["x", "y", "z", "v"] and split.image_of_caption.tolist() == [0, 0, 1, 1]
 
 
 def test_a_carriage_return_within_a_caption_is_white_space() -> None:

@@ -259,11 +259,14 @@ def test_no_graph_is_kept_where_no_backward_pass_will_follow(work, checkpoint, m
     assert len(stacked) == 3
 
 
-def test_the_test_split_keeps_blank_captions_as_unknown(work, checkpoint, run) -> None:
+def test_an_image_whose_captions_are_all_blank_is_no_query_of_the_test_split(work, checkpoint, run) -> None:
     captions = (work / "data/test_caps.txt").read_text().splitlines()
-    (work / "data/test_caps.txt").write_text("\n".join(["", *captions[1:]]) + "\n")
+    images = len(set((work / "data/test_filename.txt").read_text().split()))
+    each = len(captions) // images
+    (work / "data/test_caps.txt").write_text("\n".join([""] * each + captions[each:]) + "\n")
     outcome = run(f"test_single.py --path_opt tiny.yaml --resume {checkpoint}")
-    assert outcome.status == 0 and f"{len(captions)} captions" in outcome.out
+    assert outcome.status == 0 and f"{images} images, {len(captions) - each} captions" in outcome.out
+    assert f"{each} blank captions of the test list" in outcome.err
 
 
 @pytest.mark.parametrize(("precision", "gain", "noted"), [("bf16", 0.5, 1), ("bf16", 2, 0), ("fp32", 0.5, 0)])

@@ -56,6 +56,34 @@ def test_tokens_are_lower_case_words_without_marks_sentence_ends_split_off(capti
     assert vocab.tokenize(caption) == tokens
 
 
+@pytest.mark.parametrize(
+    ("written", "typed"),
+    [
+        ("the water\u2019s edge", "the water's edge"),
+        ("two\u00a0ships", "two ships"),
+        ("a cafe\u0301", "a caf\u00e9"),
+        ("\uff34wo ships, \ufb01elds", "two ships, fields"),
+        ("a \u201cred\u201d t\u2010shaped har\u00adbor\ufeff", 'a "red" t-shaped harbor'),
+    ],
+)
+def test_words_are_the_same_however_unicode_spells_them(written, typed) -> None:
+    assert vocab.tokenize(written) == vocab.tokenize(typed)
+
+
+def test_entities_of_html_in_a_list_of_captions_are_their_characters(tmp_path) -> None:
+    (tmp_path / "test_caps.txt").write_text("roads &amp; trees\nit&#39;s R&D; &lt 5 caf&eacute;\n")
+    assert read_captions(tmp_path, "test") == ["roads & trees", "it's R&D; &lt 5 caf\u00e9"]
+
+
+@pytest.mark.parametrize("line", ["a_1.tif#0\ta ship", "1000_7#4\ta ship", "a.JPG,a ship", "train/a.png\ta ship"])
+def test_a_list_of_names_with_captions_is_refused_and_the_way_named(line, tmp_path) -> None:
+    (tmp_path / "test_caps.txt").write_text(f"\n{line}\n")
+    with pytest.raises(
+        InputError, match=r"test_caps\.txt: .* python -m util.convert_captions --json \S*test_caps\.txt"
+    ):
+        read_captions(tmp_path, "test")
+
+
 def test_words_in_order_of_first_appearance_from_the_threshold_on_unknown_last() -> None:
     built = vocab.build(["road ship the"] * 4 + ["ship quay"], threshold=5)
     assert built.words == ("ship", "<unk>")

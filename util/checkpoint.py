@@ -224,12 +224,13 @@ def warn_of_seen_images(fold: int, validated: Sequence[str], resume: str) -> Non
 
 # ---------------------------------------------------------------- options of checkpoints
 
-# Options that no weight's shape shows, and their values; a path of local features, or `zeros`.
+# Options that no weight's shape shows, and their values; none: local features or `zeros`; any name of an architecture.
 SHAPELESS = {
     "model.fusion.gate": ("paper", "released"),
     "model.image_norm": (True, False),
     "model.text_pooling": ("last", "mean"),
     "dataset.local_path": (),
+    "model.clip.arch": (),  # of two with the same shapes, one has QuickGELU
 }
 
 
@@ -243,7 +244,7 @@ def warn_of_other_options(checkpoint: dict[str, Any], options: Options) -> None:
         if key == "dataset.local_path" and options.model.reads_local and isinstance(trained, str):
             differs = (trained == "zeros") != (now == "zeros")
         else:
-            differs = type(trained) is type(now) and trained in values and trained != now
+            differs = type(trained) is type(now) and trained != now and (trained in values or key == "model.clip.arch")
         if differs:
             said = f"the checkpoint was trained with {key}={trained}, and is now scored with {now}"
             logger.warning(f"{said}; --set {key}={trained} scores it as trained")

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import html
 import logging
 import os
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
 
-from utils import InputError, read_text, some
+from utils import InputError, printable, read_text, some
 
 logger = logging.getLogger("galr")
+
+# Captions behind names, as in Flickr8k.token.txt (name#0<TAB>caption) or in tables without a head
+NAMED = re.compile(r"(\S+?)#\d+[\t,]\s*|(\S+?\.(?:jpe?g|png|tiff?|bmp|gif|webp))(?:#\d+)?[\t ,;|]\s*", re.IGNORECASE)
+ENTITY = re.compile(r"&(?:#\d+|#x[0-9a-f]+|[a-z]\w*);", re.IGNORECASE)  # of HTML
 
 
 # ---------------------------------------------------------------- captions and lists
@@ -26,8 +32,19 @@ def read_lines(path: Path, what: str) -> list[str]:
 
 
 def read_captions(data_path: str | os.PathLike, split: str) -> list[str]:
-    """Read the captions of `train` or `test`, one a line; blank ones stay."""
-    return read_lines(Path(data_path) / f"{split}_caps.txt", "captions")
+    """Read the captions of `train` or `test`, one a line; blank ones stay. Entities of HTML become their characters.
+
+    Raises InputError for a list whose lines begin with the names of images.
+    """
+    path = Path(data_path) / f"{split}_caps.txt"
+    lines = read_lines(path, "captions")
+    first = next(filter(None, lines))
+    if NAMED.match(first):
+        raise InputError(
+            f"captions {path}: the lines begin with the names of images ({printable(first[:60])!r}); make lists of "
+            f"such a file by: python -m util.convert_captions --json {path} --out FOLDER"
+        )
+    return [ENTITY.sub(lambda entity: html.unescape(entity[0]), line) if "&" in line else line for line in lines]
 
 
 def read_names(data_path: str | os.PathLike, split: str) -> list[str]:
