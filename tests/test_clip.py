@@ -199,6 +199,12 @@ def test_openai_s_weights_want_the_architecture_with_their_activation() -> None:
         CLIPNetwork("ViT-B-33", "openai", 224)
 
 
+def test_captions_that_clip_cuts_are_counted(tmp_path, capsys) -> None:
+    options, long = load_options_of(arch_in(tmp_path / "arch", "vit")), "many buildings beside the road " * 20
+    encode_captions([f"{long} and a bridge", f"{long} and a lake", "ship " * 75], options, ())
+    assert "2 captions have more than 77 tokens" in capsys.readouterr().err
+
+
 # ---------------------------------------------------------------- runs
 
 
@@ -265,3 +271,15 @@ def test_options_that_do_not_go_with_clip_are_one_line(clip, run, change, says) 
 def test_another_model_s_checkpoint_is_refused(clip, run, checkpoint) -> None:
     refused = run(f"test_single.py {clip} --resume {checkpoint}")
     assert refused.status == 2 and ("vocabulary" in refused.message or "names another" in refused.message)
+
+
+def test_a_checkpoint_scored_under_another_architecture_is_warned_of(clip, run) -> None:
+    """Without QuickGELU all shapes fit, and the scores are others."""
+    assert run(f"train.py {clip} --set {FINE_TUNE} optim.epochs=1").status == 0
+    config = Path("arch/open_clip_config.json")
+    Path("plain").mkdir()
+    Path("plain", config.name).write_text(config.read_text().replace('"quick_gelu": true', '"quick_gelu": false'))
+    best = "--resume checkpoint/tiny/0/GaLR_best.pth.tar"
+    assert "scored with" not in run(f"test_single.py {clip} {best}").err
+    scored = run(f"test_single.py {clip} {best} --set model.clip.arch=local-dir:plain model.clip.weights=none")
+    assert scored.status == 0 and "was trained with model.clip.arch=local-dir:" in scored.err

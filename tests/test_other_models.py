@@ -253,3 +253,17 @@ def test_every_model_of_the_options_is_registered_and_a_new_one_needs_no_list() 
         assert build_model(asked, ["a", "b"]).given == (asked.model, 64, 2)
     finally:
         del layers.model.MODELS["New"]
+
+
+def test_the_mean_of_the_variant_does_not_depend_on_the_rest_of_the_batch(short_trunk) -> None:
+    """The first 35 positions are averaged, and of a longer caption as many as it has words."""
+    variant = vsepp(image_norm="False", text_pooling="mean", positions="5")
+    ids = torch.zeros(2, 9, dtype=torch.int64)
+    ids[0, :3], ids[1, :9] = torch.tensor([1, 2, 2]), torch.arange(9) % 2 + 1
+    with torch.no_grad():
+        together = variant.encode_text(ids, torch.tensor([3, 9]))
+        wider = variant.encode_text(torch.nn.functional.pad(ids, (0, 20)), torch.tensor([3, 9]))
+        alone = variant.encode_text(ids[:1, :3], torch.tensor([3]))
+        states = variant.gru(variant.embedding(ids[1:]))[0].mean(1)
+    assert torch.allclose(together, wider, atol=1e-6) and torch.allclose(together[:1], alone, atol=1e-6)
+    assert torch.allclose(together[1:], torch.nn.functional.normalize(states), atol=1e-6)
