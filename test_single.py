@@ -1,6 +1,7 @@
 """Score one checkpoint, ours or a published one, on one split.
 
 python test_single.py --path_opt option/RSITMD/RSITMD_GaLR.yaml --resume checkpoint/RSITMD_GaLR/0/GaLR_best.pth.tar
+python test_single.py --resume models/NAME --set dataset.data_path=LISTS dataset.image_path=IMAGES
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ from pathlib import Path
 
 from data import load_data, read_split, validation_split
 from engine import encode_split, load_model, untrained_model
-from option import load_options
 from postprocessing.figures import retrieval_grid, save_figure
 from postprocessing.matrices import Matrix
 from postprocessing.recall import query_ranks
@@ -19,6 +19,7 @@ from postprocessing.tables import markdown
 from test import describe, fold_score
 from util.checkpoint import read_checkpoint
 from util.device import pick_device
+from util.model_folder import options_of
 from utils import InputError, Parser, check_writable_file, run_command
 from vocab import load_words
 
@@ -27,11 +28,9 @@ logger = logging.getLogger("galr")
 
 def main() -> None:
     parser = Parser(prog="test_single.py", description="Score one checkpoint on one split.")
-    parser.add_options()
+    parser.add_options(required=False)
     add = parser.add_argument
-    add(
-        "--resume", required=True, metavar="CKPT", help="checkpoint, ours or a published one; none: the untrained model"
-    )
+    add("--resume", required=True, metavar="CKPT", help="checkpoint or model folder; none: the untrained model")
     add("--split", choices=["test", "val"], default="test", help="val: of the checkpoint's split.json")
     add("--sims", type=Path, metavar="OUT.npy", help="write the similarity matrix, images x captions")
     add("--figure", type=Path, metavar="OUT.png", help="write a retrieval grid")
@@ -41,14 +40,15 @@ def main() -> None:
         check_writable_file(path)
     if arguments.sims and arguments.sims.suffix != ".npy":
         raise InputError(f"--sims {arguments.sims}: the name must end in .npy")
-    options = load_options(arguments.path_opt, arguments.set)
+    options = options_of(arguments.resume, arguments.path_opt, arguments.set)
     device = pick_device(arguments.device)
     words = load_words(options)
     if arguments.resume == "none":
         model = untrained_model(options, words, device)
     else:
         model = load_model(read_checkpoint(arguments.resume), options, words, device)
-    folder = Path(arguments.resume).absolute().parent
+    path = Path(arguments.resume).absolute()
+    folder = path if path.is_dir() else path.parent
     test = arguments.split == "test"
     split = read_split(options.dataset.data_path, "test") if test else validation_split(folder, options)
     data = load_data(split, options, words, device, training=False)

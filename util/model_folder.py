@@ -106,6 +106,20 @@ def folder_options(folder: str | os.PathLike, overrides: Sequence[str] = ()) -> 
     return changed_tree(tree, overrides, where)
 
 
+def options_of(checkpoint: str, path_opt: str | None, overrides: Sequence[str]) -> Options:
+    """Return the options of a command line: of the model folder that it names, else of its option file.
+
+    Raise InputError if it names both, or neither.
+    """
+    if Path(checkpoint).is_dir():
+        if path_opt:
+            raise InputError(f"--path_opt {path_opt}: the model folder {checkpoint} has options; change them by --set")
+        return folder_options(checkpoint, overrides)
+    if not path_opt:
+        raise InputError(f"--path_opt is missing: the option file of the checkpoint {checkpoint}")
+    return load_options(path_opt, overrides)
+
+
 def folder_rules(folder: str | os.PathLike, options: Options) -> LocalRules:
     """Return the rules by which the model of a folder makes local features of new images. Raise InputError."""
     if not options.model.reads_local:

@@ -1,0 +1,184 @@
+"""Write the card of a model folder: README.md in the form of the Hugging Face hub, metadata in YAML first."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+
+from option import Options
+from postprocessing.recall import SIX
+from postprocessing.results import FoldScore, Results
+from postprocessing.tables import NARROW, TIES, gallery_of, label, six_cells, table
+from utils import InputError, read_text
+
+PAPER = "Yuan et al., Remote Sensing Cross-Modal Text-Image Retrieval Based on Global and Local Information, TGRS 2022"
+
+
+class Notes(NamedTuple):
+    """Hold what the maker of a model adds to its card: text, and metadata that replace ours."""
+
+    text: str = ""
+    metadata: dict[str, Any] = {}  # noqa: RUF012 - never changed
+
+
+class Made(NamedTuple):
+    """Hold how a model came about.
+
+    split: names of train and validation images, by part; commit: of the code; weights: their type and size, in words.
+    """
+
+    name: str
+    options: Options
+    words: int
+    fold: int
+    epoch: int | None
+    commit: str | None
+    split: dict[str, list[str]]
+    results: Results | None
+    weights: str
+
+
+def read_notes(path: Path) -> Notes:
+    """Read Markdown that may begin with metadata between two lines of ---. Raise InputError."""
+    text = read_text(path, "card notes")
+    if not text.startswith("---\n"):
+        return Notes(text.strip())
+    block, end, rest = text.removeprefix("---\n").partition("\n---\n")
+    try:
+        metadata = yaml.safe_load(block) if end else None
+    except yaml.YAMLError as error:
+        raise InputError(f"card notes {path}: the metadata is not YAML ({' '.join(str(error).split())})") from None
+    if not isinstance(metadata, dict):
+        raise InputError(f"card notes {path}: between two lines of --- must stand metadata, such as license: mit")
+    return Notes(rest.strip(), metadata)
+
+
+def card(made: Made, notes: Notes) -> str:
+    """Return the card as Markdown."""
+    metadata = metadata_of(made) | notes.metadata
+    parts = [
+        f"---\n{yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True)}---",
+        f"# {made.name}",
+        "Vectors of remote-sensing images and of English sentences, compared by one similarity: find images by a "
+        f"sentence, and sentences by an image. Trained with the framework of GaLR ({PAPER}).",
+        notes.text,
+        f"## Use\n\n{USE.format(name=made.name)}",
+        f"## Data\n\n{data_text(made)}",
+        f"## Recipe\n\n{recipe(made)}",
+        f"## Scores\n\n{scores(made)}",
+        f"## Limits\n\n{LIMITS.format(words=words_text(made))}",
+        f"## Licence\n\n{LICENCE.format(license=metadata['license'])}",
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+USE = """In a clone of the code, with this folder as `models/{name}`:
+
+```python
+from engine import load_pretrained
+
+model = load_pretrained("models/{name}")
+images, sentences = model.images(["a.jpg", "b.jpg"]), model.sentences(["boats in a harbor"])
+print(model.similarity(images, sentences))  # (2, 1)
+```
+
+```
+python -m search.index --model models/{name} --images MY_PICTURES --out my.db
+python -m search.page --index my.db
+python test_single.py --resume models/{name} --set dataset.data_path=LISTS dataset.image_path=IMAGES
+```"""
+
+LIMITS = """- It saw optical images from above (three bands), at the ground resolutions and places of its train
+  images. On radar, thermal or oblique images its answers mean little.
+- It reads English sentences like its train captions{words}. It does not count, and does not understand "no" and "not".
+- It ranks. A high similarity is no proof that a thing is there. Do not base decisions about people on it.
+- Scores depend on the lists and on how ties count: compare them with scores of the same lists only."""
+
+LICENCE = """Weights: `{license}`. Images and captions are not in this folder; each data set has terms of its own. The code
+is under the MIT licence."""
+
+
+def words_text(made: Made) -> str:
+    """Return how many words the model knows, in brackets; nothing for a tokenizer of its own."""
+    return f" ({made.words} words; others are read as unknown)" if made.words else ""
+
+
+def lists_of(options: Options) -> str:
+    """Return the name of the folder of the caption lists."""
+    return Path(options.dataset.data_path).name
+
+
+def metadata_of(made: Made) -> dict[str, Any]:
+    """Return the metadata of the hub; results of the fold as a model-index, ties at random."""
+    dataset = made.options.dataset.datatype
+    metadata = {
+        "license": "unknown",
+        "language": ["en"],
+        "pipeline_tag": "feature-extraction",
+        "tags": ["galr", "remote-sensing", "image-text-retrieval", "cross-modal-retrieval", made.options.model.name],
+        "datasets": [dataset],
+        "metrics": ["recall"],
+    }
+    if score := own_score(made.results, made.fold):
+        flat = score.flat("random")
+        metrics = [{"type": "recall", "name": label(key), "value": round(flat[key], 2)} for key in (*SIX, "mr")]
+        result = {
+            "task": {"type": "image-text-retrieval", "name": "Image-text retrieval, ties at random"},
+            "dataset": {"type": dataset, "name": lists_of(made.options), "split": score.split},
+            "metrics": metrics,
+        }
+        metadata["model-index"] = [{"name": made.name, "results": [result]}]
+    return metadata
+
+
+def own_score(results: Results | None, fold: int) -> FoldScore | None:
+    """Return the score of this fold; None if it has none."""
+    return next((score for score in results.folds if score.fold == fold), None) if results else None
+
+
+def data_text(made: Made) -> str:
+    """Return the lists, and how many images trained and validated."""
+    text = f"Lists `{lists_of(made.options)}`, data set `{made.options.dataset.datatype}`"
+    if not made.split:
+        return f"{text}; the names of the images are not known."
+    counts = ", ".join(f"{len(names)} images {part}" for part, names in made.split.items())
+    return f"{text}: {counts}; `split.json` names them."
+
+
+def recipe(made: Made) -> str:
+    """Return what tells this recipe from others as a table; options.yaml has the rest."""
+    model, dataset, optim = made.options.model, made.options.dataset, made.options.optim
+    text = getattr(model, "seq2vec", None)
+    rows = {
+        "model": model.name,
+        "backbone": getattr(model, "trunk", None) or model.clip.arch,
+        "local branch": "yes" if model.reads_local else "no",
+        "text encoder": text.arch if text and model.tokenizer == "vocabulary" else model.tokenizer,
+        "words": made.words or "those of its tokenizer",
+        "image size": f"{dataset.image_size} pixels",
+        "loss": optim.loss,
+        "epochs": optim.epochs,
+        "images a batch" if dataset.captions_per_image else "pairs a batch": dataset.batch_size,
+        "learning rate": f"{optim.lr:g}, {optim.schedule}",
+        "seed": made.options.seed,
+        "fold": made.fold,
+        "best epoch on validation": "not known" if made.epoch is None else made.epoch,
+        "code": made.commit or "not known",
+        "weights": made.weights,
+    }
+    return table([["", "value"], *([name, str(value)] for name, value in rows.items())])
+
+
+def scores(made: Made) -> str:
+    """Return the scores of this fold with both kinds of ties and chance, plain and after what test.py did to them."""
+    score = own_score(made.results, made.fold)
+    if score is None:
+        return "Not scored on a test split."
+    rows = []
+    for part, summary in made.results.parts().items():
+        of_fold = next(one for one in summary.folds if one.fold == made.fold)
+        rows += [[part or "plain", ties, *six_cells(of_fold.flat(ties))] for ties in ("against", "random")]
+    gallery = gallery_of([score], made.results.lists)
+    return f"{gallery}. {TIES}\n\n{table([['scores', 'ties', *NARROW], *rows])}"

@@ -1,0 +1,163 @@
+"""Write a trained model as one folder that others can load: weights, options, vocabulary, and a card.
+
+    python -m util.share --run checkpoint/NAME --fold 0 --out models/NAME
+
+`engine.load_pretrained("models/NAME")` loads it; test_single.py and search.* take it in place of a checkpoint.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import vocab
+from option import Options, save_options
+from option.load import check_options
+from postprocessing.results import Results, load
+from util import model_folder
+from util.checkpoint import BEST, read_checkpoint
+from util.model_card import Made, Notes, card, read_notes
+from util.regions.rules import read_rules
+from util.weights import check_finite
+from utils import (
+    InputError,
+    Parser,
+    check_writable,
+    flush,
+    not_installed,
+    read_as,
+    read_json,
+    run_command,
+    write_json,
+    write_text,
+)
+
+logger = logging.getLogger("galr")
+
+TYPES = {"fp16": torch.float16, "fp32": torch.float32}
+
+
+def main() -> None:
+    parser = Parser(prog="python -m util.share", description="Write a trained model as one folder.")
+    add = parser.add_argument
+    add("--run", type=Path, required=True, metavar="DIR", help="folder of a run, such as checkpoint/NAME")
+    add("--fold", type=int, default=0, help="fold whose best checkpoint is taken (default 0)")
+    add("--out", type=Path, required=True, metavar="DIR", help="folder to write, such as models/NAME")
+    add("--dtype", choices=TYPES, default="fp16", help="of matrices; vectors stay fp32 (default fp16)")
+    add("--card-notes", type=Path, metavar="FILE", help="Markdown for the card; metadata at its start replace ours")
+    add("--replace", action="store_true", help="replace a model folder that is there")
+    arguments = parser.parse_args()
+    check_out(arguments.out, arguments.replace)
+    notes = read_notes(arguments.card_notes) if arguments.card_notes else Notes()
+    share(arguments.run, arguments.fold, arguments.out, arguments.dtype, notes)
+    size = (arguments.out / model_folder.WEIGHTS).stat().st_size
+    logger.info(f"{arguments.out}: {size / 2**20:.1f} MiB of weights; read its README.md before you give it away")
+
+
+def share(run: Path, fold: int, out: Path, dtype: str, notes: Notes) -> None:
+    """Write the best checkpoint of a fold as a model folder, or nothing. Raise InputError."""
+    with not_installed("a model folder"):
+        from safetensors.torch import save
+    folder = run / str(fold)
+    state = read_checkpoint(folder / BEST)
+    trained = check_options(state.get("options", {}), f"options of the checkpoint {folder / BEST}")
+    options = shared_options(trained)
+    words = tuple(state.get("words") or vocab.load_words(trained))
+    weights = {name: in_type(tensor, TYPES[dtype]) for name, tensor in state["model"].items()}
+    check_finite(weights, f"the weights in {dtype} (--dtype fp32 holds larger numbers)")
+    content = save(weights, {"galr": "1", "vocabulary": model_folder.digest_of(words)})
+    split, results = folder / model_folder.SPLIT, run / "results.json"
+    made = Made(
+        name=out.name,
+        options=options,
+        words=len(words),
+        fold=fold,
+        epoch=state.get("epoch"),
+        commit=commit_of(folder),
+        split=read_as(dict[str, list[str]], split, "split") if split.is_file() else {},
+        results=load(results, Results) if results.is_file() else None,
+        weights=f"{dtype}, {len(content) / 2**20:.1f} MiB",
+    )
+    with whole_folder(out) as new:
+        (new / model_folder.WEIGHTS).write_bytes(content)
+        flush(new / model_folder.WEIGHTS, os.O_RDWR)
+        save_options(options, new / model_folder.OPTIONS)
+        if options.model.tokenizer == "vocabulary":
+            vocab.save(vocab.Vocabulary(words), new / model_folder.VOCABULARY)
+        if options.model.reads_local:
+            write_json(new / model_folder.RULES, read_rules(trained.local_path).to_dict())
+        if made.split:
+            write_json(new / model_folder.SPLIT, made.split)
+        write_text(new / model_folder.CARD, card(made, notes))
+
+
+def shared_options(options: Options) -> Options:
+    """Return options of which no key names a file, and those of data lead below the current folder.
+
+    Raise InputError for a model that needs other files.
+    """
+    tree = options.to_dict()
+    if fault := model_folder.not_shareable(tree):
+        raise InputError(fault)
+    tree = model_folder.without_paths(tree)
+    for key in model_folder.DATA:
+        path = os.path.relpath(tree["dataset"][key])
+        tree["dataset"][key] = Path(path).name if path.startswith("..") else path
+    return check_options({key: value for key, value in tree.items() if value is not None}, "the options of the model")
+
+
+def in_type(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return a copy of a tensor; of a matrix of floats in another type, for vectors (norms, biases) are small."""
+    return tensor.to(dtype if tensor.is_floating_point() and tensor.ndim > 1 else tensor.dtype, copy=True).contiguous()
+
+
+def commit_of(folder: Path) -> str | None:
+    """Return the commit that a fold was last trained with; None where its run.json does not say."""
+    path = folder / "run.json"
+    record: Any = read_json(path, "record") if path.is_file() else {}
+    with contextlib.suppress(KeyError, IndexError, TypeError):
+        return record["sessions"][-1]["commit"]
+    return None
+
+
+def check_out(out: Path, replace: bool) -> None:
+    """Raise InputError for a folder that may not be written: of another kind, or there without `replace`."""
+    if not out.name or (out.exists() and not out.is_dir()):
+        raise InputError(f"--out {out} must be the name of a folder, such as models/NAME")
+    names = {path.name for path in out.iterdir()} if out.is_dir() else set()
+    if names and not {model_folder.WEIGHTS, model_folder.OPTIONS} <= names <= {*model_folder.FILES}:
+        raise InputError(f"--out {out} is there and is no model folder; choose another name")
+    if names and not replace:
+        raise InputError(f"--out {out} holds a model; --replace writes over it")
+    check_writable(out.absolute().parent, "--out")
+
+
+@contextlib.contextmanager
+def whole_folder(out: Path) -> Iterator[Path]:
+    """Give a folder beside `out`; with what is written there it takes the name `out` at the end, or not at all."""
+    new, old = (out.with_name(f".{out.name}.{end}") for end in ("tmp", "old"))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(new, ignore_errors=True)
+    new.mkdir()
+    try:
+        yield new
+        if out.exists():
+            shutil.rmtree(old, ignore_errors=True)
+            out.replace(old)
+        new.replace(out)
+        flush(out.parent, os.O_RDONLY)
+        shutil.rmtree(old, ignore_errors=True)
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    run_command(main)
