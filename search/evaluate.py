@@ -1,6 +1,6 @@
 """Score a model's semantic localisation on annotated scenes, such as AIR-SLT: Rsu, Rda, Ras, Rmi.
 
-    python -m search.evaluate --path_opt FILE --resume CKPT --annotations anno.json --images DIR
+    python -m search.evaluate [--model FOLDER] --annotations anno.json --images DIR
 
 The annotations are a list of queries: `caption`, `jpg_name` (the scene), `points` (a list of regions, each a polygon of
 [x, y] in pixels).
@@ -19,7 +19,7 @@ from pydantic import Field, FiniteFloat
 from search.encoder import load_encoder
 from search.localise import encode_scene
 from search.metrics import SeloScores, discrete_attention, region_mask, selo_scores
-from search.pictures import add_scene_options, check_scene_options, given_regions, picture_size, read_options
+from search.pictures import add_model, add_scene_options, check_scene_options, given_regions, picture_size, read_options
 from search.rasters import RasterRules
 from util.device import pick_device
 from util.encoder import LONGEST
@@ -123,8 +123,7 @@ def table(rows: dict[str, SeloScores], queries: int, scenes: int) -> str:
 
 def _parse() -> argparse.Namespace:
     parser = Parser(prog="python -m search.evaluate", description="Score semantic localisation on annotated scenes.")
-    parser.add_options()
-    parser.add_argument("--resume", required=True, metavar="CKPT", help="checkpoint, ours or a published one")
+    add_model(parser)
     parser.add_argument("--annotations", type=Path, required=True, metavar="FILE", help="anno.json in the AIR-SLT form")
     parser.add_argument("--images", type=Path, required=True, metavar="DIR", help="folder of the scenes")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the scores of every query")

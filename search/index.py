@@ -1,6 +1,6 @@
 """Index a folder of pictures and scenes: the vectors of a trained model, in Milvus.
 
-    python -m search.index --path_opt FILE --resume CKPT --images DIR --out INDEX.db [--add]
+    python -m search.index [--model FOLDER | --path_opt FILE --resume CKPT] --images DIR --out INDEX.db [--add]
     python -m search.index --index INDEX.db --export FILE.parquet
 
 A run that was stopped goes on with the same command. `--add` brings an index up to date: new and changed files are
@@ -23,6 +23,7 @@ from search.encoder import load_encoder
 from search.pictures import (
     BATCH,
     Pictures,
+    add_model,
     add_scene_options,
     check_scene_options,
     find_files,
@@ -35,6 +36,7 @@ from search.rasters import RasterRules
 from search.store import Index, Mark, Record, open_index, read_mark
 from util.device import pick_device
 from util.encoder import Encoder
+from util.model_folder import weights_file
 from util.regions.rules import LocalRules
 from util.run_log import StopSignals
 from utils import Bar, InputError, Parser, atomic, check_writable_file, printable, run_command, some, write_text
@@ -64,7 +66,7 @@ def make_mark(arguments: argparse.Namespace, encoder: Encoder, local: LocalRules
     options, size = encoder.options, encoder.options.dataset.image_size
     zeros = np.zeros((1, 20, 20), np.float32)
     dim = encoder.encode(np.zeros((1, size, size, 3), np.uint8), zeros, zeros).shape[1]
-    with Path(arguments.resume).open("rb") as file:
+    with weights_file(arguments.resume).open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     return Mark(
         checkpoint=str(Path(arguments.resume).absolute()),
@@ -198,8 +200,7 @@ def export(address: str, path: Path) -> None:
 
 def _parse() -> argparse.Namespace:
     parser = Parser(prog="python -m search.index", description="Index a folder of pictures and scenes.")
-    parser.add_options(required=False)
-    parser.add_argument("--resume", metavar="CKPT", help="checkpoint, ours or a published one")
+    add_model(parser)
     parser.add_argument("--images", metavar="DIR", help="folder of pictures and scenes, at any depth")
     parser.add_argument(
         "--out",
@@ -214,10 +215,8 @@ def _parse() -> argparse.Namespace:
     add_scene_options(parser, SCALES, "windows of scenes: what is longer than two of the largest (default 512)")
     parser.add_argument("--export", metavar="FILE.parquet", help="write paths, records and vectors of an index")
     arguments = parser.parse_args()
-    if not arguments.export:
-        for name in ("path_opt", "resume", "images"):
-            if getattr(arguments, name) is None:
-                raise InputError(f"--{name} is missing (see python -m search.index --help)")
+    if not arguments.export and arguments.images is None:
+        raise InputError("--images is missing (see python -m search.index --help)")
     check_scene_options(arguments)
     return arguments
 

@@ -1,6 +1,6 @@
 """Find the place in a large scene that a sentence means: semantic localisation (Yuan et al., arXiv 2209.06515).
 
-    python -m search.localise --path_opt FILE --resume CKPT --scene FILE --text "..." --out FILE.{png,tif,geojson}
+    python -m search.localise [--model FOLDER] --scene FILE --text "..." --out FILE.{png,tif,geojson}
 
 Every window of the scene is encoded once; its similarity to the sentence is spread over the pixels that it covers. The
 map is written as a picture over the scene, as a GeoTIFF in the scene's coordinates, or as the outlines of what lies
@@ -30,6 +30,7 @@ from search.encoder import load_encoder
 from search.pictures import (
     BATCH,
     Pictures,
+    add_model,
     add_scene_options,
     check_scene_options,
     given_regions,
@@ -169,8 +170,7 @@ def _in_degrees(geometry: dict[str, Any], crs: Any, transform: Any) -> dict[str,
 
 def _parse() -> argparse.Namespace:
     parser = Parser(prog="python -m search.localise", description="Find the place in a scene that a sentence means.")
-    parser.add_options()
-    parser.add_argument("--resume", required=True, metavar="CKPT", help="checkpoint, ours or a published one")
+    add_model(parser)
     parser.add_argument("--scene", type=Path, required=True, metavar="FILE", help="a GeoTIFF or another large picture")
     parser.add_argument("--text", required=True, help="the sentence")
     parser.add_argument(

@@ -266,7 +266,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--port", type=int, default=7860, help="default 7860")
     parser.add_argument("--host", default="127.0.0.1", help="default 127.0.0.1: this machine alone; 0.0.0.0: everyone")
     parser.add_argument("--upload_mb", type=int, default=20, help="largest upload in megabytes (default 20)")
-    parser.add_argument("--resume", metavar="CKPT", help="where the index's checkpoint is now, if it has moved")
+    query.add_moved_model(parser)
     parser.add_argument("--images", metavar="DIR", help="where the folder of its images is now, if it has moved")
     parser.add_device()
     arguments = parser.parse_args()

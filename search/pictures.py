@@ -18,20 +18,22 @@ import numpy as np
 from torch.utils.data import DataLoader, Dataset
 
 from layers.drea import Regions
-from option import Options, load_options
+from option import Options
 from search.rasters import SUFFIXES, RasterRules, Scene, open_scene
 from search.store import NOWHERE, Record
 from search.windows import SCALES, selo_windows
+from util.model_folder import folder_rules, options_of
 from util.regions.classes import parse_class_map
 from util.regions.detections import to_regions
 from util.regions.readers import add_detector_options, add_truncated, read_detections
 from util.regions.rules import DETECTOR, LocalRules, Sample, read_rules, sample
-from utils import InputError, Parser, RunError, worker_died
+from utils import ROOT, InputError, Parser, RunError, worker_died
 
 logger = logging.getLogger("galr")
 
 PICTURES = (".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".webp", ".gif", ".avif")
 BATCH = 32  # pictures at a time
+BOX = ROOT / "models" / "rs_lite"  # the model that comes with the code
 WORTH_WORKERS = 200  # pictures; for fewer, loader processes take longer to start than they save
 SCENE = 2  # times the largest window: a file whose longer side exceeds that is a scene
 AS_PUBLISHED = "sides of the windows (default 256 512 768, as published)"
@@ -243,14 +245,35 @@ def check_scene_options(arguments: argparse.Namespace) -> None:
         raise InputError(f"--workers must be at least 0, got {arguments.workers}")
 
 
+def add_model(parser: Parser) -> None:
+    """Add what names the model: a model folder, or a checkpoint and its option file."""
+    parser.add_options(required=False)
+    parser.add_argument(
+        "--model",
+        "--resume",
+        dest="resume",
+        metavar="FOLDER|CKPT",
+        help="model folder, or checkpoint (with --path_opt); default: models/rs_lite",
+    )
+
+
 def read_options(arguments: argparse.Namespace) -> tuple[Options, LocalRules, RasterRules]:
     """Read the options, the rules of local features and those of rasters that a command line names.
 
-    Raises InputError where the model needs a detector's regions and none are given.
+    Sets the model in the box where none is named. Raises InputError where there is no model, and where it needs a
+    detector's regions and none are given.
     """
+    if arguments.resume is None:
+        if arguments.path_opt or not BOX.is_dir():
+            raise InputError(
+                f"there is no model: give --model FOLDER, or --path_opt FILE --resume CKPT (default: {BOX}"
+                + (", without --path_opt)" if BOX.is_dir() else ", which is not there)")
+            )
+        arguments.resume = str(BOX)
     cut = ["dataset.truncated=allow"] if arguments.truncated == "allow" else []
-    options = load_options(arguments.path_opt, [*arguments.set, *cut])
-    local = read_rules(options.local_path)
+    options = options_of(arguments.resume, arguments.path_opt, [*arguments.set, *cut])
+    is_folder = Path(arguments.resume).is_dir()
+    local = folder_rules(arguments.resume, options) if is_folder else read_rules(options.local_path)
     if local.source == DETECTOR and not arguments.regions:
         raise InputError(
             "the model was trained with a detector's regions; give those of the new images with --regions DIR|FILE, "

@@ -24,6 +24,7 @@ from search.rasters import RasterRules, open_scene
 from search.store import NOWHERE, Hit, Index, Mark, Record, open_index, read_mark
 from util.device import pick_device
 from util.encoder import Encoder, check_sentence
+from util.model_folder import weights_file
 from util.regions.rules import DETECTOR, LocalRules, sample
 from utils import InputError, Parser, existing_file, printable, run_command
 
@@ -105,10 +106,10 @@ def encoder_of(mark: Mark, resume: str | None, device: torch.device) -> Encoder:
 
     Raises InputError where that file is not there, or is another.
     """
-    path = existing_file(resume or mark.checkpoint, "checkpoint", "--resume FILE says where it is now")
-    with path.open("rb") as file:
+    path = resume or mark.checkpoint
+    with existing_file(weights_file(path), "checkpoint", "--model says where it is now").open("rb") as file:
         if hashlib.file_digest(file, "sha256").hexdigest() != mark.sha256:
-            raise InputError(f"checkpoint {path} is not the one that made this index; --resume FILE names that one")
+            raise InputError(f"checkpoint {path} is not the one that made this index; --model names that one")
     try:
         options = Options(**mark.options)
     except ValidationError as error:
@@ -127,6 +128,12 @@ def image_vector(encoder: Encoder, mark: Mark, path: str) -> np.ndarray:
         logger.info("note: a detector's regions are not known for this picture: its global part alone is compared")
     one = sample(image, encoder.options.dataset.image_size, encoder.rules)
     return encoder.encode(*(np.stack([part]) for part in one))[0]
+
+
+def add_moved_model(parser: Parser) -> None:
+    """Add --model, and its other name --resume."""
+    moved = "where the index's model folder or checkpoint is now, if it has moved"
+    parser.add_argument("--model", "--resume", dest="resume", metavar="FOLDER|CKPT", help=moved)
 
 
 def raster_rules_of(mark: Mark) -> RasterRules:
@@ -220,7 +227,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument(
         "--fold", type=float, metavar="COSINE", help="hide what is this similar to a better answer, such as 0.98"
     )
-    parser.add_argument("--resume", metavar="CKPT", help="where the index's checkpoint is now, if it has moved")
+    add_moved_model(parser)
     parser.add_device()
     arguments = parser.parse_args()
     if not 1 <= arguments.top <= 10_000:

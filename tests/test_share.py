@@ -2,49 +2,224 @@
 
 from __future__ import annotations
 
+import json
+import re
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import yaml
 
 pytest.importorskip("safetensors", reason="pip install -r requirements-extra.txt")
 
+from conftest import Outcome, listing
 
 from data import load_data, read_split
 from engine import embed_captions, embed_images, load_model, load_pretrained
+from layers import build_model
 from layers.model import l2norm
 from option import load_options
+from postprocessing.recall import DIRECTIONS, query_ranks
+from util import share
 from util.checkpoint import read_checkpoint
-from util.regions.rules import read_rules
+from utils import InputError, read_json, write_text
 from vocab import load_words
 
 pytestmark = pytest.mark.usefixtures("short_trunk")
+Run = Callable[[str], Outcome]
 SHARE = "-m util.share --run checkpoint/tiny --fold 0 --out models/tiny"
+LOCAL = "-m util.build_local --data_path data --image_path data/images --out data/local.h5 --regions"
 
 
 @pytest.fixture
-def shared(scored_run: Path, run) -> Path:
+def shared(scored_run: Path, run: Run) -> Path:
     """Share the tiny checkpoint in fp32 as models/tiny of the current folder."""
     made = run(f"{SHARE} --dtype fp32")
     assert made.status == 0, made.err
     return scored_run / "models/tiny"
 
 
-def checkpoint_vectors(split: str) -> tuple[np.ndarray, np.ndarray]:
-    """Return the unit vectors of a split's images and captions by the checkpoint, as test.py has them."""
-    options, device = load_options("tiny.yaml"), torch.device("cpu")
+def vectors_of_checkpoint(split: str, *keys: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return the unit vectors of a split's images and captions by the checkpoint, as test.py encodes them."""
+    options, device = load_options("tiny.yaml", keys), torch.device("cpu")
     words = load_words(options)
     model = load_model(read_checkpoint("checkpoint/tiny/0/GaLR_best.pth.tar"), options, words, device)
     data = load_data(read_split("data", split), options, words, device, training=False)
-    captions = embed_captions(model, data.token_ids, options)
-    images = embed_images(model, data, options)
+    images, captions = embed_images(model, data, options), embed_captions(model, data.token_ids, options)
     return l2norm(images).numpy(), l2norm(captions.vectors).numpy()[captions.place]
 
 
-def test_a_folder_gives_the_vectors_of_its_checkpoint(shared: Path) -> None:
-    split = read_split("data", "test")
-    model = load_pretrained("models/tiny", "cpu")
-    model = model._replace(rules=read_rules("zeros"))
-    images = model.images([f"data/images/{name}" for name in split.images])
-    print(images.shape)
+def vectors_of_folder(split: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return the vectors of a split by the shared folder, from image files and sentences alone."""
+    model, found = load_pretrained("models/tiny", "cpu"), read_split("data", split)
+    return model.images([f"data/images/{name}" for name in found.images]), model.sentences(found.captions)
+
+
+def test_a_folder_gives_the_vectors_of_its_checkpoint_local_features_by_its_rules(scored_run, run) -> None:
+    (scored_run / "data/local.h5").unlink()
+    assert run(f"{LOCAL} proposals").status == 0
+    assert run(f"{SHARE} --dtype fp32").status == 0
+    for ours, theirs in zip(vectors_of_folder("test"), vectors_of_checkpoint("test"), strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-6, rtol=0)
+    without, _ = vectors_of_checkpoint("test", "dataset.local_path=zeros")
+    assert np.abs(vectors_of_folder("test")[0] - without).max() > 1e-4  # the local features count
+
+
+def test_of_a_model_trained_with_a_detector_the_global_part_is_encoded_and_said(shared, capfd) -> None:
+    ours, _ = vectors_of_folder("test")
+    assert "global part alone" in capfd.readouterr().err
+    np.testing.assert_allclose(ours, vectors_of_checkpoint("test", "dataset.local_path=zeros")[0], atol=1e-6, rtol=0)
+
+
+def test_similarity_is_that_of_the_model_also_where_it_is_no_cosine(demo, tmp_path, monkeypatch, run) -> None:
+    monkeypatch.chdir(tmp_path)
+    options = load_options(demo / "tiny.yaml", [f"dataset.vocab_path={demo}/vocab.json"])
+    tree = options.to_dict()
+    keys = ("trunk", "trunk_norm", "pretrained", "multiscale", "seq2vec", "embed")
+    tree["model"] = {"name": "AMFMN"} | {key: tree["model"][key] for key in keys}
+    words = list(load_words(options))
+    model = build_model(type(options).model_validate(tree), words).eval()
+    (tmp_path / "run/0").mkdir(parents=True)
+    state = {"model": model.state_dict(), "options": tree, "words": words, "arch": "AMFMN"}
+    torch.save(state, "run/0/GaLR_best.pth.tar")
+    assert run("-m util.share --run run --out shared --dtype fp32").status == 0
+    encoder = load_pretrained("shared", "cpu")
+    picture = str(demo / "data/images/demo_0000.png")
+    images, sentences = encoder.images([picture] * 2), encoder.sentences(["two red planes", "a road"])
+    assert not encoder.unit and np.abs(np.linalg.norm(images, axis=1) - 1).max() > 1e-3
+    with torch.no_grad():
+        wanted = model.similarity(torch.tensor(images), torch.tensor(sentences)).numpy()
+    np.testing.assert_allclose(encoder.similarity(images, sentences), wanted, atol=1e-6)
+
+
+def test_half_precision_moves_few_ranks_and_halves_the_file(shared, run) -> None:
+    images, captions = vectors_of_folder("test")
+    full = (shared / "model.safetensors").stat().st_size
+    assert run(f"{SHARE} --replace").status == 0
+    half_images, half_captions = vectors_of_folder("test")
+    assert (shared / "model.safetensors").stat().st_size < 0.55 * full
+    assert 0 < np.abs(half_images - images).max() < 5e-3
+    owner = read_split("data", "test").image_of_caption
+    before, after = (query_ranks(i @ c.T, owner) for i, c in ((images, captions), (half_images, half_captions)))
+    moved = (getattr(before, way).from_zero() != getattr(after, way).from_zero() for way in DIRECTIONS)
+    assert sum(part.sum() for part in moved) <= 4  # of 24 queries
+
+
+def test_only_matrices_are_stored_in_half_precision(shared, run) -> None:
+    from safetensors.torch import load_file
+
+    assert run(f"{SHARE} --replace").status == 0
+    types = {(tensor.ndim > 1, tensor.dtype) for tensor in load_file(shared / "model.safetensors").values()}
+    assert types == {(True, torch.float16), (False, torch.float32), (False, torch.int64)}
+
+
+def test_weights_too_large_for_half_precision_are_refused(scored_run, run, monkeypatch) -> None:
+    state = read_checkpoint("checkpoint/tiny/0/GaLR_best.pth.tar")
+    name = next(name for name, tensor in state["model"].items() if tensor.ndim > 1)
+    state["model"][name] = state["model"][name] + 1e6
+    monkeypatch.setattr(share, "read_checkpoint", lambda _: state)
+    ended = run(SHARE)
+    assert ended.status == 2 and "--dtype fp32" in ended.message and name in ended.message
+    assert not Path("models").exists() or listing(Path("models")) == {}
+
+
+# ---------------------------------------------------------------- what is written
+
+
+def test_the_folder_names_no_file_of_the_machine_that_made_it(shared) -> None:
+    options = yaml.safe_load((shared / "options.yaml").read_text())
+    assert options["dataset"]["data_path"] == "data" and options["dataset"]["vocab_path"] == "vocab.json"
+    assert {path.name for path in shared.iterdir()} == {
+        "model.safetensors", "options.yaml", "vocab.json", "README.md", "split.json", "local_rules.json"
+    }  # fmt: skip
+    assert str(Path.cwd()) not in "".join(
+        path.read_text() for path in shared.iterdir() if path.suffix != ".safetensors"
+    )
+    assert read_json(shared / "split.json", "split") == read_json(Path("checkpoint/tiny/0/split.json"), "split")
+
+
+def test_absolute_paths_of_data_are_shared_by_their_names(scored_run, run, monkeypatch) -> None:
+    state = read_checkpoint("checkpoint/tiny/0/GaLR_best.pth.tar")
+    state["options"]["dataset"] |= {"image_path": "/home/somebody/pictures", "val_list": "/home/somebody/val.txt"}
+    state["options"]["model"]["pretrained"] = "/home/somebody/weights.pt"
+    state["options"]["logs"]["logger_name"] = "/home/somebody/logs"
+    monkeypatch.setattr(share, "read_checkpoint", lambda _: state)
+    assert run(SHARE).status == 0
+    text = Path("models/tiny/options.yaml").read_text()
+    assert "somebody" not in text and yaml.safe_load(text)["dataset"]["image_path"] == "pictures"
+
+
+def test_the_card_has_the_hubs_metadata_the_scores_of_the_fold_and_chance(scored_run, run) -> None:
+    assert run("test.py --path_opt tiny.yaml --rerank").status == 0
+    assert run(SHARE).status == 0
+    _, block, text = Path("models/tiny/README.md").read_text().split("---\n", 2)
+    metadata = yaml.safe_load(block)
+    assert {"license", "language", "tags", "pipeline_tag", "datasets", "metrics", "model-index"} <= metadata.keys()
+    [entry] = metadata["model-index"]
+    [result] = entry["results"]
+    fold = json.loads(Path("checkpoint/tiny/results.json").read_text())["folds"][0]
+    assert entry["name"] == "tiny" and result["dataset"]["split"] == "test"
+    assert {one["name"]: one["value"] for one in result["metrics"]}["mR"] == round(fold["random"]["mr"], 2)
+    assert "chance mR" in text and "+ rerank" in text and f"{fold['mr']:.2f}" in text
+    assert "12 images train, 4 images val" in text and "| seed" in text
+
+
+def test_notes_stand_in_the_card_and_their_metadata_replace_ours(scored_run, run) -> None:
+    write_text("notes.md", "---\nlicense: mit\ndatasets: [rsicd, ucm]\n---\nTrained on two data sets.\n")
+    assert run(f"{SHARE} --card-notes notes.md").status == 0
+    _, block, text = Path("models/tiny/README.md").read_text().split("---\n", 2)
+    metadata = yaml.safe_load(block)
+    assert metadata["license"] == "mit" and metadata["datasets"] == ["rsicd", "ucm"] and "galr" in metadata["tags"]
+    assert "Trained on two data sets." in text and "Weights: `mit`" in text and "Not scored" in text
+    write_text("notes.md", "---\n- license\n---\n")
+    assert "must stand metadata" in run(f"{SHARE} --replace --card-notes notes.md").message
+
+
+def test_the_commands_of_the_card_run_on_the_folder(shared, run) -> None:
+    text = (shared / "README.md").read_text()
+    assert "python test_single.py --resume models/tiny --set dataset.data_path=LISTS" in text
+    code = re.search(r"```python\n(.*?)```", text, re.DOTALL)[1]
+    for name in "ab":
+        Path(f"{name}.jpg").write_bytes(Path("data/images/demo_0000.png").read_bytes())
+    exec(code, scope := {})
+    assert scope["images"].shape == (2, 32)
+
+
+# ---------------------------------------------------------------- whole or not at all
+
+
+@pytest.mark.parametrize("call", ["save_options", "card", "flush"])
+def test_a_failure_leaves_nothing_and_an_old_folder_as_it_was(shared, run, monkeypatch, call) -> None:
+    before = listing(shared.parent)
+
+    def fail(*_: object) -> None:
+        raise InputError("stopped in the middle")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(share, call, fail)
+        assert "stopped in the middle" in run(f"{SHARE} --replace").message
+        assert "stopped in the middle" in run(SHARE.replace("models/tiny", "models/new")).message
+    assert listing(shared.parent) == before
+
+
+def test_a_folder_that_is_there_is_refused_or_replaced_on_request(shared, run) -> None:
+    before = listing(shared.parent)
+    assert "--replace" in run(SHARE).message
+    assert listing(shared.parent) == before
+    assert run(f"{SHARE} --replace").status == 0
+    assert listing(shared.parent).keys() == before.keys() and listing(shared.parent) != before
+    (shared / "mine.txt").write_text("keep this")
+    assert "is no model folder" in run(f"{SHARE} --replace").message
+    assert (shared / "mine.txt").read_text() == "keep this"
+    assert "must be the name of a folder" in run(f"{SHARE}/README.md").message
+
+
+@pytest.mark.parametrize(("key", "value", "tells"), [("seq2vec", {"arch": "transformer", "path": "x"}, "transformer")])
+def test_a_model_that_needs_other_files_is_not_shared(scored_run, run, monkeypatch, key, value, tells) -> None:
+    state = read_checkpoint("checkpoint/tiny/0/GaLR_best.pth.tar")
+    state["options"]["model"][key] = value
+    monkeypatch.setattr(share, "read_checkpoint", lambda _: state)
+    assert tells in run(SHARE).message
+    assert not Path("models").exists()

@@ -211,7 +211,7 @@ def changed_options(old: dict, new: dict, prefix: str = "") -> list[str]:
 
 def warn_of_seen_images(fold: int, validated: Sequence[str], resume: str) -> None:
     """Warn if the checkpoint to fine-tune from was trained on images that this fold validates on."""
-    path = Path(resume).with_name("split.json")
+    path = Path(resume, "split.json") if Path(resume).is_dir() else Path(resume).with_name("split.json")
     before = read_json(path, "split") if path.is_file() else None
     names = before.get("train") if isinstance(before, dict) else None
     trained = {name for name in names if isinstance(name, str)} if isinstance(names, list) else set()

@@ -90,14 +90,16 @@ python -m search.page --index my.db
 python test_single.py --resume models/{name} --set dataset.data_path=LISTS dataset.image_path=IMAGES
 ```"""
 
-LIMITS = """- It saw optical images from above (three bands), at the ground resolutions and places of its train
+LIMITS = """\
+- It saw optical images from above (three bands), at the ground resolutions and places of its train
   images. On radar, thermal or oblique images its answers mean little.
 - It reads English sentences like its train captions{words}. It does not count, and does not understand "no" and "not".
 - It ranks. A high similarity is no proof that a thing is there. Do not base decisions about people on it.
 - Scores depend on the lists and on how ties count: compare them with scores of the same lists only."""
 
-LICENCE = """Weights: `{license}`. Images and captions are not in this folder; each data set has terms of its own. The code
-is under the MIT licence."""
+LICENCE = """\
+Weights: `{license}`. Images and captions are not in this folder; each data set has its own terms. The code is
+under the MIT licence."""
 
 
 def words_text(made: Made) -> str:

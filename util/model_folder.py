@@ -120,6 +120,12 @@ def options_of(checkpoint: str, path_opt: str | None, overrides: Sequence[str]) 
     return load_options(path_opt, overrides)
 
 
+def weights_file(checkpoint: str | os.PathLike) -> Path:
+    """Return the file of a checkpoint or of a model folder that holds the weights, by whose digest both are known."""
+    path = Path(checkpoint)
+    return file_of(path, WEIGHTS) if path.is_dir() else path
+
+
 def folder_rules(folder: str | os.PathLike, options: Options) -> LocalRules:
     """Return the rules by which the model of a folder makes local features of new images. Raise InputError."""
     if not options.model.reads_local:
