@@ -75,7 +75,7 @@ def worker_died(error: Exception) -> bool:
 
 def out_of_memory(error: Exception) -> bool:
     """Return whether a tensor found no room, on a GPU or in main memory."""
-    signs = "DefaultCPUAllocator", "CUDA error: out of memory", "ALLOC_FAILED"
+    signs = "DefaultCPUAllocator", "CUDA error: out of memory", "ALLOC_FAILED", "MPS backend out of memory"
     return type(error).__name__ == "OutOfMemoryError" or any(sign in str(error) for sign in signs)
 
 
@@ -111,7 +111,15 @@ class Parser(argparse.ArgumentParser):
 
     def add_device(self) -> None:
         """Add --device."""
-        self.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="default: auto")
+        text = "auto (default), cpu, cuda, cuda:N or mps"
+        self.add_argument("--device", type=device_choice, default="auto", metavar="NAME", help=text)
+
+
+def device_choice(text: str) -> str:
+    """Check the value of --device. Raise argparse.ArgumentTypeError."""
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", text):
+        raise argparse.ArgumentTypeError(f"must be auto, cpu, cuda, cuda:N or mps, got {text}")
+    return text
 
 
 def same_options(arguments: argparse.Namespace) -> str:

@@ -12,6 +12,7 @@ import subprocess
 import sys
 
 from option import load_options
+from util.device import nvidia_smi
 from utils import InputError, Parser, run_command
 
 
@@ -20,21 +21,27 @@ def main() -> None:
     parser.add_options()
     arguments, _ = parser.parse_known_args()  # the others are train.py's
     k_fold = load_options(arguments.path_opt, arguments.set).k_fold
+    os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")  # the numbers of nvidia-smi
     gpus = chosen_gpus(os.environ.get("GPUS", ""), os.environ.get("CUDA_VISIBLE_DEVICES"))
     sys.exit(run_folds(range(k_fold.current_num, k_fold.nums), gpus, sys.argv[1:]))
 
 
 def chosen_gpus(number: str, visible: str | None) -> list[str]:
-    """Return the names of the first GPUs, of those that CUDA_VISIBLE_DEVICES leaves.
+    """Return the names of the GPUs with the most free memory, or the first that CUDA_VISIBLE_DEVICES leaves.
 
-    >>> chosen_gpus("2", None), chosen_gpus("2", "4,5,6")
-    (['0', '1'], ['4', '5'])
+    >>> chosen_gpus("2", "4,5,6")
+    ['4', '5']
     """
     if not number.isdecimal() or int(number) < 1:
         raise InputError(f"GPUS must be an integer >= 1, got {number!r}")
-    names = [str(i) for i in range(int(number))] if visible is None else [name for name in visible.split(",") if name]
+    if visible is None:
+        free = {index: int(mib) for index, mib in nvidia_smi("index", "memory.free") if mib.isdecimal()}
+        names = sorted(free, key=free.get, reverse=True) or [str(i) for i in range(int(number))]
+    else:
+        names = [name for name in visible.split(",") if name]
     if len(names) < int(number):
-        raise InputError(f"GPUS={number}, but CUDA_VISIBLE_DEVICES names {len(names)}")
+        there = f"nvidia-smi finds {len(names)}" if visible is None else f"CUDA_VISIBLE_DEVICES names {len(names)}"
+        raise InputError(f"GPUS={number}, but {there}")
     return names[: int(number)]
 
 

@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # Trains a model on a data set and scores its test split: bash exec/train_and_test.sh RSITMD [MODEL] [--set KEY=VALUE ...]
 # MODEL: GaLR (default), AMFMN, VSEPP or CLIP. The data lie where option/NAME/NAME_MODEL.yaml says (README.md).
-# GPU=1 uses the second GPU, GPUS=4 trains on four: folds side by side, or several processes a fold. Run again, it goes on.
-[ -n "${GPUS:-}" ] || export CUDA_VISIBLE_DEVICES=${GPU:-${CUDA_VISIBLE_DEVICES-0}}  # empty stays empty: no GPU
+# It runs on the GPU with the most free memory; GPU=1 uses the second one, GPUS=4 trains on the four with the most: folds side
+# by side, or several processes a fold. Run again, it goes on.
+[ -n "${GPUS:-}" ] || [ -z "${GPU:-}" ] || export CUDA_VISIBLE_DEVICES=$GPU
 if [ $# -lt 1 ]; then
     echo "error: name a data set: bash exec/train_and_test.sh RSITMD [MODEL] [--set KEY=VALUE ...]" >&2
     exit 2

@@ -72,10 +72,10 @@ def check_alike(what: str, value: object) -> None:
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """Return `tensor.to(device, non_blocking=True)`, from pinned memory to a GPU, so that nothing waits."""
+    """Return `tensor.to(device)`; to a CUDA GPU from pinned memory, so that nothing waits."""
     if device.type == "cuda" and tensor.device.type == "cpu":
         tensor = tensor.pin_memory()
-    return tensor.to(device, non_blocking=True)
+    return tensor.to(device, non_blocking=device.type == "cuda")
 
 
 # ---------------------------------------------------------------- shards of a batch

@@ -8,7 +8,7 @@ branches; the kernels, autocast and the random numbers are the CPU's.
 
     mixed    an operation of tensors on both devices: a real GPU raises
     wait     the CPU waits for the GPU: a number is read, or a copy blocks or is not from pinned memory
-    copy     a copy to the GPU that does not wait
+    copy     a copy to or from the GPU that does not wait
     kernel   any other operation on the GPU that is no view: one launch or more
 
 What C++ decides by the device of a tensor is decided as on a CPU, and no kernel of a GPU is run. Marks are per thread:
@@ -133,15 +133,16 @@ class PretendGPU(TorchDispatchMode):
         here = any(marked)
         back = in_backward()
         result_here = to_gpu or back or (here and (wanted is None or name.startswith("new_") or name.endswith("_like")))
-        result_here &= name != "_pin_memory"
+        result_here &= not pin  # what is pinned is on the CPU
         if name == "_to_copy" and not here:
             if to_gpu:
                 self.note_copy(args[0], kwargs.get("non_blocking"))
         elif name == "copy_" and marked[0] != marked[1] and args[1].dim() and not back:
+            non_blocking = kwargs.get("non_blocking") or args[2:] == (True,)
             if marked[0]:
-                self.note_copy(args[1], kwargs.get("non_blocking") or args[2:] == (True,))
+                self.note_copy(args[1], non_blocking)
             else:
-                self.note("wait", "copy to the CPU")
+                self.note("copy" if non_blocking and pinned(args[0]) else "wait", "copy to the CPU")
         elif here:
             self.note_faults(name, args, [x for x, m in zip(tensors, marked, strict=True) if not m and x.numel()])
         out = func(*args, **kwargs)

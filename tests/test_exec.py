@@ -110,6 +110,14 @@ def test_gpus_are_the_first_that_are_visible(number, visible, names) -> None:
     assert fold_jobs.chosen_gpus(number, visible) == names
 
 
+def test_without_a_choice_the_gpus_with_the_most_free_memory_are_taken(tmp_path, monkeypatch) -> None:
+    program(tmp_path / "nvidia-smi", 'printf "0, 100\\n1, 900\\n2, 800\\n"')
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    assert fold_jobs.chosen_gpus("2", None) == ["1", "2"] and fold_jobs.chosen_gpus("1", "0,2") == ["0"]
+    with pytest.raises(InputError, match="GPUS=4, but nvidia-smi finds 3"):
+        fold_jobs.chosen_gpus("4", None)
+
+
 @pytest.mark.parametrize(("number", "visible"), [("3", "0,1"), ("1", ""), ("0", None), ("two", None)])
 def test_gpus_that_are_not_there_are_an_input_error(number, visible) -> None:
     with pytest.raises(InputError, match="GPUS"):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+import re
+import subprocess
 import time
 import warnings
 from pathlib import Path
@@ -19,28 +21,136 @@ if TYPE_CHECKING:
 logger = logging.getLogger("galr")
 
 NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
+NVIDIA_CARDS = Path("/dev"), "nvidia[0-9]*"
+# Drivers of NVIDIA from which on the wheels of PyTorch 2.11 and later run (docs/scaling.md), newest first.
+WHEELS = {
+    580: "pip install --force-reinstall torch torchvision --index-url https://download.pytorch.org/whl/cu130",
+    525: "pip install --force-reinstall 'torch>=2.11,<2.15' torchvision --index-url "
+    "https://download.pytorch.org/whl/cu126",
+}
 
 
 def pick_device(name: str) -> torch.device:
-    """Return the device that `auto`, `cpu` or `cuda` means here, and log it, and why there is no GPU.
+    """Return the device that `auto`, `cpu`, `cuda`, `cuda:N` or `mps` means here, and log it.
 
-    Raise InputError for a GPU that is not there, or is too old for this PyTorch.
+    `auto` and `cuda` take the GPU with the most free memory; of several processes each takes that of its number.
+    Raise InputError for a GPU that is not there, that is too old for this PyTorch, or whose driver is; `auto` goes to
+    the CPU only where there is no NVIDIA card, or CUDA_VISIBLE_DEVICES hides it.
     """
     import torch
 
-    found, why = (False, "") if name == "cpu" else find_gpu()
-    if name == "cuda" and not found:
-        raise InputError(
-            f"--device cuda: PyTorch finds no CUDA GPU here{f' ({why})' if why else ''}; use --device cpu, or install "
-            "a driver"
-        )
-    device = torch.device("cuda" if found else "cpu")
-    if found:
-        device = own_gpu() if count() > 1 else device
+    if name == "mps":
+        device = mps()
+    elif name == "cpu" or not cuda_found(name):
+        device = torch.device("cpu")
+    else:
+        device = own_gpu() if count() > 1 else chosen_gpu(name)
+        torch.cuda.set_device(device)
         check_kernels(device)
     together = f"; {count()} processes" if count() > 1 else ""
-    logger.info(f"device: {device_name(device)}{together}" + (f"; no GPU is found ({why})" if why else ""))
+    logger.info(f"device: {device_name(device)}{together}")
     return device
+
+
+def cuda_found(name: str) -> bool:
+    """Return whether PyTorch can use a CUDA GPU; log why not, where that is known, if `name` is `auto`.
+
+    Raise InputError if it cannot, unless `name` is `auto` and there is no NVIDIA card or it is hidden.
+    """
+    import torch
+
+    with warnings.catch_warnings(record=True) as said:  # it says what is wrong with a driver by a warning, once
+        warnings.simplefilter("always")
+        if torch.cuda.is_available():
+            return True
+    why = " ".join(str(said[-1].message).partition("(Triggered")[0].split())[:400] if said else ""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    hidden = visible is not None and visible.strip() in ("", "-1")
+    card, driver = nvidia_card()
+    if name == "auto" and (hidden or not card):
+        why = why or f"CUDA_VISIBLE_DEVICES={visible}" if visible is not None else why
+        if why:
+            logger.info(f"no GPU is found ({why})")
+        return False
+    if not card or hidden:
+        why = why or (f"CUDA_VISIBLE_DEVICES={visible}" if visible is not None else "no NVIDIA card or driver")
+        raise InputError(f"--device {name}: PyTorch finds no CUDA GPU here ({why}); use --device cpu")
+    wheel = f"PyTorch {torch.__version__} ({f'CUDA {torch.version.cuda}' if torch.version.cuda else 'without CUDA'})"
+    said = f"{card}, but {wheel} cannot use it{f' ({why})' if why else ''}"
+    raise InputError(f"{said}; {remedy(driver, torch.version.cuda)} (docs/scaling.md), or use --device cpu")
+
+
+def remedy(driver: str, cuda: str | None) -> str:
+    """Return what makes a PyTorch built for CUDA version `cuda` (None: without) work under a driver's version.
+
+    >>> remedy("470.57.02", "13.2")
+    'update the driver to 580 or later'
+    """
+    if not driver:
+        return "see whether nvidia-smi runs"
+    branch = int(driver.partition(".")[0])
+    if cuda and branch >= (580 if int(cuda.partition(".")[0]) >= 13 else 525):
+        return "the driver is new enough: see whether nvidia-smi runs, and CUDA_VISIBLE_DEVICES"
+    older = f"update the driver to {max(WHEELS)} or later"
+    fitting = next((command for least, command in WHEELS.items() if branch >= least), None)
+    return older if fitting is None else fitting if branch >= max(WHEELS) else f"{older}, or {fitting}"
+
+
+def nvidia_card() -> tuple[str, str]:
+    """Return what is known of an NVIDIA card or driver here, and the driver's version; empty without any."""
+    text = NVIDIA_DRIVER.read_text(errors="replace") if NVIDIA_DRIVER.is_file() else ""
+    found = re.search(r"\s(\d{3,}\.\d+(?:\.\d+)*)\s", text)
+    version = found[1] if found else ""
+    if not version and (answer := nvidia_smi("driver_version")):
+        version = answer[0][0]
+    folder, names = NVIDIA_CARDS
+    if version or NVIDIA_DRIVER.is_file():
+        return f"there is an NVIDIA driver{version and ' '}{version}", version
+    return (f"there is an NVIDIA card ({found})", "") if (found := next(folder.glob(names), None)) else ("", "")
+
+
+def nvidia_smi(*fields: str) -> list[list[str]]:
+    """Return the fields of each card that nvidia-smi tells; nothing where it is missing or fails."""
+    command = ["nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader,nounits"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return []
+    return (
+        [[cell.strip() for cell in line.split(",")] for line in done.stdout.splitlines()] if not done.returncode else []
+    )
+
+
+def mps() -> torch.device:
+    """Return Apple's GPU. Raise InputError where there is none."""
+    import torch
+
+    if not torch.backends.mps.is_available():
+        raise InputError("--device mps: PyTorch finds no GPU of Apple here; use --device cpu")
+    if count() > 1:
+        raise InputError("--device mps: several processes need CUDA GPUs, or --device cpu")
+    return torch.device("mps", 0)
+
+
+def chosen_gpu(name: str) -> torch.device:
+    """Return the GPU `cuda:N`, or the one with the most free memory. Raise InputError where there is no such."""
+    import torch
+
+    gpus = torch.cuda.device_count()
+    index = torch.device("cpu" if name == "auto" else name).index
+    if index is None:
+        index = 0 if gpus == 1 else most_free(gpus)
+    if index >= gpus:
+        raise InputError(f"--device {name}: there are {gpus} GPUs, numbered from 0")
+    return torch.device("cuda", index)
+
+
+def most_free(gpus: int) -> int:
+    """Return the number of the GPU with the most free memory, as nvidia-smi tells it: to ask CUDA would take some."""
+    import torch
+
+    free = {uuid: int(mib) for uuid, mib in nvidia_smi("uuid", "memory.free") if mib.isdecimal()}
+    return max(range(gpus), key=lambda i: free.get(f"GPU-{torch.cuda.get_device_properties(i).uuid}", 0))
 
 
 def own_gpu() -> torch.device:
@@ -50,26 +160,7 @@ def own_gpu() -> torch.device:
     if int(os.environ["LOCAL_RANK"]) >= torch.cuda.device_count():
         gpus = torch.cuda.device_count()
         raise InputError(f"torchrun starts more processes here than there are GPUs: --nproc_per_node {gpus}")
-    torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     return torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-
-
-def find_gpu() -> tuple[bool, str]:
-    """Tell whether PyTorch can use a CUDA GPU, and if not the reason, as far as it is known."""
-    import torch
-
-    with warnings.catch_warnings(record=True) as said:  # it says what is wrong with a driver by a warning, once
-        warnings.simplefilter("always")
-        if torch.cuda.is_available():
-            return True, ""
-    if said:
-        return False, " ".join(str(said[-1].message).partition("(Triggered")[0].split())[:400]
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        return False, f"CUDA_VISIBLE_DEVICES={visible}"
-    if torch.version.cuda is None and NVIDIA_DRIVER.exists():
-        return False, "there is an NVIDIA driver, but this PyTorch is built without CUDA"
-    return False, ""
 
 
 def check_kernels(device: torch.device) -> None:
@@ -82,9 +173,10 @@ def check_kernels(device: torch.device) -> None:
         if not card_too_old(error):
             raise
         major, minor = torch.cuda.get_device_capability(device)
+        other = f"{WHEELS[525]}, or use --device cpu" if (5, 0) <= (major, minor) < (7, 5) else OTHER_WHEEL
         raise InputError(
             f"the GPU {torch.cuda.get_device_name(device)} (compute capability {major}.{minor}) is too old for this "
-            f"PyTorch {torch.__version__}, which has code for {', '.join(torch.cuda.get_arch_list())}; {OTHER_WHEEL}"
+            f"PyTorch {torch.__version__}, which has code for {', '.join(torch.cuda.get_arch_list())}; {other}"
         ) from None
 
 
@@ -94,6 +186,8 @@ def device_name(device: torch.device) -> str:
 
     if device.type == "cpu":
         return f"CPU, {torch.get_num_threads()} threads"
+    if device.type == "mps":
+        return "GPU of Apple (mps)"
     return f"{torch.cuda.get_device_name(device)}, CUDA {torch.version.cuda}"
 
 
@@ -104,7 +198,8 @@ def bf16_gain(device: torch.device) -> float:
     """
     import torch
 
-    size, wait = (4096, torch.cuda.synchronize) if device.type == "cuda" else (512, lambda: None)
+    wait = {"cuda": torch.cuda.synchronize, "mps": torch.mps.synchronize}.get(device.type, lambda: None)
+    size = 512 if device.type == "cpu" else 4096
 
     def seconds(dtype: torch.dtype) -> float:
         a = torch.zeros(size, size, dtype=dtype, device=device)

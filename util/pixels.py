@@ -105,7 +105,7 @@ class MemoryPixels(Pixels):
             if self.pixels.device.type == device.type:
                 yield self.pixels, to_device(places, device)
             else:
-                chosen = self.pixels.new_empty(len(batch), *self.pixels.shape[1:], pin_memory=True)
+                chosen = self.pixels.new_empty(len(batch), *self.pixels.shape[1:], pin_memory=device.type == "cuda")
                 yield _whole(torch.index_select(self.pixels, 0, places, out=chosen), device)
 
 

@@ -126,7 +126,9 @@ def snapshot(tree: dict[str, Any], device: torch.device) -> Callable[[], dict[st
     """
 
     def copy(tensor: Tensor) -> Tensor:
-        return torch.empty_like(tensor, device="cpu", pin_memory=tensor.is_cuda).copy_(tensor, non_blocking=True)
+        return torch.empty_like(tensor, device="cpu", pin_memory=tensor.is_cuda).copy_(
+            tensor, non_blocking=tensor.is_cuda
+        )
 
     copied = tree_map_only(Tensor, copy, tree)
 
