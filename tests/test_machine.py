@@ -26,6 +26,8 @@ TRAIN = "train.py --path_opt tiny.yaml"
 def gpu(monkeypatch) -> None:
     """A GPU that is there, and of which nothing can be had but its name."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda _: None)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "Tesla K80")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (3, 7))
     monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: ["sm_75", "sm_90"])
@@ -43,6 +45,13 @@ def test_a_card_too_old_for_pytorch_is_no_reason_to_run_again(gpu, monkeypatch, 
         assert refused.status == 2 and "again" not in refused.message
         for word in ("Tesla K80", "3.7", "sm_75, sm_90", "--device cpu", "previous-versions"):
             assert word in refused.message
+
+
+def test_a_card_that_an_older_wheel_knows_is_sent_there(gpu, monkeypatch, work, run) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (7, 0))
+    monkeypatch.setattr(torch, "ones", no_kernels)
+    refused = run(f"{TRAIN} --device auto")
+    assert refused.status == 2 and "7.0" in refused.message and "whl/cu126, or use --device cpu" in refused.message
 
 
 def test_kernels_that_are_missing_later_on_are_no_reason_either(capsys) -> None:
