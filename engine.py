@@ -27,8 +27,8 @@ from util.encoder import Encoder, make_encoder
 from util.model_folder import find_folder, folder_options, folder_rules
 from util.regions.rules import DETECTOR
 from util.run_log import NoLog, RunLog
+from util.starting_weights import load_starting_weights
 from util.train_state import TrainState
-from util.weights import load_starting_weights
 from utils import Bar, InputError, Meter, memory_advice, not_installed
 
 logger = logging.getLogger("galr")

@@ -49,8 +49,8 @@ from util.checkpoint import (
 )
 from util.device import bf16_gain, pick_device
 from util.run_log import NoLog, RunLog, StopSignals, only_writer, recorded
+from util.starting_weights import load_starting_weights
 from util.train_state import DIVERGED, TrainState, snapshot
-from util.weights import load_starting_weights
 from utils import (
     InputError,
     Interrupted,

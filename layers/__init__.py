@@ -34,7 +34,7 @@ def models() -> dict[str, type[Model]]:
 def build_model(options: Options, vocab_words: Sequence[str]) -> Model:
     """Build the model that `options.model.name` names, for a vocabulary (words in index order from 1).
 
-    Its weights are random; `util.weights.load_starting_weights` gives it those that the options ask for.
+    Its weights are random; `util.starting_weights.load_starting_weights` gives it those that the options ask for.
 
     >>> import torch
     >>> from option import load_options

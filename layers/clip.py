@@ -94,6 +94,7 @@ class CLIPNetwork(Backbone):
         except Exception as error:  # of an image size, a folder, the hub
             raise ValueError(f"model.clip.arch {arch} at image size {image_size}: {error}") from None
         self.width = self.net.visual.output_dim
+        self.quick_gelu = any(isinstance(module, open_clip.transformer.QuickGELU) for module in self.net.modules())
         usual = open_clip.get_model_preprocess_cfg(self.net)
         self.renormalise = Renormalise(named.get("mean") or usual["mean"], named.get("std") or usual["std"])
         # a causal tower that reads its answer at the end-of-text token never looks behind it
@@ -126,3 +127,49 @@ def _config(arch: str) -> dict:
         near = ", ".join(name for name in open_clip.list_models() if arch.lower() in name.lower())
         raise ValueError(f"model.clip.arch {arch} is no architecture of open_clip" + (near and f" ({near})"))
     return config
+
+
+# ---------------------------------------------------------------- Hugging Face's names
+
+# in their order: the beginning or a part of a name of Hugging Face's CLIPModel -> of open_clip's CLIP
+HUGGING_FACE = {
+    "text_model.embeddings.token_embedding.": "token_embedding.",
+    "text_model.embeddings.position_embedding.weight": "positional_embedding",
+    "text_model.encoder.layers.": "transformer.resblocks.",
+    "text_model.final_layer_norm.": "ln_final.",
+    "text_projection.weight": "text_projection",
+    "vision_model.embeddings.class_embedding": "visual.class_embedding",
+    "vision_model.embeddings.patch_embedding.": "visual.conv1.",
+    "vision_model.embeddings.position_embedding.weight": "visual.positional_embedding",
+    "vision_model.encoder.layers.": "visual.transformer.resblocks.",
+    "vision_model.pre_layrnorm.": "visual.ln_pre.",  # spelt so
+    "vision_model.post_layernorm.": "visual.ln_post.",
+    "visual_projection.weight": "visual.proj",
+    ".self_attn.": ".attn.",
+    ".layer_norm": ".ln_",
+    ".mlp.fc1.": ".mlp.c_fc.",
+    ".mlp.fc2.": ".mlp.c_proj.",
+}
+PATCHES = "vision_model.embeddings.patch_embedding.weight"
+
+
+def is_hugging_face(state: dict[str, Tensor]) -> bool:
+    """Return whether weights carry the names of Hugging Face's CLIPModel, perhaps behind a prefix."""
+    return any(name.endswith(PATCHES) for name in state)
+
+
+def from_hugging_face(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Rename the weights of Hugging Face's CLIPModel to those of open_clip's CLIP."""
+    prefix = next(name for name in state if name.endswith(PATCHES)).removesuffix(PATCHES)
+    ours: dict[str, Tensor] = {}
+    for name, value in state.items():
+        name = name.removeprefix(prefix)
+        for theirs, own in HUGGING_FACE.items():
+            name = name.replace(theirs, own)
+        if not name.endswith("position_ids"):
+            ours[name] = value.T if name in ("text_projection", "visual.proj") else value
+    for query in [name for name in ours if ".attn.q_proj." in name]:
+        parts = [ours.pop(query.replace(".q_proj.", f".{part}_proj."), None) for part in "qkv"]
+        if all(part is not None for part in parts):
+            ours[query.replace("q_proj.", "in_proj_")] = torch.cat(parts)
+    return ours

@@ -10,7 +10,7 @@ import torch
 from engine import make_model
 from layers.backbone import MEAN, STD, Renormalise, ResNet18, TimmBackbone, make_backbone
 from option import load_options
-from util.weights import load_backbone
+from util.starting_weights import load_backbone
 from utils import InputError
 from vocab import load_words
 

@@ -24,7 +24,8 @@ from soak import differences
 from layers.backbone import MEAN, STD
 from layers.clip import CLIPNetwork
 from option.models import CLIPSource
-from util.weights import load_clip, load_torch
+from util.starting_weights import load_clip
+from util.weights import load_torch
 from utils import InputError
 from vocab import encode_captions
 
@@ -40,10 +41,10 @@ FINE_TUNE = (
 )
 
 
-def arch_in(folder: Path, tower: str) -> str:
+def arch_in(folder: Path, tower: str, quick: bool = True) -> str:
     """Describe a small architecture in a folder and return its name."""
     folder.mkdir(exist_ok=True)
-    config = {"embed_dim": 32, "vision_cfg": TOWERS[tower], "text_cfg": TEXT, "quick_gelu": True}
+    config = {"embed_dim": 32, "vision_cfg": TOWERS[tower], "text_cfg": TEXT, "quick_gelu": quick}
     (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": config, "preprocess_cfg": {}}))
     return f"local-dir:{folder.absolute()}"
 
@@ -123,6 +124,44 @@ def test_a_file_of_every_form_is_loaded(form, arch, tmp_path) -> None:
     for name, value in loaded.net.state_dict().items():
         assert value.dtype == expected[name].dtype
         assert torch.equal(value, expected[name].half().to(value.dtype) if half else expected[name]), name
+
+
+def test_hugging_face_s_clip_gives_the_vectors_that_it_gives_there(tmp_path) -> None:
+    transformers = pytest.importorskip("transformers")
+    shape = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 1, "intermediate_size": 256}
+    config = transformers.CLIPConfig(
+        text_config=shape | {"hidden_act": "quick_gelu"},
+        vision_config=shape | {"image_size": 64, "patch_size": 32, "hidden_act": "quick_gelu"},
+        projection_dim=32,
+    )
+    torch.manual_seed(0)
+    theirs, arch = transformers.CLIPModel(config).eval(), arch_in(tmp_path / "arch", "vit")
+    theirs.save_pretrained(tmp_path / "hf")
+    weights = str(tmp_path / "hf/model.safetensors")
+    ours = network(arch)
+    load_clip(ours, CLIPSource(arch=arch, weights=weights))
+    pixels, ids = torch.rand(2, 3, 64, 64), open_clip.get_tokenizer(arch)(["two ships", "many green trees"])
+    with torch.no_grad():
+        expected = theirs(input_ids=ids, pixel_values=pixels)
+        for found, wanted in (
+            (ours.net.encode_image(pixels), expected.image_embeds),
+            (ours.encode_text(ids + 1), expected.text_embeds),
+        ):
+            assert torch.allclose(torch.nn.functional.normalize(found), wanted, atol=1e-5)
+    plain = arch_in(tmp_path / "plain", "vit", quick=False)
+    with pytest.raises(InputError, match=r"were trained with quick_gelu \(.*config\.json\)"):
+        load_clip(network(plain), CLIPSource(arch=plain, weights=weights))
+
+
+def test_openais_weights_by_file_are_refused_by_an_architecture_without_their_activation(tmp_path) -> None:
+    plain = arch_in(tmp_path / "plain", "vit", quick=False)
+    source, path = network(plain), tmp_path / "clip.pt"
+    FORMS["OpenAI's state dict"](source.net, path)
+    with pytest.raises(InputError, match=r'are OpenAI.s, trained with QuickGELU.* set "quick_gelu": true'):
+        load_clip(source, CLIPSource(arch=plain, weights=str(path)))
+    torch.save({"context_length": torch.tensor(77), "a": torch.zeros(1)}, path)
+    with pytest.raises(InputError, match=r"set model\.clip\.arch RN50-quickgelu"):
+        load_clip(source, CLIPSource(arch="RN50", weights=str(path)))
 
 
 def test_position_embeddings_are_interpolated_to_the_image_size(tmp_path) -> None:
@@ -283,3 +322,17 @@ def test_a_checkpoint_scored_under_another_architecture_is_warned_of(clip, run) 
     assert "scored with" not in run(f"test_single.py {clip} {best}").err
     scored = run(f"test_single.py {clip} {best} --set model.clip.arch=local-dir:plain model.clip.weights=none")
     assert scored.status == 0 and "was trained with model.clip.arch=local-dir:" in scored.err
+
+
+def test_a_checkpoint_of_our_own_is_where_a_clip_of_another_image_size_starts(clip, run) -> None:
+    assert run(f"train.py {clip} --set {FINE_TUNE} optim.epochs=1").status == 0
+    best = "checkpoint/tiny/0/GaLR_best.pth.tar"
+    wanted = torch.load(best, weights_only=True)["model"]
+    arch = f"local-dir:{Path('arch').absolute()}"
+    larger = network(arch, image_size=128)
+    load_clip(larger, CLIPSource(arch=arch, weights=best))
+    assert torch.equal(larger.net.token_embedding.weight, wanted["clip.net.token_embedding.weight"])
+    assert larger.net.visual.positional_embedding.shape[0] == 17
+    Path("arch").rename("moved")
+    scored = run(f"test_single.py {clip} --resume none --set model.clip.arch=local-dir:moved model.clip.weights={best}")
+    assert scored.status == 0 and "were trained as local-dir:" in scored.err and "used as local-dir:moved" in scored.err

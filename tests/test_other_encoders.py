@@ -98,7 +98,7 @@ def test_a_transformer_reads_captions_by_its_own_tokens_and_starts_from_its_weig
     ids, lengths = encode_captions(captions, options, load_words(options))
     assert ids.tolist() == [[3, 9, 6, 7, 10, 4], [3, 5, 8, 4, 0, 0]] and lengths.tolist() == [6, 4]
 
-    from util.weights import load_starting_weights
+    from util.starting_weights import load_starting_weights
 
     model = make_model(options, ()).eval()
     load_starting_weights(model, options.model, ())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import datetime
 import os
 import pickle
 from collections import OrderedDict
@@ -18,12 +20,17 @@ from torchvision.models import resnet18
 from layers.backbone import ResNet18
 from layers.published import load_state
 from util.checkpoint import load_weights, newest_checkpoint, previous, read_checkpoint, save_checkpoint
-from util.weights import load_backbone, load_torch, read_weights, weights_of
+from util.starting_weights import load_backbone
+from util.weights import load_torch, read_weights, weights_of
 from utils import InputError
 
 
 def without_counters(state: dict) -> dict:
     return {name: value for name, value in state.items() if not name.endswith("num_batches_tracked")}
+
+
+def without_fc(state: dict) -> dict:
+    return {name: value for name, value in state.items() if not name.startswith("fc.")}
 
 
 def wrapped(*wrappers: str) -> Callable[[dict], dict]:
@@ -41,7 +48,7 @@ FORMS = {
     "as it is": lambda state: state,
     "without the counters of batch normalisation": without_counters,
     "without counters, of a version that has them": with_versions,
-    "without fc": lambda state: {name: value for name, value in state.items() if not name.startswith("fc.")},
+    "without fc": without_fc,
     "with an fc of 30 classes": lambda state: state | {"fc.weight": torch.zeros(30, 512), "fc.bias": torch.zeros(30)},
     "of DataParallel": wrapped("module."),
     "of torch.compile": wrapped("_orig_mod."),
@@ -55,6 +62,17 @@ FORMS = {
     "of GaLR, trained here": lambda state: {
         "epoch": 3,
         "model": wrapped("global_branch.", "trunk.net.")(state) | {"global_branch.solo.weight": torch.zeros(8, 512)},
+    },
+    "under model_state_dict": lambda state: {"model_state_dict": state, "optimizer_state_dict": {"state": {}}},
+    "under a key of its own": lambda state: {"epoch": 3, "student": state, "config": {"lr": 0.1}},
+    "with settings beside it": lambda state: {
+        "state_dict": state,
+        "args": argparse.Namespace(lr=0.1, out=Path("runs"), at=datetime.datetime(2026, 1, 1)),
+    },
+    "with numbers and texts among the weights": lambda state: state | {"epoch": 3, "arch": "resnet18", "best": 0.5},
+    "of Lightning": lambda state: {"state_dict": wrapped("model.")(state), "hyper_parameters": {"lr": 0.1}},
+    "of a larger network": lambda state: {
+        "state_dict": wrapped("module.", "encoder_q.")(without_fc(state)) | {"module.queue": torch.zeros(8, 512)}
     },
     "of VSE++, trained here": lambda state: {
         "model": wrapped("trunk.net.")(state) | {"image_out.bias": torch.zeros(8)}
@@ -77,6 +95,19 @@ def test_every_form_of_a_resnet_18_file_loads(form, archive, tmp_path) -> None:
             assert value == (0 if "counters" in form else 3)
         elif not name.startswith("fc."):
             assert torch.equal(value, expected[name]), name
+
+
+def test_a_prefix_that_is_taken_off_is_said_and_two_networks_in_one_file_are_refused(tmp_path, capsys) -> None:
+    state, path = resnet18().state_dict(), tmp_path / "a.pth"
+    torch.save(wrapped("backbone.")(state) | {"head.weight": torch.zeros(2)}, path)
+    load_backbone(ResNet18(), str(path))
+    assert "a.pth: taken from backbone.*; 1 other tensors are left out" in capsys.readouterr().out
+    torch.save(wrapped("encoder_q.")(state) | wrapped("encoder_k.")(state), path)
+    with pytest.raises(InputError, match=r"a\.pth: .* under encoder_q\. and encoder_k\.; save one"):
+        load_backbone(ResNet18(), str(path))
+    torch.save({"generator": state, "critic": state}, path)
+    with pytest.raises(InputError, match="not a table of names and tensors, but generator, critic"):
+        load_backbone(ResNet18(), str(path))
 
 
 @pytest.fixture

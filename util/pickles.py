@@ -61,6 +61,16 @@ def scalar(kind: Type, data: Any) -> Any:
     return kind.array(data, (), "C").item()
 
 
+class Settings:
+    """Stand in for the settings of a program beside its weights: take anything, keep nothing."""
+
+    def __init__(self, *_: object) -> None:
+        pass
+
+    def __setstate__(self, _: object) -> None:
+        pass
+
+
 class ArraysOnly(pickle.Unpickler):
     """Admit NumPy arrays, scalars and types, by stand-ins; refuse everything else that a pickle names."""
 

@@ -1,40 +1,42 @@
-"""Files of weights, read without running anything in them, and the weights that a new model starts from."""
+"""Files of weights, read without running anything in them."""
 
 from __future__ import annotations
 
+import logging
 import os
 import pickle
 import re
 import shlex
-import sys
 import zipfile
-from collections import OrderedDict
-from collections.abc import Collection, Sequence
+from collections import Counter, OrderedDict
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
-from urllib.error import URLError
 
 import torch
-import torchvision
 from torch import Tensor
 
-from layers.backbone import ImageBackbone, TimmBackbone
-from layers.clip import CLIPNetwork
-from layers.model import Model
-from layers.published import load_state
-from layers.text_encoder import TransformerEncoder
-from option.models import CLIPSource, ModelOptions, Seq2Vec, Transformer
-from util.pickles import Type, scalar
-from util.skipthoughts import load_skipthoughts
+from util.pickles import Settings, Type, scalar
 from utils import InputError, existing_file, not_installed, some
 
-# ---------------------------------------------------------------- files
+logger = logging.getLogger("galr")
 
 # NumPy's numbers among plain ones (a best score) are read by stand-ins, so that NumPy's own functions are never called.
 NUMPY_SCALARS = [
     (scalar, "numpy.core.multiarray.scalar"),
     (scalar, "numpy._core.multiarray.scalar"),
     (Type, "numpy.dtype"),
+]
+# Settings that people's training programs save beside the weights; nothing of them is kept.
+SETTINGS = [
+    (Settings, name)
+    for name in (
+        "argparse.Namespace",
+        "types.SimpleNamespace",
+        "datetime.datetime",
+        "datetime.timedelta",
+        *(f"pathlib{module}.{kind}Path" for module in ("", "._local") for kind in ("Posix", "Windows")),
+    )
 ]
 WRAPPERS = "module.", "_orig_mod."  # prefixes of DataParallel and DistributedDataParallel, and of torch.compile
 
@@ -47,12 +49,18 @@ def load_torch(path: str | os.PathLike, what: str) -> Any:
     path = existing_file(path, what)
     _check_archive(path, what)
     try:
-        with torch.serialization.safe_globals(NUMPY_SCALARS), path.open("rb") as file:  # by content, not by suffix
+        with (
+            torch.serialization.safe_globals(NUMPY_SCALARS + SETTINGS),
+            path.open("rb") as file,
+        ):  # by content, not by suffix
             return torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:  # PyTorch's message goes on to advise an unsafe way
         found = re.search(r"GLOBAL (\S+)", str(error))
         reason = f"it names {found[1]}" if found else "it is no archive of tensors"
-        raise InputError(f"{what} {path} is damaged, or holds more than weights, and was not read ({reason})") from None
+        way = "; if you trust it, save its state_dict alone (docs/data.md)" if found else ""
+        raise InputError(
+            f"{what} {path} is damaged, or holds more than weights, and was not read ({reason}){way}"
+        ) from None
     except MemoryError:
         raise
     except Exception as error:  # a damaged archive raises errors of many kinds
@@ -89,22 +97,60 @@ def _check_archive(path: Path, what: str) -> None:
         raise InputError(f"{what} {path} is damaged (the checksum of {damaged} is wrong)")
 
 
-def weights_of(tree: Any, keys: tuple[str, ...] = ("model", "state_dict")) -> dict[str, Tensor] | None:
-    """Return the table of names and tensors in what `load_torch` gave: under the first key that is there, or all of it.
+def weights_of(
+    tree: Any, keys: tuple[str, ...] = ("model", "state_dict", "model_state_dict")
+) -> dict[str, Tensor] | None:
+    """Return the table of names and tensors in what `load_torch` gave: under the first key that is there, all of it, or
+    the only table under any key.
 
     Prefixes that wrappers of the model put before all names are removed. None if there is no such table.
     """
     for key in keys:
         tree = tree.get(key, tree) if isinstance(tree, dict) else tree
-    if not isinstance(tree, dict) or not tree:
+    if not isinstance(tree, dict):
         return None
-    state = OrderedDict(dict.items(tree))
-    if not all(isinstance(name, str) and _is_plain(value) for name, value in state.items()):
+    state = _table(tree)
+    if state is None and keys:
+        tables = [found for value in dict.values(tree) if (found := _table(value))]
+        state = tables[0] if len(tables) == 1 else None
+    if state is None:
         return None
-    state._metadata = _versions(getattr(tree, "_metadata", None))
     while wrapper := next((wrapper for wrapper in WRAPPERS if all(name.startswith(wrapper) for name in state)), ""):
         torch.nn.modules.utils.consume_prefix_in_state_dict_if_present(state, wrapper)
     return state
+
+
+def _table(tree: Any) -> OrderedDict[str, Tensor] | None:
+    """Return the tensors by their names, without numbers and texts that stand among them; None if it is no table."""
+    if not isinstance(tree, dict):
+        return None
+    state = OrderedDict(
+        (name, value) for name, value in dict.items(tree) if not isinstance(value, int | float | str | None)
+    )
+    if not state or not all(isinstance(name, str) and _is_plain(value) for name, value in state.items()):
+        return None
+    state._metadata = _versions(getattr(tree, "_metadata", None))
+    return state
+
+
+def of_module(state: dict[str, Tensor], wanted: Collection[str], where: str) -> dict[str, Tensor]:
+    """Return the weights of a module out of those of a larger one, by the prefix that fits; say which.
+
+    wanted: the names of the module. Raises InputError, which begins with `where`, if several prefixes fit alike.
+    """
+    prefixes = Counter(name[: -len(end)] for name in state for end in wanted if name == end or name.endswith(f".{end}"))
+    (prefix, fits), *others = prefixes.most_common(2) or [("", 0)]
+    if prefix == "" or prefixes[""] == fits or fits < len(wanted) / 2:
+        return state
+    if others and others[0][1] == fits:
+        both = f"{prefix} and {others[0][0]}"
+        raise InputError(f"{where}: the file holds several such networks, under {both}; save one of them alone")
+    inner = OrderedDict((name, value) for name, value in state.items() if name.startswith(prefix))
+    inner._metadata = OrderedDict(getattr(state, "_metadata", {}))
+    torch.nn.modules.utils.consume_prefix_in_state_dict_if_present(inner, prefix)
+    rest = f"; {len(state) - len(inner)} other tensors are left out" if len(inner) < len(state) else ""
+    logger.info(f"{where}: taken from {prefix}*{rest}")
+    return inner
 
 
 def _is_plain(value: Any) -> bool:
@@ -132,15 +178,26 @@ def read_weights(path: str | os.PathLike, what: str, ignored: Collection[str] = 
 
     Raises InputError that names the file.
     """
+    return finite_weights(read_tree(path, what), f"{what} {path}", ignored)
+
+
+def read_tree(path: str | os.PathLike, what: str) -> Any:
+    """Read what a file of torch.save or of safetensors holds, which of both by its content."""
     path = existing_file(path, what)
     with path.open("rb") as file:
         is_safetensors = file.read(9)[8:] == b"{"  # behind the length of its JSON header
-    state = _read_safetensors(path, what) if is_safetensors else weights_of(load_torch(path, what))
+    return _read_safetensors(path, what) if is_safetensors else load_torch(path, what)
+
+
+def finite_weights(tree: Any, where: str, ignored: Collection[str] = ()) -> dict[str, Tensor]:
+    """Return the table of weights in what `read_tree` gave. Raises InputError that begins with `where`."""
+    state = weights_of(tree)
     if state is None:
-        raise InputError(f"{what} {path}: not a table of names and tensors")
+        held = f", but {some([str(key) for key in tree], 8)}" if isinstance(tree, dict) and tree else ""
+        raise InputError(f"{where}: not a table of names and tensors{held}")
     for name in ignored:
         state.pop(name, None)
-    check_finite(state, f"{what} {path}")
+    check_finite(state, where)
     return state
 
 
@@ -158,137 +215,3 @@ def check_finite(weights: dict[str, Tensor], where: str) -> None:
     """Raise InputError, which begins with `where`, for weights with NaN or infinity."""
     if spoilt := [name for name, value in weights.items() if not torch.isfinite(value).all()]:
         raise InputError(f"{where}: weights that are not finite in {len(spoilt)} tensors: {some(spoilt)}")
-
-
-# ---------------------------------------------------------------- starting weights
-
-BACKBONE = "weights of the backbone (model.pretrained)"
-CLIP = "weights of CLIP (model.clip.weights)"
-RESNET_URL = torchvision.models.ResNet18_Weights.IMAGENET1K_V1.url
-OURS = "trunk.net."  # precedes the library's names in a checkpoint of train.py
-NOT_WEIGHTS = "input_resolution", "context_length", "vocab_size"  # numbers in OpenAI's files
-
-
-def load_starting_weights(model: Model, options: ModelOptions, words: Sequence[str]) -> None:
-    """Give a new model the pretrained weights that its options ask for.
-
-    words: the vocabulary in index order from 1. Raises InputError for a missing, damaged or misshapen file.
-    """
-    for backbone in model.backbones():
-        if isinstance(backbone, CLIPNetwork):
-            load_clip(backbone, options.clip)
-        else:
-            load_backbone(backbone, options.pretrained)
-    text = getattr(options, "seq2vec", None) if options.tokenizer != "clip" else None
-    if isinstance(text, Seq2Vec) and text.pretrained:
-        load_skipthoughts(model.text_encoder, text, words)
-    elif isinstance(text, Transformer) and text.pretrained:
-        load_transformer(model.text_encoder, text)
-
-
-def load_backbone(backbone: ImageBackbone, pretrained: str) -> None:
-    """Load `pretrained`: imagenet (downloaded once by torchvision or timm), none, or the path of a file.
-
-    The file may lack the classifier, or have one of other classes. Of a checkpoint of train.py the backbone is taken.
-    Raises InputError if weights cannot be had or do not fit.
-    """
-    if pretrained == "none":
-        return
-    if pretrained == "imagenet":
-        timm_has = isinstance(backbone, TimmBackbone)
-        state = _timm_weights(backbone) if timm_has else read_weights(_downloaded_resnet(), BACKBONE)
-    else:
-        state = read_weights(pretrained, BACKBONE)
-        state = {name.partition(OURS)[2]: value for name, value in state.items() if OURS in name} or state
-    spare = backbone.classifier
-    state = {name: value for name, value in state.items() if not name.startswith(spare or "\0")}
-    try:
-        load_state(backbone.net, state, optional=spare)
-    except ValueError as error:
-        raise InputError(f"{BACKBONE} {pretrained}: {error}") from None
-
-
-def _downloaded_resnet() -> Path:
-    """Return torchvision's file of ImageNet weights, downloaded if need be; torchvision would execute its content."""
-    path = Path(torch.hub.get_dir(), "checkpoints", Path(RESNET_URL).name)
-    if not path.is_file():
-        digest = path.stem.partition("-")[2]  # the first digits of its sha256
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            torch.hub.download_url_to_file(RESNET_URL, str(path), hash_prefix=digest, progress=sys.stderr.isatty())
-        except (URLError, OSError, RuntimeError) as error:
-            raise InputError(
-                f"the ImageNet weights of ResNet-18 cannot be downloaded ({error}); fetch {RESNET_URL} elsewhere and "
-                "set model.pretrained to the file's path, or set model.pretrained to none"
-            ) from None
-    return path
-
-
-def _timm_weights(backbone: TimmBackbone) -> dict[str, Tensor]:
-    import timm
-
-    try:
-        return timm.create_model(backbone.name, pretrained=True, num_classes=0).state_dict()
-    except Exception as error:  # of the network, of the hub, or of timm, which has no weights for some
-        raise InputError(
-            f"the weights of {backbone.name} cannot be downloaded ({' '.join(str(error).split())[:300]}); fetch them "
-            "elsewhere and set model.pretrained to the file's path, or set model.pretrained to none"
-        ) from None
-
-
-def load_clip(network: CLIPNetwork, source: CLIPSource) -> None:
-    """Load `source.weights`: a name of open_clip (downloaded once), none, or the path of a file.
-
-    Files: state dicts of OpenAI (half precision), RemoteCLIP, GeoRSCLIP and open_clip. Position embeddings are
-    interpolated to the image size. Raises InputError if weights cannot be had or do not fit.
-    """
-    from open_clip.convert import convert_state_dict
-    from open_clip.model import convert_to_custom_text_state_dict, resize_pos_embed, resize_text_pos_embed
-
-    if source.weights == "none":
-        return
-    net = network.net
-    path = source.weights if Path(source.weights).exists() else _downloaded_clip(source)
-    made_anew = {name for name, _ in net.named_buffers()} - set(net.state_dict())
-    state = read_weights(path, CLIP, ignored={*NOT_WEIGHTS, *made_anew})
-    try:
-        state = convert_state_dict(net, state)
-        if not hasattr(net, "positional_embedding"):
-            state = convert_to_custom_text_state_dict(state)
-        resize_pos_embed(state, net)
-        resize_text_pos_embed(state, net)
-        if "logit_scale" in state:
-            state["logit_scale"] = state["logit_scale"].reshape(net.logit_scale.shape)
-        load_state(net, state)
-    except (ValueError, RuntimeError, KeyError, AssertionError) as error:
-        raise InputError(f"{CLIP} {source.weights} do not fit model.clip.arch {source.arch}: {error}") from None
-
-
-def _downloaded_clip(source: CLIPSource) -> Path:
-    """Return open_clip's file of named weights, from its cache or from the network."""
-    import open_clip
-
-    arch = source.arch.replace("/", "-")
-    named = open_clip.pretrained.get_pretrained_cfg(arch, source.weights)
-    if not named:
-        known = ", ".join(open_clip.list_pretrained_tags_by_model(arch)) or "none for this architecture"
-        raise InputError(f"{CLIP} {source.weights}: neither a file nor a name of open_clip for {arch} ({known})")
-    try:
-        return Path(open_clip.pretrained.download_pretrained(named))
-    except Exception as error:  # of the network, or of the hub
-        raise InputError(
-            f"{CLIP} {source.weights} cannot be downloaded ({' '.join(str(error).split())[:300]}); fetch them "
-            "elsewhere and set model.clip.weights to the file's path, or to none"
-        ) from None
-
-
-def load_transformer(encoder: TransformerEncoder, options: Transformer) -> None:
-    """Load a transformer from its folder or from Hugging Face. Raises InputError if weights cannot be had."""
-    from transformers import AutoModel
-
-    try:
-        network = AutoModel.from_pretrained(options.path, dtype=torch.float32)
-    except (OSError, ValueError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"model.seq2vec.path {options.path}: no weights there ({reason})") from None
-    encoder.network.load_state_dict(network.state_dict())
