@@ -172,7 +172,7 @@ def test_notes_stand_in_the_card_and_their_metadata_replace_ours(scored_run, run
     _, block, text = Path("models/tiny/README.md").read_text().split("---\n", 2)
     metadata = yaml.safe_load(block)
     assert metadata["license"] == "mit" and metadata["datasets"] == ["rsicd", "ucm"] and "galr" in metadata["tags"]
-    assert "Trained on two data sets." in text and "Weights: `mit`" in text and "Not scored" in text
+    assert "Trained on two data sets." in text and "Weights: `mit`" in text and "has not scored" in text
     write_text("notes.md", "---\n- license\n---\n")
     assert "must stand metadata" in run(f"{SHARE} --replace --card-notes notes.md").message
 

@@ -177,7 +177,7 @@ def scores(made: Made) -> str:
     """Return the scores of this fold with both kinds of ties and chance, plain and after what test.py did to them."""
     score = own_score(made.results, made.fold)
     if score is None:
-        return "Not scored on a test split."
+        return "test.py has not scored this run."
     rows = []
     for part, summary in made.results.parts().items():
         of_fold = next(one for one in summary.folds if one.fold == made.fold)
