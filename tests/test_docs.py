@@ -76,4 +76,4 @@ def test_named_option_keys_exist(page):
     text = page.read_text(encoding="utf-8")
     blocks = "model|dataset|optim|logs|k_fold"
     named = {key.rstrip(".") for key in re.findall(rf"(?<![\w./{{])(?:{blocks})\.[a-z][\w.]*", text)}
-    assert sorted(named - option_keys(schema.Options) - {"model.state_dict"}) == []
+    assert sorted(named - option_keys(schema.Options) - {"model.state_dict", "model.safetensors"}) == []

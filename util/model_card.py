@@ -26,7 +26,8 @@ class Notes(NamedTuple):
 class Made(NamedTuple):
     """Hold how a model came about.
 
-    split: names of train and validation images, by part; commit: of the code; weights: their type and size, in words.
+    epoch, rsum: of the best checkpoint, the latter the sum of six recalls on validation; commit: of the code; split:
+    names of train and validation images, by part; weights: their type and size, in words.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Made(NamedTuple):
     words: int
     fold: int
     epoch: int | None
+    rsum: float | None
     commit: str | None
     split: dict[str, list[str]]
     results: Results | None
@@ -79,9 +81,9 @@ USE = """In a clone of the code, with this folder as `models/{name}`:
 ```python
 from engine import load_pretrained
 
-model = load_pretrained("models/{name}")
-images, sentences = model.images(["a.jpg", "b.jpg"]), model.sentences(["boats in a harbor"])
-print(model.similarity(images, sentences))  # (2, 1)
+encoder = load_pretrained("models/{name}")
+images, sentences = encoder.images(["a.jpg", "b.jpg"]), encoder.sentences(["boats in a harbor"])
+print(encoder.similarity(images, sentences))  # (2, 1)
 ```
 
 ```
@@ -119,7 +121,7 @@ def metadata_of(made: Made) -> dict[str, Any]:
         "license": "unknown",
         "language": ["en"],
         "pipeline_tag": "feature-extraction",
-        "tags": ["galr", "remote-sensing", "image-text-retrieval", "cross-modal-retrieval", made.options.model.name],
+        "tags": ["galr", "remote-sensing", "image-text-retrieval", "cross-modal-retrieval"],
         "datasets": [dataset],
         "metrics": ["recall"],
     }
@@ -166,7 +168,10 @@ def recipe(made: Made) -> str:
         "learning rate": f"{optim.lr:g}, {optim.schedule}",
         "seed": made.options.seed,
         "fold": made.fold,
-        "best epoch on validation": "not known" if made.epoch is None else made.epoch,
+        "augmentation": dataset.augment,
+        "average of weights": optim.ema or "no",
+        "best epoch, from 0": "not known" if made.epoch is None else made.epoch,
+        "its mR on validation, ties against": "not known" if made.rsum is None else f"{made.rsum / 6:.2f}",
         "code": made.commit or "not known",
         "weights": made.weights,
     }

@@ -78,9 +78,10 @@ def share(run: Path, fold: int, out: Path, dtype: str, notes: Notes) -> None:
     made = Made(
         name=out.name,
         options=options,
-        words=len(words),
+        words=len(set(words) - {vocab.UNKNOWN}),
         fold=fold,
         epoch=state.get("epoch"),
+        rsum=state.get("best_rsum"),
         commit=commit_of(folder),
         split=read_as(dict[str, list[str]], split, "split") if split.is_file() else {},
         results=load(results, Results) if results.is_file() else None,
