@@ -22,9 +22,10 @@ from layers.loss import CRITERIA
 from layers.model import Model
 from option.options import Optim, Options
 from util.checkpoint import load_weights, read_checkpoint, warn_of_other_options
-from util.device import autocast, pick_device
+from util.device import pick_device
 from util.encoder import Encoder, make_encoder
 from util.model_folder import find_folder, folder_options, folder_rules
+from util.precision import autocast, set_arithmetic
 from util.regions.rules import DETECTOR
 from util.run_log import NoLog, RunLog
 from util.starting_weights import load_starting_weights
@@ -85,8 +86,13 @@ def prepare(model: Model, options: Options, device: torch.device) -> Model:
     """
     if device.type == "cpu":
         reuse_memory()
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False  # float32 is float32
+    set_arithmetic(options.optim)
     model = model.to(device, memory_format=torch.channels_last)
+    try:
+        for backbone in model.backbones() if options.optim.checkpointing else ():
+            backbone.recompute()
+    except ValueError as error:
+        raise InputError(f"optim.checkpointing: {error}") from None
     if options.optim.compile:
         for backbone in model.backbones():
             backbone.compile()
@@ -159,7 +165,8 @@ def train_one_epoch(
             dropout = random_stream(DROPOUT, options.seed, fold, progress.epoch, progress.batch)
             torch.manual_seed(int(dropout.integers(2**63)))
             rate = learning_rate(options.optim, progress.epoch, (progress.batch + 1) / batches)
-            progress.count(train_step(model, batch, state.criterion, state.optimizer, rate, options))
+            loss = train_step(model, batch, state.criterion, state.optimizer, rate, options, state.scaler)
+            progress.count(loss)
             if state.average:
                 state.average.update_parameters(model)
             for counter in (bar, meter):
@@ -185,11 +192,18 @@ def train_one_epoch(
 
 
 def train_step(
-    model: Model, batch: Batch, criterion: nn.Module, optimizer: torch.optim.Optimizer, rate: float, options: Options
+    model: Model,
+    batch: Batch,
+    criterion: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    rate: float,
+    options: Options,
+    scaler: torch.amp.GradScaler | None = None,
 ) -> Tensor:
     """Take a step and return the loss, which stays on the device: nothing here waits for it.
 
-    Several processes compute the same loss, and sum their gradients of an N-th of it (layers/distributed.py).
+    scaler: of the loss, for fp16; where gradients overflow, it leaves the weights as they are. Several processes
+    compute the same loss, and sum their gradients of an N-th of it (layers/distributed.py).
     """
     learning = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     for group in optimizer.param_groups:
@@ -197,11 +211,14 @@ def train_step(
     with autocast(options, batch.images.device):
         loss = criterion(batch_similarities(model, batch), batch.pairs)
     optimizer.zero_grad(set_to_none=True)
-    (loss / world_size()).backward()
+    scaler = scaler or torch.amp.GradScaler(enabled=False)
+    scaler.scale(loss / world_size()).backward()
     sum_gradients(learning)
     if options.optim.grad_clip > 0:
+        scaler.unscale_(optimizer)
         torch.nn.utils.clip_grad_norm_(learning, options.optim.grad_clip)
-    optimizer.step()
+    scaler.step(optimizer)
+    scaler.update()
     return loss.detach()
 
 

@@ -47,7 +47,8 @@ from util.checkpoint import (
     save_checkpoint,
     warn_of_seen_images,
 )
-from util.device import bf16_gain, pick_device
+from util.device import pick_device
+from util.precision import advise, make_deterministic, make_scaler
 from util.run_log import NoLog, RunLog, StopSignals, only_writer, recorded
 from util.starting_weights import load_starting_weights
 from util.train_state import DIVERGED, TrainState, snapshot
@@ -73,6 +74,8 @@ IN_BACKGROUND = (BEST, LAST, PICTURE)  # a last checkpoint names the best score:
 def main() -> None:
     arguments = parse()
     options = load_options(arguments.path_opt, arguments.set)
+    if options.optim.deterministic:
+        make_deterministic()
     device = pick_device(arguments.device)
     with joined(device):
         train_folds(arguments, options, device)
@@ -80,8 +83,7 @@ def main() -> None:
 
 def train_folds(arguments: argparse.Namespace, options: Options, device: torch.device) -> None:
     """Train the folds that the command line asks for, one after the other."""
-    if options.optim.precision == "bf16" and (gain := bf16_gain(device)) < 1:
-        logger.info("note: bf16 has %.2f times the speed of float32 here: start runs with optim.precision=fp32", gain)
+    advise(options.optim, device)
     words = load_words(options)
     folds = make_folds(options, arguments.fold)
     for key in ("ckpt_save_path", "logger_name"):
@@ -122,7 +124,8 @@ def train_fold(
     train = load_data(fold.train, options, words, device, training=True)
     val = load_data(fold.val, options, words, device, training=False)
     optimizer = make_optimizer(model, options.optim, criterion)
-    state = TrainState(model, criterion, optimizer, make_average(model, options.optim.ema))
+    average, scaler = make_average(model, options.optim.ema), make_scaler(options.optim, device)
+    state = TrainState(model, criterion, optimizer, average, scaler)
     inputs, rows = fingerprint(train, val), []
     if checkpoint:
         check_inputs(checkpoint, inputs, fold.folder, force)

@@ -23,8 +23,8 @@ from layers import build_model
 from layers.published import to_published
 from option import Options, load_options
 from tests.reference import Baseline, train_step
-from util.device import bf16_gain
 from util.pixels import MemoryPixels
+from util.precision import gain
 from util.transforms import normalise, resize_size
 from utils import ROOT
 
@@ -38,7 +38,7 @@ EMULATED = 0.25  # speed of bf16 products over float32 products below which a pr
 
 def emulates_bf16(device: torch.device) -> bool:
     """Return whether bf16 is emulated: a step can then take minutes. A small product tells."""
-    return bf16_gain(device) < EMULATED
+    return gain("bf16", device) < EMULATED
 
 
 def settings(overrides: tuple[str, ...] = (), precision: str = "fp32") -> Options:

@@ -6,14 +6,18 @@ f1..f4 are its last feature maps of S/4, S/8, S/16 and S/32 pixels a side.
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from typing import NamedTuple, Self
 
 import torch
 import torchvision
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from layers.cpu import fuse_norms, fused
+from layers.distributed import GlobalBatch, Shard
 
 STRIDES = (4, 8, 16, 32)
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet: red, green, blue
@@ -31,6 +35,17 @@ class Backbone(nn.Module):
     def fused(self, image_size: int) -> Iterator[None]:
         """Fuse batch norms into convolutions within this context, where that is faster and the network has any."""
         yield
+
+    def recompute(self) -> None:
+        """Compute activations anew in the backward pass instead of keeping them (gradient checkpointing).
+
+        Raise ValueError where this network cannot without changing its numbers.
+        """
+        if any(isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training for m in self.train().modules()):
+            raise ValueError("batch norms of this network would count every batch twice; model.trunk_norm=frozen helps")
+        if not hasattr(self.net, "set_grad_checkpointing"):
+            raise ValueError(f"{type(self.net).__name__} has no gradient checkpointing")
+        self.net.set_grad_checkpointing()
 
 
 class Features(NamedTuple):
@@ -84,6 +99,7 @@ class ResNet18(ImageBackbone):
     """torchvision's ResNet-18 with random weights."""
 
     channels, width, classifier = (64, 128, 256, 512), 512, ("fc.",)
+    recomputed = False
 
     def __init__(self) -> None:
         super().__init__()
@@ -94,11 +110,40 @@ class ResNet18(ImageBackbone):
 
     def forward(self, images: Tensor) -> Features:
         net = self.net
-        f1 = net.layer1(net.maxpool(net.relu(net.bn1(net.conv1(images)))))
-        f2 = net.layer2(f1)
-        f3 = net.layer3(f2)
-        f4 = net.layer4(f3)
-        return Features(f1, f2, f3, f4, f4.mean(dim=(2, 3)))
+        x, maps = self._call(images, net.conv1, net.bn1, net.relu, net.maxpool), []
+        for layer in (net.layer1, net.layer2, net.layer3, net.layer4):
+            for block in layer:
+                x = self._call(x, block)
+            maps.append(x)
+        return Features(*maps, x.mean(dim=(2, 3)))
+
+    def recompute(self) -> None:
+        self.recomputed = True
+
+    def _call(self, x: Tensor, *parts: nn.Module) -> Tensor:
+        """Apply parts of the network; keep x alone for the backward pass where activations are computed anew."""
+        run = nn.Sequential(*parts)
+        if not (self.recomputed and torch.is_grad_enabled()):
+            return run(x)
+        again = functools.partial(counted_once, run, GlobalBatch.current)
+        contexts = {"context_fn": lambda: (nullcontext(), again())}
+        return checkpoint(run, x, use_reentrant=False, preserve_rng_state=False, **contexts)
+
+
+@contextlib.contextmanager
+def counted_once(part: nn.Module, shard: Shard | None) -> Iterator[None]:
+    """Keep the running statistics of batch norms as they are within this context; `shard`: of a global batch."""
+    norms = [norm for norm in part.modules() if isinstance(norm, nn.modules.batchnorm._BatchNorm) and norm.training]
+    before = [(norm, norm.momentum, norm.num_batches_tracked.clone()) for norm in norms]
+    for norm in norms:
+        norm.momentum = 0.0
+    try:
+        with GlobalBatch(shard) if shard else nullcontext():
+            yield
+    finally:
+        for norm, momentum, count in before:
+            norm.momentum = momentum
+            norm.num_batches_tracked.copy_(count)
 
 
 class TimmBackbone(ImageBackbone):

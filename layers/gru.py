@@ -153,3 +153,11 @@ def unpack_sequences(packed: PackedSequence) -> Tensor:
     device = packed.data.device
     places = packed.sorted_indices[to_device(row, device)] * steps + to_device(step, device)
     return packed.data.new_zeros(rows * steps, width).index_copy(0, places, packed.data).view(rows, steps, width)
+
+
+class Float32GRU(nn.GRU):
+    """PyTorch's GRU in float32: autocast would hand it to cuDNN in float16, whatever the precision of the run."""
+
+    def forward(self, words: Tensor | PackedSequence) -> tuple[Tensor | PackedSequence, Tensor]:
+        with torch.autocast(self.weight_ih_l0.device.type, enabled=False):
+            return super().forward(words.float())

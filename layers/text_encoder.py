@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from layers.cpu import on_cpu
 from layers.distributed import to_device
-from layers.gru import GRU, pack, pack_sequences, unpack_sequences
+from layers.gru import GRU, Float32GRU, pack, pack_sequences, unpack_sequences
 
 if TYPE_CHECKING:
     from option.models import PlainGRU, Seq2Vec, TextOptions, Transformer
@@ -67,7 +67,9 @@ class GRUEncoder(nn.Module):
         self.pooling = options.pooling
         self.embedding = nn.Embedding(words + 1, options.embedding_dim, padding_idx=0)
         directions = 2 if options.bidirectional else 1
-        self.gru = nn.GRU(options.embedding_dim, options.hidden_dim, batch_first=True, bidirectional=directions == 2)
+        self.gru = Float32GRU(
+            options.embedding_dim, options.hidden_dim, batch_first=True, bidirectional=directions == 2
+        )
         self.drop = nn.Dropout(options.dropout)
         self.out = nn.Linear(directions * options.hidden_dim, embed_dim)
 

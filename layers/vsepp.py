@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from layers.backbone import make_backbone
-from layers.gru import pack_sequences
+from layers.gru import Float32GRU, pack_sequences
 from layers.model import Model, l2norm, register
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ class VSEPP(Model):
             self.trunk.net.fc = nn.Identity()  # not used, and not in published files either
         self.image_out = nn.Linear(self.trunk.width, embed_dim)
         self.embedding = nn.Embedding(words + 1, options.word_dim)  # row 0, padding, is a row like the others
-        self.gru = nn.GRU(options.word_dim, embed_dim, batch_first=True)
+        self.gru = Float32GRU(options.word_dim, embed_dim, batch_first=True)
         # as the authors start
         nn.init.xavier_uniform_(self.image_out.weight)
         nn.init.zeros_(self.image_out.bias)

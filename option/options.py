@@ -66,8 +66,14 @@ class Optim(Section):
     """Margin of the triplet loss."""
     resume: Literal[False] | Name = False
     """Checkpoint to fine-tune from."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """Precision of training and evaluation."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Precision of training and evaluation; fp16: older GPUs."""
+    tf32: bool = False
+    """Let NVIDIA GPUs multiply float32 in TF32."""
+    deterministic: bool = False
+    """Deterministic kernels: equal bits on a GPU, slower."""
+    checkpointing: bool = False
+    """Save memory: compute the backbone's activations twice."""
     compile: bool = False
     """Compile the model with torch.compile."""
     loss: Name = "triplet"
@@ -151,6 +157,8 @@ class Options(Section):
             raise ValueError(f"dataset.image_size must be a multiple of 32, got {dataset.image_size}")
         if dataset.captions_per_image and optim.loss == "triplet":
             raise ValueError("dataset.captions_per_image needs optim.loss infonce: triplets are made of pairs")
+        if optim.checkpointing and optim.compile:
+            raise ValueError("optim.checkpointing and optim.compile do not go together: leave out one")
         if optim.warmup >= optim.epochs:
             raise ValueError(f"optim.warmup ({optim.warmup:g} epochs) must be below optim.epochs ({optim.epochs})")
         if k_fold.current_num >= k_fold.nums:

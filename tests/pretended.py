@@ -61,7 +61,7 @@ def pretended(work: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[PretendGP
     gpu = PretendGPU()
     for name, phase in (("train_one_epoch", "training"), ("evaluate", "validation"), ("save_checkpoint", "saving")):
         monkeypatch.setattr(train, name, gpu.wrapped(getattr(train, name), phase))
-    monkeypatch.setattr(train, "bf16_gain", lambda _: 2.0)
+    monkeypatch.setattr(train, "advise", lambda *_: None)
     monkeypatch.setattr(test, "main", gpu.wrapped(test.main, "test"))
     monkeypatch.setattr(test, "draw_run", lambda *_, **__: ([], None))
     return gpu

@@ -20,7 +20,6 @@ from layers.published import to_published
 from option import load_options
 from option.options import Optim
 from util.checkpoint import read_checkpoint
-from util.device import bf16_gain
 
 pytestmark = pytest.mark.usefixtures("short_trunk")
 
@@ -267,17 +266,6 @@ def test_an_image_whose_captions_are_all_blank_is_no_query_of_the_test_split(wor
     outcome = run(f"test_single.py --path_opt tiny.yaml --resume {checkpoint}")
     assert outcome.status == 0 and f"{images} images, {len(captions) - each} captions" in outcome.out
     assert f"{each} blank captions of the test list" in outcome.err
-
-
-@pytest.mark.parametrize(("precision", "gain", "noted"), [("bf16", 0.5, 1), ("bf16", 2, 0), ("fp32", 0.5, 0)])
-def test_a_run_starts_with_advice_where_bf16_is_slower_on_this_cpu(work, run, monkeypatch, precision, gain, noted):
-    monkeypatch.setattr("train.bf16_gain", lambda _: gain)
-    outcome = run(f"train.py --path_opt tiny.yaml --set optim.precision={precision} optim.epochs=1 --device cpu")
-    assert outcome.status == 0 and ("start runs with optim.precision=fp32" in outcome.out) == noted
-
-
-def test_the_gain_of_bf16_is_a_ratio_of_seconds() -> None:
-    assert 0.001 < bf16_gain(torch.device("cpu")) < 1000
 
 
 def test_captions_of_the_same_words_are_counted_because_ties_cost_recall(work, checkpoint, run) -> None:

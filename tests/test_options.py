@@ -155,9 +155,9 @@ dataset: {datatype: rsitmd, data_path: data/, image_path: images/, vocab_path: v
           batch_size: 100, batch_size_val: 70, workers: 3, image_size: 256, cache: ram, val_list: null,
           truncated: error, augment: rotate, smallest_crop: 0.5, captions_per_image: 0}
 optim: {epochs: 20, lr: 0.0002, lr_decay_param: 0.7, lr_update_epoch: 20, grad_clip: 0, max_violation: False,
-        margin: 0.2, resume: False, precision: fp32, compile: False, loss: triplet, temperature: 0.07,
-        learn_temperature: True, schedule: step, warmup: 0, trunk_lr: null, text_lr: null, betas: [0.9, 0.999],
-        weight_decay: 0, ema: 0, freeze: []}
+        margin: 0.2, resume: False, precision: fp32, tf32: False, deterministic: False, checkpointing: False,
+        compile: False, loss: triplet, temperature: 0.07, learn_temperature: True, schedule: step, warmup: 0,
+        trunk_lr: null, text_lr: null, betas: [0.9, 0.999], weight_decay: 0, ema: 0, freeze: []}
 logs: {eval_step: 1, print_freq: 10, save_steps: 0, save_minutes: 10, ckpt_save_path: checkpoint/, logger_name: logs/,
        matrices: postprocessing/file/}
 k_fold: {experiment_name: short, nums: 1, current_num: 0, mode: shuffle, val_fraction: 0.2, seed: 0}
@@ -273,7 +273,7 @@ def test_to_dict_gives_plain_values_that_load_again(published, tmp_path) -> None
         ("optim=3", "block of options"),
         ("optim.lr", "KEY=VALUE"),
         ("optim.lr.x=3", "optim.lr.x=3"),
-        ("optim.precision=fp16", "optim.precision"),
+        ("optim.precision=fp8", "optim.precision"),
         ("optim.resume=True", "optim.resume"),
         ("dataset.image_size=100", "dataset.image_size"),
         ("dataset.smallest_crop=0", "dataset.smallest_crop"),

@@ -29,6 +29,7 @@ MOVE_NO_NUMBER = {
     "dataset.val_list",
     "dataset.truncated",
     "dataset.batch_size_val",
+    "optim.checkpointing",
     "logs.save_steps",
     "logs.save_minutes",
     "logs.ckpt_save_path",

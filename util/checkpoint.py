@@ -124,6 +124,7 @@ FREE = {
     "dataset.val_list",
     "dataset.truncated",
     "dataset.batch_size_val",
+    "optim.checkpointing",
     "logs.save_steps",
     "logs.save_minutes",
     "logs.ckpt_save_path",

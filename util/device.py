@@ -6,7 +6,6 @@ import logging
 import os
 import re
 import subprocess
-import time
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,7 +15,6 @@ from utils import OTHER_WHEEL, InputError, card_too_old, count
 if TYPE_CHECKING:
     import torch
 
-    from option import Options
 
 logger = logging.getLogger("galr")
 
@@ -189,34 +187,3 @@ def device_name(device: torch.device) -> str:
     if device.type == "mps":
         return "GPU of Apple (mps)"
     return f"{torch.cuda.get_device_name(device)}, CUDA {torch.version.cuda}"
-
-
-def bf16_gain(device: torch.device) -> float:
-    """Measure how many times as fast as float32 the device multiplies bf16 matrices; below 1 float32 is faster.
-
-    Flags do not tell: on a CPU AMX gives several times, AVX-512 bf16 twice or half; old GPUs emulate it.
-    """
-    import torch
-
-    wait = {"cuda": torch.cuda.synchronize, "mps": torch.mps.synchronize}.get(device.type, lambda: None)
-    size = 512 if device.type == "cpu" else 4096
-
-    def seconds(dtype: torch.dtype) -> float:
-        a = torch.zeros(size, size, dtype=dtype, device=device)
-        runs = []
-        for _ in range(6):
-            wait()
-            start = time.perf_counter()
-            torch.mm(a, a)
-            wait()
-            runs.append(time.perf_counter() - start)
-        return min(runs)
-
-    return seconds(torch.float32) / seconds(torch.bfloat16)
-
-
-def autocast(options: Options, device: torch.device) -> torch.autocast:
-    """Return autocast to bf16 where the options ask for it; otherwise products stay float32."""
-    import torch
-
-    return torch.autocast(device.type, torch.bfloat16, enabled=options.optim.precision == "bf16")

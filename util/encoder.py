@@ -13,8 +13,8 @@ from torch import Tensor
 import vocab
 from layers.model import Model, cosine, l2norm
 from option import Options
-from util.device import autocast
 from util.images import open_image
+from util.precision import autocast
 from util.regions.rules import LocalRules, sample
 from util.transforms import normalise
 from utils import InputError, some

@@ -60,12 +60,13 @@ class Progress:
 
 @dataclass
 class TrainState:
-    """Everything that training changes; average: the EMA of the weights, if there is one."""
+    """Everything that training changes; average: the EMA of the weights, if there is one; scaler: of the loss."""
 
     model: nn.Module
     criterion: nn.Module
     optimizer: torch.optim.Optimizer
     average: nn.Module | None = None
+    scaler: torch.amp.GradScaler = field(default_factory=lambda: torch.amp.GradScaler(enabled=False))
     progress: Progress = field(default_factory=Progress)
 
     @property
@@ -101,6 +102,7 @@ class TrainState:
             "optimizer": self.optimizer.state_dict(),
             "loss": self.criterion.state_dict(),
             "average": self.average.state_dict() if self.average else {},
+            "scaler": self.scaler.state_dict(),
             "progress": vars(self.progress) | {"window": self.progress.losses()},
             "rows": rows,
             "inputs": inputs,
@@ -113,6 +115,8 @@ class TrainState:
             self.criterion.load_state_dict(state.get("loss", {}))  # the first runs kept neither this nor an average
             if self.average:
                 self.average.load_state_dict(state.get("average", {}))
+            if scale := state.get("scaler"):
+                self.scaler.load_state_dict(scale)
         except (ValueError, KeyError, TypeError, RuntimeError) as error:
             raise InputError(f"the optimizer in {folder / LAST} does not fit this model ({error})") from None
         self.progress = Progress(**state["progress"])
