@@ -33,6 +33,10 @@ logger = logging.getLogger("galr")
 
 ROOT = Path(__file__).resolve().parent
 OTHER_WHEEL = "install an older one (https://pytorch.org/get-started/previous-versions), or use --device cpu"
+LESS_MEMORY = (
+    "in this order: dataset.cache=disk and optim.checkpointing=true (free to change on --resume), optim.precision=bf16 "
+    "or fp16, and last a lower dataset.batch_size, which changes the training"
+)
 
 # ---------------------------------------------------------------- errors
 
@@ -84,6 +88,12 @@ def card_too_old(error: Exception) -> bool:
     return "no kernel image is available" in str(error)
 
 
+def memory_report(error: Exception) -> str:
+    """Return PyTorch's numbers of an error of memory, without its own advice."""
+    said = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return "out of memory: " + said.partition(" If reserved")[0].removeprefix("CUDA out of memory. ").rstrip(".")
+
+
 @contextlib.contextmanager
 def memory_advice(advice: str) -> Iterator[None]:
     """Raise RunError with this advice where memory is short."""
@@ -92,7 +102,7 @@ def memory_advice(advice: str) -> Iterator[None]:
     except Exception as error:
         if not out_of_memory(error):
             raise
-        raise RunError(f"out of memory: {str(error).partition('. ')[0]}; {advice}") from None
+        raise RunError(f"{memory_report(error)}; {advice}") from None
 
 
 # ---------------------------------------------------------------- command line and exit status
@@ -195,7 +205,7 @@ def describe(error: BaseException) -> tuple[str, int]:
     if worker_died(error):
         return f"a loader worker died ({text}); {again}", 3
     if isinstance(error, MemoryError) or out_of_memory(error):
-        return f"out of memory: {text.partition('. ')[0]}; lower dataset.batch_size", 3
+        return f"{memory_report(error)}; {LESS_MEMORY}", 3
     if card_too_old(error):
         return f"this PyTorch has no code for this GPU; {OTHER_WHEEL}", 2
     text = " ".join(text.split())[:300]

@@ -62,6 +62,7 @@ def pretended(work: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[PretendGP
     for name, phase in (("train_one_epoch", "training"), ("evaluate", "validation"), ("save_checkpoint", "saving")):
         monkeypatch.setattr(train, name, gpu.wrapped(getattr(train, name), phase))
     monkeypatch.setattr(train, "advise", lambda *_: None)
+    monkeypatch.setattr("util.pixels.free_memory", lambda _: float("inf"))
     monkeypatch.setattr(test, "main", gpu.wrapped(test.main, "test"))
     monkeypatch.setattr(test, "draw_run", lambda *_, **__: ([], None))
     return gpu

@@ -139,6 +139,7 @@ def test_images_that_do_not_fit_the_gpu_are_told_to_stay_in_a_file(work, monkeyp
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
     monkeypatch.setattr(torch.Tensor, "to", no_room)
+    monkeypatch.setattr("util.pixels.free_memory", lambda _: float("inf"))
     with pytest.raises(utils.RunError, match=r"20 images .*set dataset\.cache=disk"):
         paths = sorted(map(str, Path("data/images").iterdir()))
         open_pixels(paths, 64, load_options("tiny.yaml").dataset, torch.device("cuda"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import re
@@ -187,3 +188,35 @@ def device_name(device: torch.device) -> str:
     if device.type == "mps":
         return "GPU of Apple (mps)"
     return f"{torch.cuda.get_device_name(device)}, CUDA {torch.version.cuda}"
+
+
+# ---------------------------------------------------------------- memory
+
+CGROUPS, MEMINFO = Path("/sys/fs/cgroup"), Path("/proc/meminfo")
+
+
+def free_memory(device: torch.device) -> float:
+    """Return the bytes that one process of this run may still take: of main memory, and of its GPU. inf: not known.
+
+    A container, or a job of SLURM, may have less than the machine (control groups, version 2).
+    """
+    import torch
+
+    shared = free_main_memory() / int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    return min(shared, torch.cuda.mem_get_info(device)[0]) if device.type == "cuda" else shared
+
+
+def free_main_memory() -> float:
+    """Return the bytes of main memory that are free, or cache of files that the kernel gives back. inf: not known."""
+    free = [float("inf")]
+    with contextlib.suppress(OSError, ValueError, KeyError):
+        available = dict(line.split(":") for line in MEMINFO.read_text().splitlines())["MemAvailable"]
+        free.append(int(available.split()[0]) * 1024)
+    with contextlib.suppress(OSError):
+        own = CGROUPS / Path("/proc/self/cgroup").read_text().rpartition("::/")[2].strip()
+        for group in (own, *own.parents):
+            with contextlib.suppress(OSError, ValueError, KeyError):  # no limit, or not of version 2
+                limit, used = (int((group / f"memory.{name}").read_text()) for name in ("max", "current"))
+                cached = dict(map(str.split, (group / "memory.stat").read_text().splitlines()))["file"]
+                free.append(max(limit - used + int(cached), 0))
+    return min(free)

@@ -17,6 +17,7 @@ from torch import Tensor
 from layers.distributed import to_device
 from option import load_options
 from option.options import Dataset
+from util.device import free_memory
 from util.images import (
     BadImages,
     CutShort,
@@ -49,8 +50,14 @@ def all_paths(options: Dataset) -> list[str]:
 def open_pixels(paths: list[str], size: int, options: Dataset, device: torch.device) -> Pixels:
     """Check and decode the images of a split, and keep them as `dataset.cache` says.
 
+    `ram` becomes `disk` where the images take more than half of the memory that is free, for a step needs room too.
     Raises BadImages that names the bad images of both lists, so that they can be mended at once.
     """
+    needed, free = 3 * size**2 * len(paths), free_memory(device)
+    if options.cache == "ram" and needed > free / 2:
+        sizes = f"{len(paths)} images take {needed / 2**20:.0f} MiB of {free / 2**20:.0f} MiB that are free"
+        logger.info(f"note: {sizes}, and a step needs room: they stay in a file, as with dataset.cache=disk")
+        options = options.model_copy(update={"cache": "disk"})
     try:
         if options.cache == "disk":
             cache = open_cache(options)
@@ -208,7 +215,10 @@ def open_cache(options: Dataset) -> DiskCache:
     path = folder / f"images_{options.image_size}_{training}.npy"
     cache = DiskCache(path, all_paths(options), tuple(dict.fromkeys((training, options.image_size))))
     if (cut := cache.cut()) is None:
-        check_writable(folder, "no room for the image cache (dataset.cache=ram or none needs none): folder")
+        check_writable(
+            folder,
+            "no room for the image cache (dataset.cache=none needs none, nor ram where memory is free): folder",
+        )
         with one_at_a_time(path):  # runs that start together
             if cache.cut() is None:
                 cache.build(options.workers, options.truncated)
