@@ -110,8 +110,8 @@ def encode_scene(
 def write_map(out: Path, path: Path, grey: np.ndarray, rules: RasterRules, threshold: float) -> None:
     """Write a map (height, width) uint8 of the scene at `path` in the form that the ending of `out` names."""
     with open_scene(path, rules) as scene:
-        if scene.note:
-            warn_once(scene.note)
+        for note in scene.notes():
+            warn_once(note)
         if out.suffix == ".png":
             with atomic(out) as temporary:
                 overlay(scene.overview(PICTURE), grey).save(temporary, format="PNG")

@@ -96,8 +96,8 @@ def records_of(
         whole = [(0, scene.height, 0, scene.width)]
         windows = selo_windows(scene.height, scene.width, scales).tolist() if is_scene else whole
         places = [scene.place(window) for window in windows]
-        if scene.note:
-            warn_once(scene.note)
+        for note in scene.notes():
+            warn_once(note)
         if scene.crs is not None and scene.transform is not None and None in places:
             warn_once(f"PROJ cannot follow the reference system {str(scene.crs)[:60]}: no place is kept; see PROJ_DATA")
     return [

@@ -25,7 +25,7 @@ from rasterio.transform import from_gcps
 from rasterio.warp import transform_bounds
 from rasterio.windows import Window as Pane
 
-from util.images import Truncated, image_size, open_image
+from util.images import Truncated, from_bands, image_size, open_image
 from utils import InputError
 
 SUFFIXES = (".tif", ".tiff", ".jp2", ".img")
@@ -50,8 +50,7 @@ os.environ["GDAL_SKIP"] = (
     "S104,S111,GPKG,SQLite,Rasterlite,MBTiles,PDF,HFA,PDS,PDS4,ISIS3,VICAR,NITF,RPFTOC,ECRGTOC,SENTINEL2,SAFE,DIMAP,"
     "TIL,TSX,RS2,ESRIC,KMLSUPEROVERLAY,ENVI,EHdr,ERS,PCIDSK,MFF,MFF2,DOQ2,GenBin,ROI_PAC,ISCE,RRASTER,PCRaster,MAP,OZI"
 )
-GEO_KEYS = 34735  # the tag of a GeoTIFF's reference system
-WORLD_FILES = (".tfw", ".tifw", ".j2w", ".wld")
+FILLS = (0, -9999, -32768)  # with the least and the largest of the type: no datum, where a whole pixel has it
 LARGEST_SIDE = 1_000_000  # pixels
 LARGEST_BLOCK = 256 * 2**20  # bytes that a file may make us unpack at once
 PACKING = 200_000  # a file that promises more bytes than this for each of its own is not read; sparse ones do
@@ -78,16 +77,15 @@ class Scene:
     """Read an open picture of `height` x `width` pixels. Use it through `open_scene`, which closes it.
 
     crs, transform: as rasterio gives them, None where the file does not say. georeference: for rasterio.open, to write
-    a file in the same place. note: what the user had better know of scenes of this kind.
+    a file in the same place. turned: a TIFF that is read as a picture, for its orientation mark.
     """
 
-    crs, transform = None, None
+    crs, transform, rpcs = None, None, None
 
-    def __init__(self, path: Path, rules: RasterRules) -> None:
-        self.path, self.rules = path, rules
+    def __init__(self, path: Path, rules: RasterRules, turned: bool = False) -> None:
+        self.path, self.rules, self.turned = path, rules, turned
         self.width, self.height = image_size(path)
         self.georeference: dict[str, Any] = {}
-        self.note = ""
 
     def read(self, window: Window) -> Image.Image:
         """Read a window as RGB. Raises InputError for damaged pixels."""
@@ -114,14 +112,42 @@ class Scene:
             west, south, east, north = transform_bounds(self.crs, "EPSG:4326", min(xs), min(ys), max(xs), max(ys))
         except Exception:  # a reference system that PROJ cannot follow there
             return None
-        if not np.isfinite([west, south, east, north]).all():
+        south, north = max(south, -90.0), min(north, 90.0)
+        if not np.isfinite([west, south, east, north]).all() or south > north:
             return None
         east += 360 * (west > east)
+        if east - west >= 360:
+            return -180.0, south, 180.0, north
         turn = 360 * math.floor((west + 180) / 360)
         return west - turn, south, east - turn, north
 
+    def notes(self) -> list[str]:
+        """Return what the user had better know of scenes of this kind: why they have no place, though it seems so."""
+        if self.crs is not None and self.transform is not None:
+            return []
+        if self.turned:
+            return ["TIFF files with an orientation mark: they are turned by it, and their place is not read"]
+        name, suffix = self.path.stem.lower(), self.path.suffix.lower()
+        ends = (f"{suffix[:2]}{suffix[-1:]}w", f"{suffix}w", ".wld", f"{suffix}.aux.xml", ".rpb", "_rpc.txt")
+        if not _names(self.path.parent, self.path.parent.stat().st_mtime_ns).isdisjoint(name + end for end in ends):
+            return [
+                "scenes with a file beside them that holds their place (.tfw, .aux.xml, _rpc.txt): it is not read, and "
+                "they have no place; gdal_translate OLD NEW.tif takes it in"
+            ]
+        if self.rpcs:
+            return ["scenes with rational polynomials (RPC) alone: they have no place; gdalwarp -rpc OLD NEW.tif helps"]
+        if self.crs is not None or self.transform is not None:
+            return ["scenes with a transform but no reference system, or the reverse: they have no place in degrees"]
+        return []
+
     def _picture(self) -> Image.Image:
         return _decoded(str(self.path), self.path.stat().st_mtime_ns, self.rules.truncated)
+
+
+@functools.lru_cache(maxsize=1)
+def _names(folder: Path, _: int) -> set[str]:
+    """Return the names in a folder, in small letters, and keep them while its time stamp stays."""
+    return {path.name.lower() for path in folder.iterdir()}
 
 
 @functools.lru_cache(maxsize=1)
@@ -136,7 +162,7 @@ class Raster(Scene):
     def __init__(self, path: Path, file: rasterio.DatasetReader, rules: RasterRules) -> None:
         if file.tags(ns="OVERVIEWS"):  # before anything is read
             raise InputError(f"scene {path} names another file as its overviews (domain OVERVIEWS); take that name out")
-        self.path, self.rules, self._file = path, rules, file
+        self.path, self.rules, self.turned, self._file = path, rules, False, file
         self.height, self.width = file.height, file.width
         _check_promises(path, file)
         self.crs, self.transform = file.crs, None if file.transform.is_identity else file.transform
@@ -144,15 +170,12 @@ class Raster(Scene):
         points, crs = file.gcps
         if points and self.transform is None:
             self.georeference = {"crs": crs, "gcps": points}
-            self.crs, self.transform = crs, from_gcps(points)
+            self.crs, self.transform = crs, _fitted(points)
+        self.rpcs = file.rpcs
         self.bands = _chosen_bands(path, file, rules)
-        self.note = _note(path, file, rules, placed=self.transform is not None)
-        self._palette = _palette(file) if len(set(self.bands)) == 1 else None
-        tags = file.tags(1, ns="IMAGE_STRUCTURE")
-        self._white_is_zero = file.tags(ns="IMAGE_STRUCTURE").get("MINISWHITE") == "YES" and self._palette is None
-        self._bits = min(max(int(tags.get("NBITS", 8)), 1), 8)
-        self._plain = set(file.dtypes) == {"uint8"}
-        self._range = None if self._plain else self._percentiles(rules.stretch)
+        self._form = _stored_form(file, self.bands)
+        self._raw = self._form["palette"] is not None or set(file.dtypes) == {"uint8"}
+        self._range = None if self._raw else self._percentiles(rules.stretch)
 
     def read(self, window: Window) -> Image.Image:
         """Read a window as RGB. Raises InputError for damaged pixels."""
@@ -163,25 +186,28 @@ class Raster(Scene):
         """Read the whole scene, reduced so that its longer side has at most `side` pixels."""
         scale = min(1.0, side / max(self.height, self.width))
         shape = [max(1, round(length * scale)) for length in (self.height, self.width)]
-        how = Resampling.average if self._palette is None else Resampling.nearest
+        how = Resampling.average if self._form["palette"] is None else Resampling.nearest
         return self._rgb(out_shape=(3, *shape), resampling=how)
+
+    def notes(self) -> list[str]:
+        """Return what the user had better know of scenes of this kind."""
+        notes, count = super().notes(), self._file.count
+        if count > 4 and not self.rules.bands and ColorInterp.red not in self._file.colorinterp:
+            notes.append(f"scenes of {count} bands without names: the first three are shown; --bands chooses")
+        return notes
 
     def _rgb(self, **how: Any) -> Image.Image:
         pixels = self._values(**how)
-        if self._palette is not None:
-            return Image.fromarray(self._palette[pixels[0]])
         if self._range is not None:
             low, high = self._range
             pixels = np.nan_to_num((pixels - low) / (high - low) * 255, nan=0, posinf=255, neginf=0).clip(0, 255)
-        elif self._bits < 8:
-            pixels = pixels * (255 // (2**self._bits - 1))
-        pixels = pixels.astype(np.uint8)
-        return Image.fromarray(np.moveaxis(255 - pixels if self._white_is_zero else pixels, 0, -1))
+            pixels = pixels.astype(np.uint8)
+        return from_bands(pixels, **self._form)
 
     def _values(self, **how: Any) -> np.ndarray:
-        """Read the three bands (3, h, w): uint8 as they are, others as float32 with NaN where there is no datum."""
+        """Read the three bands (3, h, w): raw, or as float32 with NaN where the file says that there is no datum."""
         try:
-            if self._plain:
+            if self._raw:
                 return self._file.read(self.bands, **how)
             masked = self._file.read(self.bands, masked=True, **how)
         except Exception as error:  # GDAL raises errors of many kinds on damaged files
@@ -193,6 +219,12 @@ class Raster(Scene):
         shape = [min(SAMPLE, length) for length in (self.height, self.width)]
         values = self._values(out_shape=(3, *shape), resampling=Resampling.nearest).reshape(3, -1)
         values = np.where(np.isfinite(values), values, np.nan)
+        kind = np.dtype(self._file.dtypes[0])
+        limits = np.finfo(kind) if kind.kind == "f" else np.iinfo(kind)
+        fills = np.array([*FILLS, limits.min, limits.max], np.float32)
+        filled = (values == values[0]).all(axis=0) & np.isin(values[0], fills)
+        if not filled.all():
+            values[:, filled] = np.nan
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of a band without any datum
             low, high = np.nan_to_num(np.nanpercentile(values, [stretch, 100 - stretch], axis=1))
@@ -213,7 +245,7 @@ def open_scene(path: str | os.PathLike, rules: RasterRules = RasterRules()) -> I
             f"scene {path}: an Erdas Imagine file may refer to others; make a GeoTIFF of it: gdal_translate OLD NEW.tif"
         )
     if driver is None or _turned(path):
-        yield Scene(path, rules)
+        yield Scene(path, rules, driver is not None)
         return
     with rasterio.Env(**GDAL), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of files without georeference
@@ -229,10 +261,10 @@ def open_scene(path: str | os.PathLike, rules: RasterRules = RasterRules()) -> I
 
 
 def _turned(path: Path) -> bool:
-    """Return whether a file is a TIFF with an orientation mark, which GDAL does not follow, and without a place."""
+    """Return whether a file is a TIFF with an orientation mark, which GDAL does not follow."""
     try:
         with Image.open(path, formats=["TIFF"]) as image:
-            return image.tag_v2.get(ExifTags.Base.Orientation, 1) != 1 and GEO_KEYS not in image.tag_v2
+            return image.tag_v2.get(ExifTags.Base.Orientation, 1) != 1
     except Exception:  # Pillow knows fewer kinds of TIFF
         return False
 
@@ -264,26 +296,31 @@ def _chosen_bands(path: Path, file: rasterio.DatasetReader, rules: RasterRules) 
     colours = ColorInterp.red, ColorInterp.green, ColorInterp.blue
     if all(colour in named for colour in colours):
         return [named[colour] for colour in colours]
-    return [1, 2, 3] if file.count >= 3 else [1, 1, 1]
+    shown = [band for band, colour in enumerate(file.colorinterp, start=1) if colour != ColorInterp.alpha] or [1]
+    return shown[:3] if len(shown) >= 3 else shown[:1] * 3
 
 
-def _note(path: Path, file: rasterio.DatasetReader, rules: RasterRules, placed: bool) -> str:
-    """Return a note on scenes of this kind: on bands that nobody named, on a place that another file holds."""
-    if file.count > 4 and not rules.bands and ColorInterp.red not in file.colorinterp:
-        return f"scenes of {file.count} bands without names: the first three are shown; --bands chooses"
-    if not placed and any(path.with_suffix(suffix).exists() for suffix in WORLD_FILES):
-        return "scenes with a world file beside them: it is not read, and they have no place; gdal_translate helps"
-    return ""
+def _stored_form(file: rasterio.DatasetReader, bands: list[int]) -> dict[str, Any]:
+    """Return what the file says of its values, as `from_bands` takes it."""
+    palette, kind = None, np.dtype(file.dtypes[0])
+    if file.colorinterp[0] == ColorInterp.palette and bands == [1, 1, 1] and kind in (np.uint8, np.uint16):
+        palette = np.zeros((np.iinfo(kind).max + 1, 3), np.uint8)
+        for value, colour in file.colormap(1).items():
+            palette[value] = colour[:3]
+    bits = min(max(int(file.tags(1, ns="IMAGE_STRUCTURE").get("NBITS", 8)), 1), 8)
+    return {
+        "palette": palette,
+        "bits": bits,
+        "white_is_zero": file.tags(ns="IMAGE_STRUCTURE").get("MINISWHITE") == "YES",
+    }
 
 
-def _palette(file: rasterio.DatasetReader) -> np.ndarray | None:
-    """Return the colour table of a file's first band, (256, 3) uint8; None where it has none."""
-    if file.colorinterp[0] != ColorInterp.palette or file.dtypes[0] != "uint8":
-        return None
-    table = np.zeros((256, 3), np.uint8)
-    for value, colour in file.colormap(1).items():
-        table[value] = colour[:3]
-    return table
+def _fitted(points: Sequence[Any]) -> rasterio.Affine | None:
+    """Return the transform that control points give; None where it misses one by a tenth of their extent or more."""
+    transform = from_gcps(points)  # for too few points, or points on a line, rasterio returns what memory held
+    wanted = np.array([(point.x, point.y) for point in points])
+    found = np.array([transform @ (point.col, point.row) for point in points])
+    return transform if np.abs(found - wanted).max() < 0.1 * np.ptp(wanted, axis=0).max() else None
 
 
 def _short(error: Exception) -> str:

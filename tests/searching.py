@@ -27,3 +27,17 @@ def write_scene(path: Path, bands: int = 4, dtype: str = "uint16", side: int = 4
     how = {"driver": "GTiff", "count": bands, "height": side, "width": side, "dtype": dtype}
     with rasterio.open(path, "w", **how, crs="EPSG:32633", transform=from_origin(west, 5e6, 10, 10)) as file:
         file.write(pixels)
+
+
+def write(path: Path, pixels: np.ndarray, **more: object) -> Path:
+    """Write a GeoTIFF of pixels (bands, height, width)."""
+    count, height, width = pixels.shape
+    how = {"driver": "GTiff", "count": count, "height": height, "width": width, "dtype": pixels.dtype.name}
+    with rasterio.open(path, "w", **how | more) as file:
+        file.write(pixels)
+    return path
+
+
+def levels(bands: int) -> np.ndarray:
+    """Return bands of one value each: 10, 20, 30 and so on."""
+    return np.repeat(np.arange(1, bands + 1, dtype=np.uint8) * 10, 64).reshape(bands, 8, 8)

@@ -152,3 +152,46 @@ def test_vectors_made_in_another_way_do_not_belong_to_an_index(field: str, value
     [fault] = mark.differs(replace(mark, **{field: value}))
     assert fault == says
     assert not mark.differs(replace(mark, checkpoint="elsewhere/model.pth.tar", complete=True))
+
+
+def test_a_large_folder_is_scanned_by_faiss_and_ranked_exactly_as_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vectors = np.random.default_rng(0).normal(size=(200, DIM)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    records = [picture(f"f{i % 3}/{i}.png") for i in range(200)]
+    for large, kind in ((201, "FLAT"), (200, "IVF_FLAT")):
+        monkeypatch.setattr("search.store.LARGE", large)
+        with open_index(str(tmp_path / "i.db"), create=True) as opened:
+            opened.write_mark(MARK)
+            opened.put(records, vectors)
+            opened.complete(MARK)
+            assert opened._client.describe_index("galr", "vector")["index_type"] == kind
+    with open_index(str(tmp_path / "i.db")) as opened:
+        opened.put([picture("f1/late.png")], QUERY[None])
+        opened.drop([records[0].key])
+        opened.complete(MARK)
+    with open_index(str(tmp_path / "i.db")) as opened:
+        for folder in ("", "f1", "f0"):
+            expected = {one.path: float(vector @ QUERY) for one, vector in zip(records[1:], vectors[1:], strict=True)}
+            expected["f1/late.png"] = 1.0
+            expected = {path: score for path, score in expected.items() if path.startswith(folder)}
+            hits = opened.search(QUERY, 50, folder)
+            assert [hit.record.path for hit in hits] == sorted(expected, key=lambda path: -expected[path])[:50]
+            assert [hit.score for hit in hits] == pytest.approx(sorted(expected.values(), reverse=True)[:50], abs=1e-5)
+
+
+def test_an_index_that_was_killed_while_its_kind_changed_is_mended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("search.store.LARGE", 40)
+    with open_index(str(tmp_path / "i.db"), create=True) as opened:
+        opened.write_mark(MARK)
+        opened.put([picture(f"{i}.png") for i in range(40)], unit(*range(40)))
+        opened._client.flush("galr")
+        opened._client.release_collection("galr")
+        opened._client.drop_index("galr", "vector")
+    with open_index(str(tmp_path / "i.db")) as opened:
+        opened.complete(MARK)
+        assert opened.search(QUERY, 1)[0].record.path == "0.png"
+        assert opened._client.describe_index("galr", "vector")["index_type"] == "IVF_FLAT"

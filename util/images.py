@@ -29,6 +29,7 @@ Truncated = Literal["error", "allow"]  # truncated files: raise an error, or dec
 ADVICE = "dataset.truncated=allow, or --truncated allow, takes what is there"
 LARGEST = 150_000_000  # pixels; a decompression bomb promises more
 FORMATS = "AVIF BMP DIB GIF ICO JPEG JPEG2000 PCX PNG PPM SGI TGA TIFF WEBP".split()
+SIGNED = 2  # a value of TIFF's tag SampleFormat: integers below 0 too
 MODES = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr"}
 STEP = 256  # images in flight
 warnings.filterwarnings("ignore", module=r"PIL\.")  # whatever matters is an error here
@@ -148,12 +149,31 @@ def _read(path: str | os.PathLike, truncated: Truncated) -> tuple[Image.Image, b
         raise CutShort(f"{error}; it is cut short ({ADVICE})") from None
 
 
+def from_bands(
+    bands: np.ndarray, palette: np.ndarray | None = None, bits: int = 8, white_is_zero: bool = False
+) -> Image.Image:
+    """Return the RGB image that `open_image` gives of a file with these raw bands (3, H, W) uint8.
+
+    palette: the colours (n, 3) uint8 that the values of the first band number. bits: of a value, 1 to 8.
+    white_is_zero: the largest value is black.
+
+    >>> from_bands(np.array([[[0, 3]]] * 3, np.uint8), bits=2).getpixel((1, 0))
+    (255, 255, 255)
+    """
+    if palette is not None:
+        return Image.fromarray(palette[bands[0]])
+    scaled = bands * np.uint8(255 // (2**bits - 1))
+    return Image.fromarray(np.moveaxis(255 - scaled if white_is_zero else scaled, 0, -1))
+
+
 def _rgb(path: str | os.PathLike) -> Image.Image:
     with _opened(path) as image:
         if image.mode not in MODES:
             raise InputError(f"image {path} has pixels of mode {image.mode}; convert it to 8 bits a channel")
         if _deep(image):
             raise InputError(f"image {path} has 16 bits a channel; convert it to 8 bits a channel")
+        if SIGNED in getattr(image, "tag_v2", {}).get(ExifTags.Base.SampleFormat, ()):
+            raise InputError(f"image {path} has values below 0; convert it to 8 bits a channel, from 0 on")
         rgb = image.convert("RGB")
         if _orientation(image) != 1:
             ImageOps.exif_transpose(rgb, in_place=True)
@@ -168,6 +188,10 @@ def _orientation(image: Image.Image) -> int:
 
 def _deep(image: Image.Image) -> bool:
     """Return whether a channel has more than 8 bits, which Pillow silently cuts down in colour images."""
+    if image.format == "JPEG2000":
+        image.fp.seek(0)
+        _, found, sizes = image.fp.read(4096).partition(b"\xff\x4f\xff\x51")
+        return bool(found) and len(sizes) > 38 and sizes[38] % 128 >= 8  # bits of the first component, less 1
     for codec, _, _, arguments in image.tile:
         words = arguments if isinstance(arguments, tuple) else (arguments,)
         if codec.startswith("ppm") and any(isinstance(word, int) and word > 255 for word in words):
