@@ -15,10 +15,10 @@ pytest.importorskip("rasterio", reason="pip install -r requirements-search.txt")
 import rasterio
 from PIL import Image
 
-from search.encoder import read_rules
 from search.pictures import Pictures, records_of
 from search.rasters import RasterRules, open_scene
 from util.images import decode, open_image
+from util.regions.rules import read_rules
 from utils import InputError
 
 WIDTH, HEIGHT, SIDE = 64, 48, 16
