@@ -46,12 +46,13 @@ from util.checkpoint import (
     refuse_existing,
     save_checkpoint,
     warn_of_seen_images,
+    with_defaults,
 )
 from util.device import pick_device
 from util.precision import advise, make_deterministic, make_scaler
 from util.run_log import NoLog, RunLog, StopSignals, only_writer, recorded
 from util.starting_weights import load_starting_weights
-from util.train_state import DIVERGED, TrainState, snapshot
+from util.train_state import DIVERGED, Progress, TrainState, snapshot
 from utils import (
     InputError,
     Interrupted,
@@ -130,6 +131,7 @@ def train_fold(
     if checkpoint:
         check_inputs(checkpoint, inputs, fold.folder, force)
         state.load(checkpoint, fold.folder, device)
+        keep_place(state.progress, checkpoint, train, options, inputs)
         rows = checkpoint["rows"]
     progress = state.progress
     check_alike("the checkpoint, captions or local features", (inputs, progress.steps, progress.batch))
@@ -195,6 +197,30 @@ def start_model(fold: Fold, checkpoint: dict | None, options: Options, words: Se
     except ValueError as error:
         raise InputError(f"optim.freeze: {error}") from None
     return model
+
+
+def keep_place(progress: Progress, checkpoint: dict, data: Data, options: Options, inputs: str) -> None:
+    """Keep the place in an epoch whose batches have changed (--force): no pair comes twice, none is left out.
+
+    Where no new batch begins there, or the pairs come in another order, the epoch begins anew, and the log says so.
+    """
+    before = Options.model_validate(with_defaults(checkpoint["options"]))
+    new, old = options.dataset, before.dataset
+    same_order = (before.seed, old.captions_per_image) == (options.seed, new.captions_per_image)
+    same_order = same_order and checkpoint.get("inputs", inputs) == inputs
+    if not progress.batch or (same_order and old.batch_size == new.batch_size):
+        return
+    batches, batches_before = (epoch_size(data, one)[0] for one in (new, old))
+    begun, rest = divmod(progress.batch * old.batch_size, new.batch_size)
+    progress.window.clear()
+    if same_order and progress.batch == batches_before:
+        progress.batch = batches
+    elif same_order and not rest:
+        progress.batch = begun
+        logger.info(f"epoch {progress.epoch} goes on at batch {begun + 1} of {batches} of the new size")
+    else:
+        progress.batch = 0
+        logger.warning(f"epoch {progress.epoch} begins anew: its batches are others than those it was stopped in")
 
 
 def fingerprint(*splits: Data) -> str:

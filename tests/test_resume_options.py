@@ -121,3 +121,34 @@ def test_average_and_temperature_go_on_from_where_they_were(stopped, run) -> Non
         assert run(f"{TRAIN} --resume --set {RECIPE}").status == 0
     assert steps[0] == pytest.approx(1 / stopped["loss"]["log_scale"].exp().item()) and abs(steps[0] - 0.07) > 1e-4
     assert len(steps) == 2 and last()["average"]["n_averaged"] == stopped["average"]["n_averaged"] + 2 == 6
+
+
+@pytest.mark.parametrize(
+    ("stopped_at", "change", "first"),
+    [
+        (2, "dataset.batch_size=50", 1),  # 50 of the 75 pairs are done
+        (2, "dataset.batch_size=10", 5),
+        (2, "dataset.batch_size=30", 0),
+        (3, "dataset.batch_size=30", 3),  # the epoch is over
+        (2, "seed=1", 0),
+        (2, "dataset.captions_per_image=1", 0),
+        (2, "optim.lr=0.001", 2),
+    ],
+)
+def test_other_batches_neither_repeat_nor_leave_out_a_pair_of_the_epoch(
+    stopped_at, change, first, folder, run, monkeypatch
+) -> None:
+    """The place is kept in pairs; where no new batch begins there, the epoch begins anew and the run says so."""
+    with at_step(stopped_at, stop(signal.SIGTERM)):
+        assert run(f"{TRAIN} --set {RECIPE}").status == 143
+    began, real = [], engine.train_batches
+
+    def watched(data, options, fold, epoch, first):
+        began.append((epoch, first))
+        return real(data, options, fold, epoch, first)
+
+    monkeypatch.setattr(engine, "train_batches", watched)
+    resumed = run(f"{TRAIN} --resume --force --set {RECIPE} {change}")
+    assert resumed.status == 0 and began == [(0, first), (1, 0)]
+    assert ("epoch 0 begins anew" in resumed.err) == (first == 0)
+    assert last()["epoch"] == 2
