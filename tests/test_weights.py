@@ -63,7 +63,7 @@ FORMS = {
         "epoch": 3,
         "model": wrapped("global_branch.", "trunk.net.")(state) | {"global_branch.solo.weight": torch.zeros(8, 512)},
     },
-    "under model_state_dict": lambda state: {"model_state_dict": state, "optimizer_state_dict": {"state": {}}},
+    "under model_state_dict": lambda state: {"model_state_dict": state, "average": {"conv1.weight": torch.zeros(1)}},
     "under a key of its own": lambda state: {"epoch": 3, "student": state, "config": {"lr": 0.1}},
     "with settings beside it": lambda state: {
         "state_dict": state,
