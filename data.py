@@ -20,7 +20,7 @@ from torch import Tensor
 from layers.distributed import Shard, own_share, shards_of, to_device
 from layers.loss import Pairs
 from option.options import Dataset, KFold, Options
-from util.lists import read_names, read_pairs, safe_paths, validation_names, warn_of_shared_images
+from util.lists import note_validation_list, read_names, read_pairs, safe_paths, validation_names, warn_of_shared_images
 from util.pixels import Pixels, open_pixels, training_size
 from util.regions.local_features import load_local
 from util.transforms import augment, draw_augmentation, normalise
@@ -97,6 +97,8 @@ def make_folds(options: Options, only: int | None) -> list[Fold]:
         raise InputError(f"--fold {only}: k_fold.nums is {k_fold.nums}, so folds go from 0 to {k_fold.nums - 1}")
     split = read_split(dataset.data_path, "train")
     warn_of_shared_images(dataset.data_path)
+    if not dataset.val_list:
+        note_validation_list(dataset.data_path)
     folds = []
     for number in range(k_fold.current_num, k_fold.nums) if only is None else [only]:
         listed = listed_rows(split, dataset, number) if dataset.val_list else None

@@ -21,7 +21,7 @@ import threading
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -108,8 +108,18 @@ def memory_advice(advice: str) -> Iterator[None]:
 # ---------------------------------------------------------------- command line and exit status
 
 
+def _expanded(argument: str) -> str:
+    option, path = re.fullmatch(r"(--[\w-]+=)?(.*)", argument, re.DOTALL).groups("")
+    place = re.match(r"~[\w-]*(/|$)|\$(\w+|\{\w+\})/", path)
+    return option + os.path.expandvars(os.path.expanduser(path)) if place else argument  # noqa: PTH111
+
+
 class Parser(argparse.ArgumentParser):
     """Parse arguments with one-line errors, like every other error here."""
+
+    def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
+        """Parse; `~/` and `$VAR/` at the start of an argument are filled in, where no shell did it (--out=~/x)."""
+        return super().parse_known_args(list(map(_expanded, sys.argv[1:] if args is None else args)), namespace)
 
     def error(self, message: str) -> NoReturn:
         raise InputError(f"{message} (see {self.prog} --help)")

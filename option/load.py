@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import logging
 import os
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, get_args
@@ -49,7 +50,7 @@ def load_options(path: str | os.PathLike, overrides: Sequence[str] = ()) -> Opti
     if path.name.endswith("_GaLR_lite.yaml") and not path.exists():
         path = path.with_name(path.name.replace("_GaLR_lite", "_lite"))
         logger.info(f"note: the file is now called {path}")
-    return changed_tree(_read_yaml(path), overrides, f"option file {path}")
+    return changed_tree(_expanded(_read_yaml(path)), overrides, f"option file {path}")
 
 
 def changed_tree(tree: dict[str, Any], overrides: Sequence[str], where: str) -> Options:
@@ -124,22 +125,44 @@ def _override(tree: dict, override: str) -> None:
         if not isinstance(tree, dict):
             raise InputError(f"--set {override}: {block} is a value, not a block of options")
     try:
-        tree[last] = yaml.load(text, Loader=_Loader)
+        value = yaml.load(text, Loader=_Loader)
     except Exception:  # as in _read_yaml
         raise InputError(f"--set {override}: the value is not YAML") from None
+    tree[last] = _expanded(value, key)
 
 
-def _without_none(tree: dict) -> dict:
-    """Drop keys that hold nothing (`null`, or the string "None" of published files): their default holds."""
+# Keys of which `null` (or "None") does not mean the default
+NULL = {
+    "model.pretrained": "none",
+    "model.seq2vec.pretrained": False,
+    "model.clip.weights": "none",
+    "model.fusion.gate": "none",
+    "dataset.cache": "none",
+}
+
+
+def _without_none(tree: dict, prefix: str = "") -> dict:
+    """Drop keys that hold nothing (`null`, or the string "None" of published files), so that their default holds."""
     kept = {}
     for key, value in tree.items():
         if isinstance(value, dict):
-            kept[key] = _without_none(value)
-        elif key == "pretrained" and value == "None":  # no published key: a slip for `none`, not the default
-            kept[key] = "none"
+            kept[key] = _without_none(value, f"{prefix}{key}.")
         elif value is not None and value != "None":
             kept[key] = value
+        elif prefix + key in NULL:
+            kept[key] = NULL[prefix + key]
     return kept
+
+
+def _expanded(value: Any, key: str = "") -> Any:
+    """Fill in `~` and environment variables (`$DATA`, `${DATA}`). Raises InputError for a variable that is not set."""
+    if isinstance(value, dict):
+        return {name: _expanded(part, name) for name, part in value.items()}
+    if isinstance(value, str):
+        value = os.path.expandvars(os.path.expanduser(value))  # noqa: PTH111 (a Path would drop a slash at the end)
+        if unset := re.search(r"\$(\{[A-Za-z_]\w*\}|[A-Za-z_]\w*)", value):
+            raise InputError(f"{key}: {value}: the environment variable {unset[1].strip('{}')} is not set")
+    return value
 
 
 def _drop_unused(tree: dict, unused: tuple[str, ...], prefix: str = "") -> list[str]:
@@ -155,6 +178,17 @@ def _drop_unused(tree: dict, unused: tuple[str, ...], prefix: str = "") -> list[
 
 
 # ---------------------------------------------------------------- words for what is wrong
+
+# Names that other programs give to keys
+ELSEWHERE = {
+    "learning_rate": "optim.lr",
+    "num_epochs": "optim.epochs",
+    "amp": "optim.precision",
+    "early_stop": "optim.early_stopping",
+    "patience": "optim.early_stopping",
+    "backbone": "model.trunk",
+    "resolution": "dataset.image_size",
+}
 
 
 def _word(fault: dict[str, Any]) -> str:
@@ -193,8 +227,10 @@ def _hint(place: list[str], chosen: dict[str, str]) -> str:
     known = {name for name, forms, _ in all_keys() if not others & set(forms)}
     prefix = "".join(f"{block}." for block in blocks)
     siblings = sorted({name[len(prefix) :].partition(".")[0] for name in known if name.startswith(prefix)})
-    near = [prefix + name for name in difflib.get_close_matches(last, siblings, n=1, cutoff=0.65)]
+    near = [prefix + name for name in difflib.get_close_matches(last, siblings, n=1, cutoff=0.75)]
     near += [name for name in sorted(known) if name.rpartition(".")[2] == last]
+    if ELSEWHERE.get(last) in known:
+        return f" (here it is {ELSEWHERE[last]})"
     return f" (nearest known key: {near[0]})" if near else f" (known keys: {', '.join(siblings)})"
 
 

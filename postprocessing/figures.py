@@ -24,7 +24,7 @@ from postprocessing.rerank import multivariate_order
 from postprocessing.results import History, Results, Setting
 from postprocessing.results import load as load_file
 from postprocessing.tables import AT_RANDOM, gallery_of, published
-from utils import ROOT, InputError, Parser, atomic, run_command
+from utils import InputError, Parser, atomic, run_command
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -192,7 +192,7 @@ def retrieval_grid(
 ) -> Figure:
     """Draw some captions with their five best images, and some images with their five best captions.
 
-    `sims` (images, captions); the paths are absolute or start at the repository root; `reranked` holds the orders after
+    `sims` (images, captions); relative paths start at the current folder; `reranked` holds the orders after
     a rerank, to show them too. Right answers are green (framed, or ticked), wrong ones grey. The queries are spread
     evenly over the gallery, not picked. An image that cannot be read is a grey panel with its name. Raise InputError
     where the sizes do not fit.
@@ -267,7 +267,7 @@ def _show(axes, path: str | os.PathLike, color: str) -> None:
     axes.set(xticks=[], yticks=[], box_aspect=1)
     axes.spines[:].set(edgecolor=color, linewidth=4 if color == RIGHT else 1)
     try:
-        with warnings.catch_warnings(), Image.open(ROOT / path) as image:
+        with warnings.catch_warnings(), Image.open(path) as image:
             warnings.simplefilter("ignore")  # Pillow's notes about odd files
             image.draft("RGB", (320, 320))
             upright = ImageOps.exif_transpose(image).convert("RGB")

@@ -238,3 +238,11 @@ def test_no_figure_makes_a_window_or_touches_pyplot():
     )
     process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert process.stdout.strip() == "False", process.stderr
+
+
+def test_relative_paths_of_images_start_at_the_current_folder(tmp_path, monkeypatch):
+    (tmp_path / "data").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "data/a.png")
+    monkeypatch.chdir(tmp_path)
+    figure = retrieval_grid(np.eye(1), ["data/a.png"], ["a ship"], np.array([0]))
+    assert not [text for axes in figure.axes for text in axes.texts if "missing" in text.get_text()]

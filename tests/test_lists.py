@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from util.lists import match, unique_keys
+from util.lists import match, note_validation_list, safe_paths, unique_keys
 from utils import InputError
 
 
@@ -52,3 +52,32 @@ def test_images_are_kept_under_their_short_stem_where_that_is_their_own() -> Non
 def test_images_that_no_key_tells_apart_are_an_error(names, says) -> None:
     with pytest.raises(InputError, match=says):
         unique_keys(names, "list")
+
+
+def test_images_are_found_by_their_stem_under_another_suffix_or_without_their_folder(tmp_path, capsys) -> None:
+    for name in ("a.JPG", "b.tif", "c.jpeg", "c.txt", "sub/d.png", "e.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    names = ["a.tif", "b.tif", "c.tif", "sub/d.tif", "train/e.png", "gone.tif"]
+    for _ in range(2):
+        found = [str(tmp_path / name) for name in ("a.JPG", "b.tif", "c.jpeg", "sub/d.png", "e.png", "gone.tif")]
+        assert safe_paths(tmp_path, names) == found
+    assert capsys.readouterr().out.count("4 of 6 images have other names there: a.tif is") == 1
+    with pytest.raises(InputError, match=r"e\.png stands for both images train/e\.png and test/e\.tif"):
+        safe_paths(tmp_path, ["train/e.png", "test/e.tif"])
+    (tmp_path / "a.png").touch()
+    with pytest.raises(InputError, match=r"a\.JPG and .*a\.png both stand for the image a\.tif"):
+        safe_paths(tmp_path, names)
+
+
+@pytest.mark.parametrize(
+    ("listed", "says"), [("a\nb\n", "not random folds"), ("a\nc\nd\n", "2 of 3 images are not in the train list")]
+)
+def test_a_validation_list_beside_the_train_list_is_not_passed_over_in_silence(listed, says, tmp_path, capsys) -> None:
+    (tmp_path / "train_filename.txt").write_text("a\nb\n")
+    note_validation_list(tmp_path)
+    assert capsys.readouterr() == ("", "")
+    (tmp_path / "val_filename.txt").write_text(listed)
+    note_validation_list(tmp_path)
+    out, err = capsys.readouterr()
+    assert says in out + err and f"dataset.val_list={tmp_path}" in out + err

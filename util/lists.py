@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import html
 import logging
 import os
@@ -16,6 +17,7 @@ logger = logging.getLogger("galr")
 
 # Captions behind names, as in Flickr8k.token.txt (name#0<TAB>caption) or in tables without a head
 NAMED = re.compile(r"(\S+?)#\d+[\t,]\s*|(\S+?\.(?:jpe?g|png|tiff?|bmp|gif|webp))(?:#\d+)?[\t ,;|]\s*", re.IGNORECASE)
+IMAGE = re.compile(r"\.(?:jpe?g|png|tiff?|bmp|gif|webp)", re.IGNORECASE)
 ENTITY = re.compile(r"&(?:#\d+|#x[0-9a-f]+|[a-z]\w*);", re.IGNORECASE)  # of HTML
 
 
@@ -102,6 +104,21 @@ def validation_names(path: Path, train: list[str]) -> list[str]:
     return [name for name in found if name]
 
 
+def note_validation_list(data_path: str | os.PathLike) -> None:
+    """Say how the validation images of val_filename.txt, if it stands beside the train list, are used: not unasked."""
+    path = Path(data_path) / "val_filename.txt"
+    if not path.is_file():
+        return
+    listed, trained = dict.fromkeys(read_image_list(path)), set(read_names(data_path, "train"))
+    if absent := [name for name in listed if name not in trained]:
+        logger.warning(
+            f"{path}: {len(absent)} of {len(listed)} images are not in the train list and are not used; append them "
+            f"with their captions to the train lists, and set dataset.val_list={path}"
+        )
+    else:
+        logger.info(f"note: {path} names validation images; dataset.val_list={path} takes them, not random folds")
+
+
 def warn_of_shared_images(data_path: str | os.PathLike) -> None:
     """Warn of test images in the train list, compared without suffix: lists say .tif where files are .jpg."""
     if not all((Path(data_path) / f"{split}_filename.txt").exists() for split in ("train", "test")):
@@ -176,7 +193,10 @@ def unique_keys(names: Sequence[str], where: str) -> list[str]:
 
 
 def safe_paths(folder: str | os.PathLike, names: Sequence[str]) -> list[str]:
-    """Return the paths of the named images. Raises InputError for a name that would leave the folder."""
+    """Return the paths of the named images, found by their stem if the folder has them with another suffix.
+
+    Raises InputError for a name that would leave the folder, and for a stem that two images have.
+    """
     folder = Path(folder)
     if not folder.is_dir():
         raise InputError(f"image folder {folder} is not there; set dataset.image_path")
@@ -184,17 +204,46 @@ def safe_paths(folder: str | os.PathLike, names: Sequence[str]) -> list[str]:
     long = [name for name in names if len(name) > 1000 or any(len(part.encode()) > 255 for part in Path(name).parts)]
     if long:
         raise InputError(f"{len(long)} image names are too long for a file: {some([name[:80] for name in long])}")
-    paths = [folder / name for name in names]
-    outside = [
-        name
-        for name, path in zip(names, paths, strict=True)
-        if Path(name).is_absolute() or ".." in Path(name).parts or (path.is_symlink() and not _within(path, root))
-    ]
+    outside = [name for name in names if Path(name).is_absolute() or ".." in Path(name).parts]
+    paths = [folder / name for name in names] if outside else _found(folder, names)
+    outside += [name for name, path in zip(names, paths, strict=True) if path.is_symlink() and not _within(path, root)]
     folders = {path.parent for path in paths if path.parent != folder}
     outside += [str(parent) for parent in sorted(folders) if parent.exists() and not _within(parent, root)]
     if outside:
         raise InputError(f"{len(outside)} image names lead out of {folder}: {some(outside)}")
     return [str(path) for path in paths]
+
+
+def _found(folder: Path, names: Sequence[str]) -> list[Path]:
+    """Return the paths of images. One that is not there is looked for by its stem, in its folder, then in `folder`."""
+    paths = [folder / name for name in names]
+    by_stem: dict[Path, dict[str, list[Path]]] = {}
+    other: dict[Path, str] = {}
+    for at, path in enumerate(paths):
+        if path.exists():
+            continue
+        for place in dict.fromkeys((path.parent, folder)):
+            if place not in by_stem:
+                by_stem[place] = defaultdict(list)
+                for file in sorted(place.iterdir()) if place.is_dir() else ():
+                    if IMAGE.fullmatch(file.suffix):
+                        by_stem[place][file.stem].append(file)
+            if hits := by_stem[place].get(path.stem):
+                if len(hits) > 1:
+                    raise InputError(f"{hits[0]} and {hits[1]} both stand for the image {names[at]}; remove one")
+                if (first := other.setdefault(hits[0], names[at])) != names[at]:
+                    raise InputError(f"{hits[0]} stands for both images {first} and {names[at]} of the list")
+                paths[at] = hits[0]
+                break
+    if other:
+        file, name = next(iter(other.items()))
+        _say(f"{folder}: {len(other)} of {len(names)} images have other names there: {name} is {file}")
+    return paths
+
+
+@functools.cache
+def _say(note: str) -> None:
+    logger.info(f"note: {note}")
 
 
 def _within(path: Path, root: Path) -> bool:
