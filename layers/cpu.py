@@ -37,7 +37,7 @@ def reuse_memory() -> None:
 
     Otherwise every large tensor is mapped, filled with zeros by the kernel page by page, and unmapped again.
     """
-    with contextlib.suppress(OSError, AttributeError):  # another C library: no harm
+    with contextlib.suppress(OSError, AttributeError, TypeError):  # another C library, or Windows: no harm
         mallopt = ctypes.CDLL(None).mallopt
         trim_threshold, top_pad, mmap_max = -1, -2, -4  # names of malloc.h
         mallopt(mmap_max, 0)

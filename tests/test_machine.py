@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, listing
+from conftest import ROOT, environment, listing
 
 import layers.galr
 import util.regions.local_features
@@ -151,3 +151,11 @@ def test_a_read_only_checkout_is_worked_in_by_options_alone(work, checkpoint, ru
     assert new and all(name.startswith("out/") for name in new)
     assert {"out/matrices/tiny_0.npy", "out/matrices/tiny_0_val_gallery.json"} < new
     assert any(name.startswith("out/checkpoint/tiny/figures/") for name in new)
+
+
+def test_training_needs_nothing_that_windows_lacks(work) -> None:
+    command = [sys.executable, str(ROOT / "tests/windows.py"), *TRAIN.split()]
+    overrides = "--device cpu --set optim.epochs=1 dataset.cache=disk dataset.workers=0".split()
+    done = subprocess.run([*command, *overrides], env=environment(), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "the file system does not support fsync" in done.stderr and Path("checkpoint/tiny/0/last.pth.tar").is_file()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import pickle
-import resource
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -123,6 +122,8 @@ def memory_limit(most: int) -> Iterator[None]:
     except OSError:  # another system
         yield
         return
+    import resource  # there is none on Windows
+
     before = resource.getrlimit(resource.RLIMIT_AS)
     limit = pages * resource.getpagesize() + most
     resource.setrlimit(resource.RLIMIT_AS, (limit if before[1] < 0 else min(limit, before[1]), before[1]))
