@@ -162,6 +162,8 @@ def batch_norm(
     """Call `functional.batch_norm` on x (B, C, ...) with the statistics of the rows of all processes, in float32."""
     if not training:
         return functional.batch_norm(x, running_mean, running_var, weight, bias, False, momentum, eps)
+    if x.is_cuda:
+        return _FusedBatchNorm.apply(x, weight, bias, running_mean, running_var, momentum, eps)
     y, mean, var = _BatchNorm.apply(x, weight, bias, eps)
     if running_mean is not None:
         running_mean.lerp_(mean, momentum)
@@ -195,6 +197,53 @@ class _BatchNorm(torch.autograd.Function):
         scale = (scale if weight is None else scale * weight).view(channel)
         of_x = ((grad - of_mean - normal * of_var) * scale).to(x.dtype)
         return of_x, *((None, None) if weight is None else (of_weight, of_bias)), None
+
+
+class _FusedBatchNorm(torch.autograd.Function):
+    """Do what `_BatchNorm` does by the CUDA kernels of `nn.SyncBatchNorm`, each of which passes over x once.
+
+    `nn.SyncBatchNorm` itself waits for the GPU in every layer, to see whether a process has no rows: here all have.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        running_mean: Tensor | None,
+        running_var: Tensor | None,
+        momentum: float,
+        eps: float,
+    ) -> Tensor:
+        x = _dense(x)
+        mean, scale = torch.batch_norm_stats(x, eps)  # scale: 1 / sqrt(var + eps)
+        own = torch.cat((mean, scale, mean.new_full((1,), x.numel() // x.shape[1])))
+        everyone = own.new_empty(dist.get_world_size() * len(own))
+        dist.all_gather_into_tensor(everyone, own)
+        means, scales, counts = everyone.view(-1, len(own)).split((len(mean), len(mean), 1), dim=1)
+        counts = counts.flatten()
+        moments = means, scales, running_mean, running_var, momentum, eps, counts  # the running ones are moved here
+        mean, scale = torch.batch_norm_gather_stats_with_counts(x, *moments)
+        ctx.save_for_backward(x, weight, mean, scale, counts.int())
+        return torch.batch_norm_elemt(x, weight, bias, mean, scale, eps)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, mean, scale, counts = ctx.saved_tensors
+        given = (_dense(grad), x, mean, scale, weight)
+        *sums, of_weight, of_bias = torch.batch_norm_backward_reduce(
+            *given, True, weight is not None, weight is not None
+        )
+        sums = torch.stack(sums)
+        dist.all_reduce(sums)
+        of_x = torch.batch_norm_backward_elemt(*given, *sums, counts)
+        return of_x, of_weight, of_bias, None, None, None, None
+
+
+def _dense(x: Tensor) -> Tensor:
+    """Return x contiguous in its memory format, as the fused kernels want it."""
+    return x if x.is_contiguous(memory_format=torch.channels_last) else x.contiguous()
 
 
 def _statistics(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -2,10 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
+import threading
+import time
+
+import numpy as np
 import pytest
+import several
 import torch
+import torch.distributed as dist
+from conftest import ROOT
 from pretend_gpu import PretendGPU
-from pretended import CASES, check_case, pretended, run_case  # noqa: F401 - a fixture
+from pretended import CASES, WAITS, check_case, pretended, run_case  # noqa: F401 - a fixture
+from pretended_kernels import CUDA_ALONE
+from test_processes import NO_DROPOUT
+from torch.nn import functional
+
+from layers import distributed
+from util.pixels import MemoryPixels
 
 pytestmark = pytest.mark.usefixtures("short_trunk", "without_pictures")
 QUICK = [("GaLR", "bf16"), ("GaLR, all of it", "fp32"), ("gru, mean", "fp32"), ("AMFMN, soft_att", "bf16")]
@@ -45,3 +60,75 @@ def test_the_pretended_gpu_sees_what_is_amiss() -> None:
         "tolist",
         "nonzero",
     }
+
+
+def test_a_run_on_a_gpu_of_apple_mixes_no_devices(pretended) -> None:  # noqa: F811
+    pretended.device = torch.device("mps", 0)
+    run_case(pretended, "AMFMN, fusion_att", "fp32")
+    assert pretended.found("mixed") == {} and pretended.found("kernel", "training")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_two_processes_mix_nothing_wait_for_nothing_and_find_the_losses_of_one(precision, work, run) -> None:
+    """Batch norm over both runs by the fused kernels of CUDA, whose formulas the pretended GPU has."""
+    settings = [f"optim.precision={precision}", "optim.lr=1e-5", *NO_DROPOUT.split()]
+    script = str(ROOT / "tests/pretended_processes.py")
+    processes = several.start(2, [script, str(work), *settings, "k_fold.experiment_name=two"], work)
+    said = [process.communicate(timeout=200) for process in processes]
+    for rank in range(2):
+        found = json.loads((work / f"faults.{rank}.json").read_text())
+        assert found["status"] == 0 and found["backends"] == ["cuda:nccl,cpu:gloo"], said
+        assert [tuple(event) for event in found["faults"] if tuple(event) not in WAITS] == []
+        assert {name for name in CUDA_ALONE if found["kernels"].get(name)} == set(CUDA_ALONE)
+    alone = f"train.py --path_opt tiny.yaml --device cpu --set optim.epochs=1 logs.print_freq=1 {' '.join(settings)}"
+    assert run(alone).status == 0
+    losses, expected = (
+        [row["loss"] for row in json.loads((work / f"checkpoint/{name}/0/history.json").read_text())["train"]]
+        for name in ("two", "tiny")
+    )
+    assert losses == pytest.approx(expected, rel=1e-4 if precision == "fp32" else 5e-2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_fused_batch_norm_is_the_plain_one(dtype, monkeypatch) -> None:
+    """By formulas in the kernels' place, with one process: output, gradients, running statistics."""
+    monkeypatch.setattr(dist, "get_world_size", lambda: 1)
+    monkeypatch.setattr(dist, "all_gather_into_tensor", lambda everyone, own: everyone.copy_(own))
+    monkeypatch.setattr(dist, "all_reduce", lambda _: None)
+    torch.manual_seed(0)
+    images, slope = torch.randn(2, 4, 3, 5, 6).to(dtype).unbind()
+    found = []
+    for norm, device in ((distributed.batch_norm, "cuda:0"), (functional.batch_norm, "cpu")):
+        with PretendGPU() if device != "cpu" else contextlib.nullcontext():
+            x = images.to(device).contiguous(memory_format=torch.channels_last).requires_grad_()
+            numbers = torch.tensor([[1.0, 2, 3], [4, 5, -1], [0, 0, 0], [1, 1, 1]])
+            weight, bias, *moments = (row.to(device) for row in numbers.clone())
+            weight, bias = weight.requires_grad_(), bias.requires_grad_()
+            y = norm(x, *moments, weight, bias, True, 0.1, 1e-5)
+            y.backward(slope.to(device))
+            found.append([one.cpu().float() for one in (y.detach(), x.grad, weight.grad, bias.grad, *moments)])
+    for ours, plain in zip(*found, strict=True):
+        torch.testing.assert_close(
+            ours, plain, rtol=1e-4 if dtype == torch.float32 else 2e-2, atol=2e-2 * (dtype != torch.float32) + 1e-5
+        )
+
+
+def test_the_next_batch_is_read_from_the_file_by_a_thread(monkeypatch) -> None:
+    readers, real = [], torch.index_select
+
+    def read(*arguments, **options):
+        readers.append(threading.current_thread())
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(torch, "index_select", read)
+    images, rows = torch.arange(24, dtype=torch.uint8).view(6, 2, 2, 1), [np.array(r) for r in ([5, 0], [1], [2, 2])]
+    with PretendGPU() as gpu:
+        batches = MemoryPixels(images).batches(rows, gpu.device)
+        first = next(batches)[0]
+        while len(readers) < 2:  # the second is read though nobody has asked for it
+            time.sleep(0.01)
+        found = [first, *(batch for batch, _ in batches)]
+        assert all(batch.device == gpu.device for batch in found)
+        assert [batch.cpu().tolist() for batch in found] == [images[row].tolist() for row in rows]
+    assert len(readers) == 3 and threading.main_thread() not in readers and gpu.found("mixed") == {}

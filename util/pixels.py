@@ -7,6 +7,7 @@ import logging
 import os
 from collections import deque
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -107,13 +108,25 @@ class MemoryPixels(Pixels):
         self.places = torch.arange(len(pixels)) if places is None else torch.from_numpy(places)
 
     def batches(self, rows: Sequence[np.ndarray], device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
-        for batch in rows:
-            places = self.places[torch.from_numpy(batch)]
-            if self.pixels.device.type == device.type:
-                yield self.pixels, to_device(places, device)
-            else:
-                chosen = self.pixels.new_empty(len(batch), *self.pixels.shape[1:], pin_memory=device.type == "cuda")
-                yield _whole(torch.index_select(self.pixels, 0, places, out=chosen), device)
+        places = (self.places[torch.from_numpy(batch)] for batch in rows)
+        if self.pixels.device.type == device.type:
+            for chosen in places:
+                yield self.pixels, to_device(chosen, device)
+        else:
+            for images in self._gathered(places, pinned=device.type == "cuda"):
+                yield _whole(images, device)
+
+    def _gathered(self, places: Iterator[Tensor], pinned: bool) -> Iterator[Tensor]:
+        """Yield the images of each batch; a thread reads those of the next one from the file meanwhile."""
+        with ThreadPoolExecutor(1) as thread:
+            waiting: deque[Future] = deque()
+            for chosen in places:
+                images = self.pixels.new_empty(len(chosen), *self.pixels.shape[1:], pin_memory=pinned)
+                waiting.append(thread.submit(torch.index_select, self.pixels, 0, chosen, out=images))
+                if len(waiting) == 2:
+                    yield waiting.popleft().result()
+            for last in waiting:
+                yield last.result()
 
 
 class FilePixels(Pixels, torch.utils.data.Dataset):
