@@ -5,7 +5,6 @@ A frozen batch norm alone is fused everywhere, for it is fused before the model 
     fuse_norms        batch norm with fixed statistics, fused into the convolution before it
     depthwise         backward pass of a depthwise convolution, as one compiled loop
     mvsa_low          the strided convolution of MVSA without its concatenated and upsampled input
-    GRURecurrence     backward pass of the GRU by hand: each weight gradient is one product over all words
     rotate_crop_normalise   augmentation of the published protocol, as one compiled pass
     reuse_memory      freed memory stays with the process
 
@@ -286,54 +285,3 @@ def _patches(x: Tensor, stride: int, side: int) -> Tensor:
     """Cut patches that do not overlap: (B, C, H, W) -> (B, H / stride, W / stride, side * side * C)."""
     x = x.permute(0, 2, 3, 1).unflatten(2, (-1, stride)).unflatten(1, (-1, stride))
     return x[:, :, :side, :, :side].permute(0, 1, 3, 2, 4, 5).flatten(3)
-
-
-# ---------------------------------------------------------------- GRU
-
-
-class GRURecurrence(torch.autograd.Function):
-    """The recurrence of layers/gru.py: gates (3, M, H), U (3, H, H), mask (3, B, H) or None -> last states (B, H).
-
-    rows (M,): row of each packed word.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any, run: Callable, gates: Tensor, weight: Tensor, mask: Tensor | None, rows: Tensor, sizes: list[int]
-    ) -> Tensor:
-        saved = gates.new_empty(5, *gates.shape[1:])
-        ctx.save_for_backward(saved, weight, mask, rows)
-        ctx.sizes = sizes
-        ctx.low = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else weight.dtype
-        return run(gates, weight, mask, sizes, saved)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        saved, weight, mask, rows = ctx.saved_tensors
-        low, end = ctx.low, len(rows)
-        weight, grad = weight.to(low), grad.contiguous().clone()
-        reset, update, candidate, product, before = saved
-        grad_gates = torch.empty_like(saved[:3])  # of r, z, n before their squashing
-        # slopes that do not depend on the gradient of the state, for all words at once
-        to_update = (before - candidate) * update * (1 - update)
-        to_candidate = (1 - update) * (1 - candidate * candidate)
-        to_reset = product * reset * (1 - reset)
-        for step, size in reversed(list(enumerate(ctx.sizes))):
-            here = slice(end - size, end)
-            above = grad[:size]
-            d_reset, d_update, d_candidate = grad_gates[:, here]
-            torch.mul(above, to_candidate[here], out=d_candidate)
-            torch.mul(above, to_update[here], out=d_update)
-            torch.mul(d_candidate, to_reset[here], out=d_reset)
-            if step > 0:
-                d_product = torch.stack((d_reset, d_update, d_candidate * reset[here]))
-                below = torch.bmm(d_product.to(low), weight).float()
-                if mask is not None:
-                    below *= mask[:, :size]
-                grad[:size] = above * update[here] + below.sum(0)
-            end -= size
-        first = ctx.sizes[0]  # at the first word the state is zero
-        d_product = torch.stack((grad_gates[0], grad_gates[1], grad_gates[2] * reset))
-        masked = before.expand(3, -1, -1) if mask is None else before * mask[:, rows]
-        grad_weight = torch.bmm(d_product[:, first:].to(low).transpose(1, 2), masked[:, first:].to(low)).float()
-        return None, grad_gates, grad_weight, None, None, None

@@ -13,13 +13,12 @@ words are one batched product, the three hidden products of a step are another.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
-from layers.cpu import GRURecurrence, on_cpu
 from layers.distributed import global_places, to_device
 
 
@@ -77,8 +76,8 @@ class GRU(nn.Module):
         input_mask, hidden_mask = self._masks(words, packing)
         words = words.expand(3, -1, -1) if input_mask is None else words * input_mask[:, packing.rows]
         gates = torch.baddbmm(self.input_bias.unsqueeze(1), words, self.input_weight.transpose(1, 2)).float()
-        if on_cpu(gates) and torch.is_grad_enabled():
-            last = GRURecurrence.apply(recurrence, gates, self.hidden_weight, hidden_mask, packing.rows, packing.sizes)
+        if torch.is_grad_enabled():
+            last = Recurrence.apply(gates, self.hidden_weight, hidden_mask, packing.rows, packing.sizes)
         else:
             last = recurrence(gates, self.hidden_weight, hidden_mask, packing.sizes)
         return torch.empty_like(last).index_copy(0, packing.order, last)
@@ -106,8 +105,7 @@ def recurrence(
 
     The state and everything elementwise stay in float32; the products run in autocast's type where it is on.
     """
-    device = gates.device.type
-    low = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
+    low = _product_type(weight)
     weight = weight.to(low).transpose(1, 2)
     state = gates.new_zeros(sizes[0], gates.shape[2])
     start = 0
@@ -127,6 +125,58 @@ def recurrence(
         state = after if size == len(state) else torch.cat((after, state[size:]))
         start += size
     return state
+
+
+def _product_type(weight: Tensor) -> torch.dtype:
+    """Return the type that products run in: autocast's where it is on."""
+    device = weight.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
+
+
+class Recurrence(torch.autograd.Function):
+    """`recurrence` with its backward pass by hand: each weight gradient is one product over all words.
+
+    Autograd would fill and add gradients of all words at each of them. rows (M,): row of each packed word.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, gates: Tensor, weight: Tensor, mask: Tensor | None, rows: Tensor, sizes: list[int]) -> Tensor:
+        saved = gates.new_empty(5, *gates.shape[1:])
+        ctx.save_for_backward(saved, weight, mask, rows)
+        ctx.sizes = sizes
+        ctx.low = _product_type(weight)
+        return recurrence(gates, weight, mask, sizes, saved)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        saved, weight, mask, rows = ctx.saved_tensors
+        low, end = ctx.low, len(rows)
+        weight, grad = weight.to(low), grad.contiguous().clone()
+        reset, update, candidate, product, before = saved
+        grad_gates = torch.empty_like(saved[:3])  # of r, z, n before their squashing
+        # slopes that do not depend on the gradient of the state, for all words at once
+        to_update = (before - candidate) * update * (1 - update)
+        to_candidate = (1 - update) * (1 - candidate * candidate)
+        to_reset = product * reset * (1 - reset)
+        for step, size in reversed(list(enumerate(ctx.sizes))):
+            here = slice(end - size, end)
+            above = grad[:size]
+            d_reset, d_update, d_candidate = grad_gates[:, here]
+            torch.mul(above, to_candidate[here], out=d_candidate)
+            torch.mul(above, to_update[here], out=d_update)
+            torch.mul(d_candidate, to_reset[here], out=d_reset)
+            if step > 0:
+                d_product = torch.stack((d_reset, d_update, d_candidate * reset[here]))
+                below = torch.bmm(d_product.to(low), weight).float()
+                if mask is not None:
+                    below *= mask[:, :size]
+                grad[:size] = above * update[here] + below.sum(0)
+            end -= size
+        first = ctx.sizes[0]  # at the first word the state is zero
+        d_product = torch.stack((grad_gates[0], grad_gates[1], grad_gates[2] * reset))
+        masked = before.expand(3, -1, -1) if mask is None else before * mask[:, rows]
+        grad_weight = torch.bmm(d_product[:, first:].to(low).transpose(1, 2), masked[:, first:].to(low)).float()
+        return grad_gates, grad_weight, None, None, None
 
 
 # ---------------------------------------------------------------- for PyTorch's own GRU

@@ -80,9 +80,9 @@ def place() -> str:
 def in_backward() -> bool:
     """Return whether C++ asks, on the way back: all it makes there is on the device of the gradients."""
     frame = sys._getframe(1)
-    while frame.f_code.co_filename.endswith(WRAPPERS):
+    while frame and frame.f_code.co_filename.endswith(WRAPPERS):
         frame = frame.f_back
-    return frame.f_code.co_name == "_engine_run_backward"
+    return bool(frame) and frame.f_code.co_name == "_engine_run_backward"
 
 
 class PretendGPU(TorchDispatchMode):

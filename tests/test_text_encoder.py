@@ -153,10 +153,8 @@ def run(gru: GRU, x: torch.Tensor, lengths: torch.Tensor, reverse: bool = False)
     return gru(x.flatten(0, 1)[packing.words], packing)
 
 
-@pytest.mark.parametrize("by_hand", [True, False], ids=["backward by hand", "as on a GPU"])
 @pytest.mark.parametrize("masked", [False, True])
-def test_the_packed_gru_has_the_values_and_gradients_of_its_equations(masked, by_hand, monkeypatch) -> None:
-    monkeypatch.setattr("layers.gru.on_cpu", lambda _: by_hand)
+def test_the_packed_gru_has_the_values_and_gradients_of_its_equations(masked) -> None:
     torch.manual_seed(0)
     gru = GRU(5, 7, dropout=0.25 if masked else 0.0)
     gru.initialise()
