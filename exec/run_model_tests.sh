@@ -2,4 +2,5 @@
 # The environment with what backbones of timm, transformers and CLIP need, then their tests. Arguments go to pytest.
 NEEDS=${NEEDS:-requirements.txt requirements-extra.txt}
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
-python -m pytest -n 2 --dist worksteal tests/test_{backbone,clip,cuda_models,other_encoders,package_weights,recipe}.py "$@"
+python -m pytest -n 2 --dist worksteal \
+    tests/test_{backbone,box,clip,cuda_models,model_folder,other_encoders,package_weights,readme,recipe,share}.py "$@"

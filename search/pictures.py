@@ -265,10 +265,8 @@ def read_options(arguments: argparse.Namespace) -> tuple[Options, LocalRules, Ra
     """
     if arguments.resume is None:
         if arguments.path_opt or not BOX.is_dir():
-            raise InputError(
-                f"there is no model: give --model FOLDER, or --path_opt FILE --resume CKPT (default: {BOX}"
-                + (", without --path_opt)" if BOX.is_dir() else ", which is not there)")
-            )
+            why = "--path_opt without --resume" if arguments.path_opt else f"{BOX} is not there"
+            raise InputError(f"no model: {why}; give --model FOLDER, or --path_opt FILE --resume CKPT")
         arguments.resume = str(BOX)
     cut = ["dataset.truncated=allow"] if arguments.truncated == "allow" else []
     options = options_of(arguments.resume, arguments.path_opt, [*arguments.set, *cut])

@@ -60,13 +60,13 @@ def test_without_a_name_the_model_in_the_box_is_taken(shared: Path, run: Run, mo
     ended = run("-m search.localise --scene scene.tif --text 'a red road' --out map.png --scales 64 --device cpu")
     assert ended.status == 0 and Path("map.png").is_file(), ended.err
     ended = run(f"{INDEX} --path_opt tiny.yaml --out b.db")
-    assert ended.status == 2 and "there is no model" in ended.message
+    assert ended.status == 2 and "--path_opt without --resume" in ended.message
 
 
 def test_where_the_box_is_missing_one_line_says_what_to_give(work: Path, run: Run, monkeypatch) -> None:
     monkeypatch.setattr(pictures, "BOX", work / "models/rs_lite")
     ended = run(f"{INDEX} --out a.db")
-    assert ended.status == 2 and "models/rs_lite, which is not there" in ended.message and "--model" in ended.message
+    assert ended.status == 2 and "models/rs_lite is not there" in ended.message and "--model" in ended.message
     assert not Path("a.db").exists()
 
 

@@ -116,7 +116,7 @@ def options_of(checkpoint: str, path_opt: str | None, overrides: Sequence[str]) 
             raise InputError(f"--path_opt {path_opt}: the model folder {checkpoint} has options; change them by --set")
         return folder_options(checkpoint, overrides)
     if not path_opt:
-        raise InputError(f"--path_opt is missing: the option file of the checkpoint {checkpoint}")
+        raise InputError(f"--path_opt is missing: {checkpoint} is no model folder, and a checkpoint needs its options")
     return load_options(path_opt, overrides)
 
 
