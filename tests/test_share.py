@@ -94,6 +94,18 @@ def test_similarity_is_that_of_the_model_also_where_it_is_no_cosine(demo, tmp_pa
     np.testing.assert_allclose(encoder.similarity(images, sentences), wanted, atol=1e-6)
 
 
+def test_a_lone_image_or_sentence_is_a_list_of_one_and_nothing_is_refused(shared) -> None:
+    encoder, picture = load_pretrained("models/tiny", "cpu"), "data/images/demo_0000.png"
+    for given in (picture, Path(picture), [picture]):
+        np.testing.assert_array_equal(encoder.images(given), encoder.images([picture]))
+    np.testing.assert_array_equal(encoder.sentences("a road"), encoder.sentences(["a road"]))
+    for encode, tells in ((encoder.images, "image"), (encoder.sentences, "sentence")):
+        with pytest.raises(InputError, match=f"at least one {tells} to encode, got none"):
+            encode([])
+    with pytest.raises(InputError, match=r"absent\.png is not there"):
+        encoder.images([picture, "absent.png"])
+
+
 def test_half_precision_moves_few_ranks_and_halves_the_file(shared, run) -> None:
     images, captions = vectors_of_folder("test")
     full = (shared / "model.safetensors").stat().st_size

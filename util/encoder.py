@@ -39,7 +39,7 @@ class Encoder(NamedTuple):
     def images(self, paths: Sequence[str | os.PathLike]) -> np.ndarray:
         """Encode image files -> (N, D) float32, with local features as in training. Raises InputError."""
         size, truncated = self.options.dataset.image_size, self.options.dataset.truncated
-        paths, vectors = [paths] if isinstance(paths, str) else list(paths), []
+        paths, vectors = [paths] if isinstance(paths, str | os.PathLike) else list(paths), []
         if not paths:
             raise InputError("there must be at least one image to encode, got none")
         for i in range(0, len(paths), BATCH):
