@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 
 import pytest
 import torch
+from conftest import command_line, environment
 from interrupted import FOLD, TRAIN, same_weights
 
 import util.device
@@ -73,3 +75,19 @@ def test_validation_that_finds_no_memory_keeps_the_numbers_too() -> None:
     with pytest.raises(utils.RunError) as caught, utils.memory_advice("lower it"):
         raise torch.OutOfMemoryError(CUDA_SAYS)
     assert "7.79 GiB of which 1.20 GiB is free" in str(caught.value) and str(caught.value).endswith("; lower it")
+
+
+def test_shared_memory_too_small_for_loader_workers_ends_the_run_and_says_how_to_go_on(work) -> None:
+    """Docker gives /dev/shm 64 MiB; here it is a batch of 16 images of 70 x 70 pixels that does not fit."""
+    shm = "mount -t tmpfs -o size=200k tmpfs /dev/shm && exec"
+    words = ["unshare", "-m", "bash", "-c", f'{shm} "$@"', "bash", *command_line(TRAIN)]
+    if subprocess.run([*words[:4], f"{shm} true"], capture_output=True, check=False).returncode:
+        pytest.skip("a small /dev/shm: this user may not mount one")
+    settings = ["--set", "dataset.cache=none", "dataset.workers=2"]
+    done = subprocess.run(
+        [*words, *settings], env=environment(), capture_output=True, text=True, timeout=120, check=False
+    )
+    (line,) = done.stderr.splitlines()
+    assert done.returncode == 3 and "the shared memory of loader workers, /dev/shm, is too small" in line
+    for way in ("--shm-size", "--ipc=host", "dataset.workers=0", "dataset.cache=ram", "--resume"):
+        assert way in line

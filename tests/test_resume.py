@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import multiprocessing
 import os
 import shutil
 import signal
@@ -45,8 +46,11 @@ pytestmark = pytest.mark.usefixtures("short_trunk", "without_pictures")
     [
         (lambda: at_step(2, stop(signal.SIGTERM)), 143),
         (lambda: in_validation(2, stop(signal.SIGINT)), 130),
+        (lambda: at_step(3, stop(signal.SIGHUP)), 129),
+        (lambda: at_step(5, stop(signal.SIGUSR1)), 138),
+        (lambda: at_step(6, stop(signal.SIGUSR2)), 140),
     ],
-    ids=["SIGTERM in mid-epoch", "Ctrl-C in validation"],
+    ids=["SIGTERM in mid-epoch", "Ctrl-C in validation", "a terminal that closes", "SLURM's SIGUSR1", "SIGUSR2"],
 )
 def test_a_stopped_run_saves_says_how_to_go_on_and_ends_as_the_whole_one(fault, status, work, run, whole) -> None:
     with fault():
@@ -54,6 +58,31 @@ def test_a_stopped_run_saves_says_how_to_go_on_and_ends_as_the_whole_one(fault, 
     assert stopped.status == status and "--resume" in stopped.message and str(FOLD) in stopped.message
     assert run(f"{TRAIN} --resume").status == 0
     assert differences(whole, FOLD.absolute()) == []
+
+
+def test_under_nohup_a_terminal_that_closes_is_no_reason_to_stop(monkeypatch) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with util.run_log.StopSignals() as signals:
+            os.kill(os.getpid(), signal.SIGHUP)
+            signals.check()
+            assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_a_signal_to_a_loader_worker_is_not_its_business(work, run, capfd) -> None:
+    """SLURM sends SIGUSR1 to every process of a job step: workers go on, until the main process stops."""
+
+    def signal_all() -> None:
+        for child in multiprocessing.active_children():
+            os.kill(child.pid, signal.SIGUSR1)
+        os.kill(os.getpid(), signal.SIGUSR1)
+
+    with at_step(2, signal_all):
+        stopped = run(f"{TRAIN} --set dataset.cache=none dataset.batch_size=4")
+    assert stopped.status == 138 and "saved in" in stopped.message and steps(LAST) == 2
+    assert stopped.out.count("stopping after this step") == 1
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import os
+import shutil
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -35,6 +36,8 @@ from util.transforms import resize_size
 from utils import InputError, Parser, RunError, atomic, check_writable, one_at_a_time, read_json, write_json
 
 logger = logging.getLogger("galr")
+
+SHARED = Path("/dev/shm")  # Docker gives it 64 MiB
 
 
 def training_size(options: Dataset) -> int:
@@ -151,6 +154,8 @@ class FilePixels(Pixels, torch.utils.data.Dataset):
             pin_memory=device.type == "cuda",
         )
         for batch in loader:
+            if isinstance(batch, RunError):
+                raise batch
             if isinstance(batch, InputError):
                 raise RunError(f"{batch}, though it was in order at the start; mend it and go on with --resume")
             yield _whole(batch, device)
@@ -160,8 +165,24 @@ def _whole(pixels: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
     return to_device(pixels, device), torch.arange(len(pixels), device=device)
 
 
-def _stack(images: list[np.ndarray | InputError]) -> Tensor | InputError:
-    return next((one for one in images if isinstance(one, InputError)), None) or torch.from_numpy(np.stack(images))
+def _stack(images: list[np.ndarray | InputError]) -> Tensor | InputError | RunError:
+    """Stack images, in a loader worker in shared memory.
+
+    PyTorch would move them there in a thread, whose error nobody sees: the run would wait for the batch for ever.
+    """
+    if bad := next((one for one in images if isinstance(one, InputError)), None):
+        return bad
+    batch = torch.from_numpy(np.stack(images))
+    if torch.utils.data.get_worker_info() is None:
+        return batch
+    try:
+        return batch.share_memory_()
+    except (RuntimeError, OSError):
+        free = f"{shutil.disk_usage(SHARED).free / 2**20:.0f} MiB free" if SHARED.is_dir() else "full"
+        return RunError(
+            f"the shared memory of loader workers, {SHARED}, is too small ({free}): docker run --shm-size=4g or "
+            "--ipc=host, or set dataset.workers=0 or dataset.cache=ram; go on with --resume"
+        )
 
 
 # ---------------------------------------------------------------- the cache on disk

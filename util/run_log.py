@@ -224,16 +224,23 @@ def log_line(row: dict[str, Any]) -> str:
 # ---------------------------------------------------------------- signals
 
 
-class StopSignals:
-    """Catch Ctrl-C and SIGTERM, and let `check` raise Interrupted where the run can stop.
+# Ctrl-C, batch systems and terminals that close warn of the end by these. Windows has not all of them.
+NAMES = "SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2"
+STOPS = {name: getattr(signal, name) for name in NAMES if hasattr(signal, name)}
 
-    The first is answered by a line; a second Ctrl-C stops at once. Of several processes all stop at the same `check`,
-    whichever of them had a signal.
+
+class StopSignals:
+    """Catch the signals of STOPS, and let `check` raise Interrupted where the run can stop.
+
+    The first is answered by a line; a second Ctrl-C ends the run. Of several processes all stop at the same `check`,
+    whichever of them had a signal. SIGHUP stays ignored under `nohup`.
     """
 
     def __enter__(self) -> StopSignals:
-        self.signum = 0
-        self._old = {s: signal.signal(s, self._note) for s in (signal.SIGINT, signal.SIGTERM)}
+        self.signum, self._process = 0, os.getpid()
+        ignored = "SIGHUP" in STOPS and signal.getsignal(STOPS["SIGHUP"]) == signal.SIG_IGN
+        caught = [signum for name, signum in STOPS.items() if not (name == "SIGHUP" and ignored)]
+        self._old = {signum: signal.signal(signum, self._note) for signum in caught}
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -241,10 +248,12 @@ class StopSignals:
             signal.signal(signum, handler)
 
     def _note(self, signum: int, _: object) -> None:
+        if os.getpid() != self._process:  # a loader worker, forked with this handler: the main process stops the run
+            return
         if self.signum and signum == signal.SIGINT:
             raise KeyboardInterrupt
         self.signum = signum
-        logger.info("stopping after this step, and saving; Ctrl-C again stops at once")
+        logger.info("stopping after this step, and saving; Ctrl-C again stops without saving")
 
     def check(self) -> None:
         """Raise Interrupted if a signal has come, to this process or another."""
