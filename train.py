@@ -30,7 +30,7 @@ from engine import (
     train_one_epoch,
 )
 from layers.average import make_average
-from layers.distributed import check_alike, joined, wait_for_all
+from layers.distributed import check_alike, joined, largest, wait_for_all
 from layers.model import Model
 from option import Options, load_options
 from postprocessing.figures import retrieval_grid
@@ -52,7 +52,7 @@ from util.device import pick_device
 from util.precision import advise, make_deterministic, make_scaler
 from util.run_log import NoLog, RunLog, StopSignals, only_writer, recorded
 from util.starting_weights import load_starting_weights
-from util.train_state import DIVERGED, Progress, TrainState, snapshot
+from util.train_state import DIVERGED, Progress, TrainState, is_finished, snapshot
 from utils import (
     InputError,
     Interrupted,
@@ -99,7 +99,7 @@ def train_folds(arguments: argparse.Namespace, options: Options, device: torch.d
                 checkpoint = earlier_state(fold.folder, fold.names, options, arguments.force)
             elif is_main():
                 refuse_existing(fold.folder)  # once more: another run may have held the lock until now
-            if checkpoint and checkpoint["epoch"] >= options.optim.epochs:
+            if checkpoint and is_finished(options.optim, checkpoint["epoch"], checkpoint["rows"]):
                 logger.info("fold %d is finished: skipped", fold.number)
             else:
                 train_fold(fold, checkpoint, options, words, device, arguments.force)
@@ -167,7 +167,7 @@ def train_fold(
             signals.check()
 
         with saved_when_stopped(save, background, signals, fold.folder):
-            while progress.epoch < options.optim.epochs:
+            while not largest(is_finished(options.optim, progress.epoch, log.rows)):  # the main process has the rows
                 train_one_epoch(state, train, options, fold.number, log, after_step)
                 if (progress.epoch + 1) % options.logs.eval_step == 0 or progress.epoch + 1 == options.optim.epochs:
                     rsum = evaluate(state, val, options, log, background, check)
@@ -176,6 +176,9 @@ def train_fold(
                         save(BEST)
                 progress.next_epoch()
                 save(LAST)
+            if progress.epoch < options.optim.epochs:
+                waited = f"no validation was better in {options.optim.early_stopping} epochs"
+                logger.info(f"fold {fold.number} stops early, after epoch {progress.epoch - 1}: {waited}")
 
 
 def start_model(fold: Fold, checkpoint: dict | None, options: Options, words: Sequence[str]) -> Model:

@@ -52,6 +52,8 @@ class Dataset(Section):
 class Optim(Section):
     epochs: Count = 20
     """Number of epochs."""
+    early_stopping: Annotated[int, Field(ge=0)] = 0
+    """Stop after so many epochs without a better mR; 0: off."""
     lr: Positive = 0.0002
     """Learning rate of Adam."""
     lr_decay_param: Positive = 0.7

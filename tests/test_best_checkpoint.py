@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import signal
 from pathlib import Path
@@ -91,3 +92,55 @@ def test_validation_comes_every_eval_step_epochs_and_after_the_last(scored, run)
     assert run(f"{COMMAND} optim.epochs=3 logs.eval_step=2").status == 0
     rows = json.loads((FOLD / "history.json").read_text())["val"]
     assert [row["epoch"] for row in rows] == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("right", "options", "epochs"),
+    [
+        ((3, 5, 4, 5, 6), "", 4),  # equal is not better
+        ((3, 4, 5, 4, 4), "", 5),
+        ((5, 4, 6, 5, 5), "", 5),  # counted anew from the better one
+        ((5, 4, 3, 2, 1), "", 3),
+        ((5, 4, 3, 2, 1), "optim.early_stopping=0", 5),
+        ((5, 4, 3), "logs.eval_step=2", 4),  # validations after epochs 1 and 3 (from 0)
+    ],
+)
+def test_training_stops_early_where_no_validation_gets_better(right, options, epochs, scored, run) -> None:
+    scored(*map(matrix, right))
+    command = f"{COMMAND} optim.epochs=5 optim.early_stopping=2 {options}"
+    outcome = run(command)
+    assert outcome.status == 0
+    last = torch.load(FOLD / "last.pth.tar", weights_only=True)
+    assert last["epoch"] == epochs
+    early = f"fold 0 stops early, after epoch {epochs - 1}: no validation was better in 2 epochs"
+    assert (early in outcome.out) == (epochs < 5)
+    assert "fold 0 is finished: skipped" in run(f"{command} --resume").out
+
+
+def test_early_stopping_counts_across_a_resume_and_more_patience_goes_on(scored, run) -> None:
+    scored(*map(matrix, (5, 4, 3, 2, 1)))
+    command = f"{COMMAND} optim.epochs=5 optim.early_stopping"
+    with at_step(12, stop(signal.SIGTERM)):
+        assert run(f"{command}=2").status == 143
+    assert "stops early, after epoch 2" in run(f"{command}=2 --resume").out
+    assert "stops early, after epoch 3" in run(f"{command}=3 --resume").out
+    assert torch.load(FOLD / "last.pth.tar", weights_only=True)["epoch"] == 4
+    assert best()["epoch"] == 0
+
+
+def test_the_log_is_a_table_too(scored, run) -> None:
+    scored(matrix(3), matrix(4))
+    with at_step(13, stop(signal.SIGTERM)):
+        run(f"{COMMAND} optim.epochs=2 logs.print_freq=4")
+    rows = list(csv.DictReader((FOLD / "log.csv").open()))
+    assert [(row["step"], bool(row["loss"]), bool(row["t2i_r10"])) for row in rows] == [
+        ("4", True, False),
+        ("8", True, False),
+        ("8", False, True),
+        ("12", True, False),
+    ]
+    run(f"{COMMAND} optim.epochs=2 logs.print_freq=4 --resume --force")
+    history = json.loads((FOLD / "history.json").read_text())
+    rows = list(csv.DictReader((FOLD / "log.csv").open()))
+    assert len(rows) == 6 and float(rows[-1]["mr"]) == history["val"][-1]["mr"]
+    assert float(rows[0]["loss"]) == history["train"][0]["loss"]

@@ -154,10 +154,11 @@ DEFAULTS = """
 dataset: {datatype: rsitmd, data_path: data/, image_path: images/, vocab_path: vocab.json, local_path: local.h5,
           batch_size: 100, batch_size_val: 70, workers: 3, image_size: 256, cache: ram, val_list: null,
           truncated: error, augment: rotate, smallest_crop: 0.5, captions_per_image: 0}
-optim: {epochs: 20, lr: 0.0002, lr_decay_param: 0.7, lr_update_epoch: 20, grad_clip: 0, max_violation: False,
-        margin: 0.2, resume: False, precision: fp32, tf32: False, deterministic: False, checkpointing: False,
-        compile: False, loss: triplet, temperature: 0.07, learn_temperature: True, schedule: step, warmup: 0,
-        trunk_lr: null, text_lr: null, betas: [0.9, 0.999], weight_decay: 0, ema: 0, freeze: []}
+optim: {epochs: 20, early_stopping: 0, lr: 0.0002, lr_decay_param: 0.7, lr_update_epoch: 20, grad_clip: 0,
+        max_violation: False, margin: 0.2, resume: False, precision: fp32, tf32: False, deterministic: False,
+        checkpointing: False, compile: False, loss: triplet, temperature: 0.07, learn_temperature: True,
+        schedule: step, warmup: 0, trunk_lr: null, text_lr: null, betas: [0.9, 0.999], weight_decay: 0, ema: 0,
+        freeze: []}
 logs: {eval_step: 1, print_freq: 10, save_steps: 0, save_minutes: 10, ckpt_save_path: checkpoint/, logger_name: logs/,
        matrices: postprocessing/file/}
 k_fold: {experiment_name: short, nums: 1, current_num: 0, mode: shuffle, val_fraction: 0.2, seed: 0}
@@ -212,8 +213,8 @@ def test_a_renamed_file_runs_under_its_old_name(name, capsys) -> None:
 
 
 def test_an_unknown_key_far_from_all_others_lists_those_of_its_block(published) -> None:
-    with pytest.raises(InputError, match=r"unknown key logs\.early_stopping \(known keys: ckpt_save_path, eval_step, "):
-        load_options(published, ["logs.early_stopping=3"])
+    with pytest.raises(InputError, match=r"unknown key logs\.patience \(known keys: ckpt_save_path, eval_step, "):
+        load_options(published, ["logs.patience=3"])
     with pytest.raises(InputError, match=r"unknown key lr \(nearest known key: optim\.lr\)"):
         load_options(published, ["lr=3"])
 

@@ -30,6 +30,7 @@ MOVE_NO_NUMBER = {
     "dataset.truncated",
     "dataset.batch_size_val",
     "optim.checkpointing",
+    "optim.early_stopping",
     "logs.save_steps",
     "logs.save_minutes",
     "logs.ckpt_save_path",

@@ -125,6 +125,7 @@ FREE = {
     "dataset.truncated",
     "dataset.batch_size_val",
     "optim.checkpointing",
+    "optim.early_stopping",
     "logs.save_steps",
     "logs.save_minutes",
     "logs.ckpt_save_path",

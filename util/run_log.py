@@ -1,10 +1,12 @@
-"""Keep the record of a run: its lock, what made it, its log in three forms, and the signals that stop it."""
+"""Keep the record of a run: its lock, what made it, its log in four forms, and the signals that stop it."""
 
 from __future__ import annotations
 
 import contextlib
+import csv
 import datetime
 import importlib.metadata
+import io
 import logging
 import os
 import platform
@@ -156,7 +158,7 @@ class NoLog:
 
 
 class RunLog:
-    """The log of a fold in three forms: log.txt for people, history.json for figures, TensorBoard.
+    """The log of a fold in four forms: log.txt for people, log.csv for tables, history.json for figures, TensorBoard.
 
     The files are written anew from the `rows` of the run so far: a resumed run's log is that of an uninterrupted one.
     """
@@ -177,8 +179,17 @@ class RunLog:
         scalars = {f"val/{way}_{key}": value for way in ("i2t", "t2i") for key, value in row[way].items()}
         self._add(row, scalars | {"val/mr": row["mr"], "val/mr_random": row["mr_random"]})
         self._board.flush()
+        self._write_table()
         history = {"train": [r for r in self.rows if "loss" in r], "val": [r for r in self.rows if "mr" in r]}
         write_json(self._folder / "history.json", history)
+
+    def _write_table(self) -> None:
+        rows = [table_row(row) for row in self.rows]
+        text = io.StringIO()
+        table = csv.DictWriter(text, dict.fromkeys(key for row in rows for key in row), lineterminator="\n")
+        table.writeheader()
+        table.writerows(rows)
+        write_text(self._folder / "log.csv", text.getvalue())
 
     def picture(self, name: str, figure: Any, step: int) -> None:
         """Log a figure of Matplotlib for TensorBoard."""
@@ -194,8 +205,21 @@ class RunLog:
 
     def close(self) -> None:
         """Close the files."""
+        self._write_table()
         self._file.close()
         self._board.close()
+
+
+def table_row(row: dict[str, Any]) -> dict[str, Any]:
+    """Return a row of the log as cells of one table.
+
+    >>> table_row({"epoch": 0, "i2t": {"r1": 5.0}, "mr": 7.5})
+    {'epoch': 0, 'i2t_r1': 5.0, 'mr': 7.5}
+    """
+    cells = {}
+    for key, value in row.items():
+        cells |= {f"{key}_{name}": one for name, one in value.items()} if isinstance(value, dict) else {key: value}
+    return cells
 
 
 def log_line(row: dict[str, Any]) -> str:

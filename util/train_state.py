@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
-from option.options import Options
+from option.options import Optim, Options
 from util.checkpoint import LAST
 from utils import InputError, RunError
 
@@ -56,6 +56,16 @@ class Progress:
             if not math.isfinite(loss):
                 raise RunError(f"the loss of batch {batch} of epoch {self.epoch} is {loss}; {DIVERGED}")
         return numbers
+
+
+def is_finished(options: Optim, epoch: int, rows: Sequence[dict[str, Any]]) -> bool:
+    """Return whether `epoch` epochs are all, or the log's rows call for early stopping.
+
+    That is where the last validation comes `early_stopping` epochs or more after the best (of equal ones, the first).
+    """
+    scored = [row for row in rows if "mr" in row]
+    waited = scored[-1]["epoch"] - max(scored, key=lambda row: row["mr"])["epoch"] if scored else 0
+    return epoch >= options.epochs or 0 < options.early_stopping <= waited
 
 
 @dataclass
