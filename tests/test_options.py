@@ -213,8 +213,8 @@ def test_a_renamed_file_runs_under_its_old_name(name, capsys) -> None:
 
 
 def test_an_unknown_key_far_from_all_others_lists_those_of_its_block(published) -> None:
-    with pytest.raises(InputError, match=r"unknown key logs\.patience \(known keys: ckpt_save_path, eval_step, "):
-        load_options(published, ["logs.patience=3"])
+    with pytest.raises(InputError, match=r"unknown key logs\.colour \(known keys: ckpt_save_path, eval_step, "):
+        load_options(published, ["logs.colour=3"])
     with pytest.raises(InputError, match=r"unknown key lr \(nearest known key: optim\.lr\)"):
         load_options(published, ["lr=3"])
 
