@@ -58,7 +58,7 @@ def main() -> None:
     rows, scores, flat = [], [], []
     for name, of_scene in queries.items():
         path = paths[name]
-        scene = encode_scene(encoder, local, path, rules, arguments.scales, arguments.workers, regions.get(path.name))
+        scene = encode_scene(encoder, path, rules, arguments.scales, arguments.workers, regions.get(path.name))
         level = np.ones((scene.height, scene.width), np.float32)
         for query, sentence in zip(of_scene, encoder.sentences([one.caption for one in of_scene]), strict=True):
             scores.append(selo_scores(scene.map_of(sentence) / np.float32(255), query.regions))

@@ -37,7 +37,6 @@ from search.store import Index, Mark, Record, open_index, read_mark
 from util.device import pick_device
 from util.encoder import Encoder
 from util.model_folder import weights_file
-from util.regions.rules import LocalRules
 from util.run_log import StopSignals
 from utils import Bar, InputError, Parser, atomic, check_writable_file, printable, run_command, some, write_text
 
@@ -56,12 +55,12 @@ def main() -> None:
     find_files(Path(arguments.images))  # before the model is loaded
     with open_index(arguments.index, create=True) as index:
         encoder = load_encoder(options, arguments.resume, pick_device(arguments.device), local)
-        mark = make_mark(arguments, encoder, local)
+        mark = make_mark(arguments, encoder)
         check_mark(index, mark, arguments)
-        build(index, mark, encoder, local, rules, arguments)
+        build(index, mark, encoder, rules, arguments)
 
 
-def make_mark(arguments: argparse.Namespace, encoder: Encoder, local: LocalRules) -> Mark:
+def make_mark(arguments: argparse.Namespace, encoder: Encoder) -> Mark:
     """Build the mark of the index that these arguments make."""
     options, size = encoder.options, encoder.options.dataset.image_size
     zeros = np.zeros((1, 20, 20), np.float32)
@@ -73,7 +72,7 @@ def make_mark(arguments: argparse.Namespace, encoder: Encoder, local: LocalRules
         sha256=digest,
         options=options.to_dict(),
         words=list(encoder.words),
-        rules=local.to_dict(),
+        rules=encoder.rules.to_dict(),
         images=str(Path(arguments.images).absolute()),
         dim=dim,
         scales=list(arguments.scales),
@@ -140,15 +139,13 @@ def plan(index: Index, root: Path, scales: Sequence[int], rules: RasterRules) ->
     return change
 
 
-def build(
-    index: Index, mark: Mark, encoder: Encoder, local: LocalRules, rules: RasterRules, arguments: argparse.Namespace
-) -> None:
+def build(index: Index, mark: Mark, encoder: Encoder, rules: RasterRules, arguments: argparse.Namespace) -> None:
     """Make the rows that the index lacks, then delete those of files that are gone, changed or unreadable."""
     root = Path(arguments.images)
     change = plan(index, root, arguments.scales, rules)
     names = [name for name in change.files if name not in change.faults]
     regions = given_regions(arguments, names, lambda name: picture_size(root / name, rules))
-    pictures = Pictures(root, change.records, encoder.options.dataset.image_size, local, rules, regions)
+    pictures = Pictures(root, change.records, encoder.options.dataset.image_size, encoder.rules, rules, regions)
     with StopSignals() as stop, Bar(total=len(change.records), desc="encoding", unit="picture") as bar:
         for records, samples in pictures.batches(BATCH, arguments.workers):
             stop.check()

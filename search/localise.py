@@ -44,7 +44,6 @@ from search.store import Record
 from search.windows import SCALES, selo_map, selo_windows
 from util.device import pick_device
 from util.encoder import Encoder, check_sentence
-from util.regions.rules import LocalRules
 from utils import Bar, InputError, Parser, atomic, check_writable_file, run_command, write_text
 
 logger = logging.getLogger("galr")
@@ -74,14 +73,13 @@ def main() -> None:
     sentence = encoder.sentences([arguments.text])[0]
     path = arguments.scene
     regions = given_regions(arguments, [path.name], lambda _: picture_size(path, rules)) or {}
-    scene = encode_scene(encoder, local, path, rules, arguments.scales, arguments.workers, regions.get(path.name))
+    scene = encode_scene(encoder, path, rules, arguments.scales, arguments.workers, regions.get(path.name))
     write_map(arguments.out, path, scene.map_of(sentence), rules, arguments.threshold)
     logger.info(f"written: {arguments.out}, from {len(scene.windows)} windows")
 
 
 def encode_scene(
     encoder: Encoder,
-    local: LocalRules,
     path: Path,
     rules: RasterRules,
     scales: Sequence[int] = SCALES,
@@ -96,7 +94,7 @@ def encode_scene(
     windows = selo_windows(height, width, scales)
     records = [Record(path.name, 0, 0, *window, max(2, len(windows))) for window in windows.tolist()]
     of_scene = {path.name: regions} if regions else None
-    pictures = Pictures(path.parent, records, encoder.options.dataset.image_size, local, rules, of_scene)
+    pictures = Pictures(path.parent, records, encoder.options.dataset.image_size, encoder.rules, rules, of_scene)
     vectors = []
     with Bar(total=len(records), desc=f"encoding {path.name}", unit="window") as bar:
         for _, samples in pictures.batches(BATCH, workers):

@@ -34,7 +34,6 @@ from search.windows import SCALES, selo_windows
 from util.device import pick_device
 from util.encoder import LONGEST, Encoder
 from util.lists import safe_paths
-from util.regions.rules import LocalRules
 from utils import InputError, Interrupted, Parser, RunError, printable, run_command, write_json, write_text
 
 logger = logging.getLogger("galr")
@@ -69,8 +68,7 @@ class Site:
         self.images = images or self.mark.images
         self.scenes = sorted({record.path for record in index.records() if record.windows > 1})
         self.rules = query.raster_rules_of(self.mark)
-        local = LocalRules.from_dict(self.mark.rules)
-        self.encoded = functools.lru_cache(maxsize=4)(lambda path, _: encode_scene(encoder, local, path, self.rules))
+        self.encoded = functools.lru_cache(maxsize=4)(lambda path, _: encode_scene(encoder, path, self.rules))
 
     def by_picture(self, upload: str | None, folder: str, fold: bool) -> Question:
         """Ask with a picture. Raises InputError."""

@@ -60,10 +60,10 @@ def test_the_map_is_that_of_the_windows_similarities_in_the_scenes_coordinates(
 
     rules = read_rules("data/local.h5")
     encoder = load_encoder(load_options("tiny.yaml"), checkpoint, torch.device("cpu"), rules)
-    found = encode_scene(encoder, rules, scene, RasterRules(), [64, 128])
+    found = encode_scene(encoder, scene, RasterRules(), [64, 128])
     assert found.vectors.shape == (len(found.windows), 32)
     seen = Regions(np.array([3]), np.array([0.9]), np.array([[0.75, 0.2, 0.1, 0.1]]))
-    other = encode_scene(encoder, rules, scene, RasterRules(), [64, 128], regions=seen)
+    other = encode_scene(encoder, scene, RasterRules(), [64, 128], regions=seen)
     changed = np.abs(other.vectors - found.vectors).max(axis=1) > 0
     top, bottom, left, right = found.windows.T
     np.testing.assert_array_equal(changed, (top <= 60) & (bottom > 60) & (left <= 270) & (right > 270))
