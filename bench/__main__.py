@@ -1,7 +1,7 @@
 """Measure GaLR beside a plain implementation in the same run: whole processes in turns, one at a time.
 
-    python -m bench [--suite train,data,eval,rerank] [--device auto|cpu|cuda] [--json FILE] [--repeats N]
-    python -m bench --loop                 torchrun --nproc_per_node N -m bench --loop alike
+    python -m bench [--suite train,data,eval,rerank] [--device NAME] [--json FILE] [--repeats N]
+    python -m bench --loop [--set optim.precision=fp16 ...]      torchrun --nproc_per_node N -m bench --loop alike
 
 Nothing else should run on the machine meanwhile. GALR_TEST_DATA=DIR lets the data suite read DIR/ucm_precomp/images.
 """
@@ -33,6 +33,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3, help="rounds of each suite (default: 3)")
     loop = "instead: samples a second of the training loop, and hours of the published protocol on this machine"
     parser.add_argument("--loop", action="store_true", help=loop)
+    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="with --loop: override options")
     arguments = parser.parse_args()
     suites = arguments.suite.split(",")
     if unknown := [suite for suite in suites if suite not in SUITES]:
@@ -44,7 +45,7 @@ def main() -> None:
     device = pick_device(arguments.device)
     if arguments.loop:
         with joined(device):
-            results = bench.loop.loop(device)
+            results = bench.loop.loop(device, tuple(arguments.set))
         text = json.dumps(results, indent=2)
     else:
         results = {suite: SUITES[suite].cases(device, arguments.repeats) for suite in suites}

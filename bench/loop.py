@@ -14,12 +14,14 @@ from pathlib import Path
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from bench import peak_mib
 from bench.train import WORDS, emulates_bf16, made_up, new_model, seconds, settings, steps_of, train_data, train_epoch
 from engine import encode_split, make_criterion, make_optimizer, prepare
 from layers.distributed import shards_of, world_size
 from option import Options
 from postprocessing.recall import query_ranks
 from util.checkpoint import LAST, save_checkpoint
+from util.precision import LOW
 from util.train_state import TrainState, snapshot
 
 FOLDS, EPOCHS, PAIRS, VALIDATION = 3, 20, 17_160, 857  # of RSITMD; the last in images, of five captions each
@@ -29,11 +31,13 @@ def loop(device: torch.device, overrides: tuple[str, ...] = (), validation: int 
     """Return {"processes", "precision", "gflop_per_sample", "peak_gflops", "batches": [...], "validation_seconds",
     "checkpoint", "protocol_hours"}.
 
-    Each batch size has "pairs", "samples_per_second" and "of_peak". `protocol_hours` follows from the first speed,
-    one validation on `validation` images, and a best and a last checkpoint in every epoch.
+    Each batch size that finds room has "pairs", "samples_per_second", "of_peak" and "peak_mib". `protocol_hours`
+    follows from the first speed, one validation on `validation` images, and a best and a last checkpoint in every
+    epoch. overrides: of the options; without `optim.precision` among them, bf16 on a GPU that has it.
     """
     precision = "bf16" if device.type == "cuda" and not emulates_bf16(device) else "fp32"
     options = settings(overrides, precision)
+    precision = options.optim.precision
     batch = options.dataset.batch_size
     with FlopCounterMode(display=False) as counter:
         next(steps_of(options, device))
@@ -42,8 +46,17 @@ def loop(device: torch.device, overrides: tuple[str, ...] = (), validation: int 
     peak = peak_flops(device, precision) * world_size()
     rows = []
     for size in (batch, 4 * batch, 16 * batch) if device.type == "cuda" else (batch,):
-        speed = samples_per_second(settings((*overrides, f"dataset.batch_size={size}"), precision), device)
-        rows.append({"pairs": size, "samples_per_second": speed, "of_peak": speed * flop / peak})
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
+        try:
+            speed = samples_per_second(settings((*overrides, f"dataset.batch_size={size}"), precision), device)
+        except torch.OutOfMemoryError:
+            if not rows:
+                raise
+            break
+        row = {"pairs": size, "samples_per_second": speed, "of_peak": speed * flop / peak, "peak_mib": peak_mib()}
+        rows.append(row)
     model = prepare(new_model(options), options, device)
     images = made_up(options, validation, options.dataset.image_size, device)
     owner = images.split.image_of_caption
@@ -94,6 +107,6 @@ def checkpoint(options: Options, device: torch.device) -> dict[str, float]:
 
 def peak_flops(device: torch.device, precision: str) -> float:
     """Return the operations a second of a large matrix product."""
-    side = 8192 if device.type == "cuda" else 2048
-    a = torch.ones(side, side, device=device, dtype=torch.bfloat16 if precision == "bf16" else torch.float32)
+    side = 8192 if device.type == "cuda" else 256 if precision == "fp16" else 2048  # which processors emulate
+    a = torch.ones(side, side, device=device, dtype=LOW.get(precision, torch.float32))
     return 2 * side**3 / min(seconds(lambda: a @ a, device) for _ in range(5))

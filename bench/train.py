@@ -24,7 +24,7 @@ from layers.published import to_published
 from option import Options, load_options
 from tests.reference import Baseline, train_step
 from util.pixels import MemoryPixels
-from util.precision import gain
+from util.precision import gain, make_scaler
 from util.transforms import normalise, resize_size
 from utils import ROOT
 
@@ -124,9 +124,10 @@ def train_epoch(
 ) -> Iterator[Tensor]:
     """Yield the losses of an epoch's steps, taken as in train.py."""
     model.train()
-    criterion = make_criterion(options.optim, data.token_ids.device)
+    device, rate = data.token_ids.device, learning_rate(options.optim, epoch)
+    criterion, scaler = make_criterion(options.optim, device), make_scaler(options.optim, device)
     for batch in train_batches(data, options, 0, epoch):
-        yield engine.train_step(model, batch, criterion, optimizer, learning_rate(options.optim, epoch), options)
+        yield engine.train_step(model, batch, criterion, optimizer, rate, options, scaler)
 
 
 def steps_of(options: Options, device: torch.device) -> Iterator[Tensor]:

@@ -246,6 +246,7 @@ class PretendGPU(TorchDispatchMode):
         self._set(torch.nn.RNNBase, flatten_parameters=lambda _: None)
         self._set(torch.accelerator, is_available=lambda *_, **__: False)  # the loader would pin in a thread
         self._set(torch.optim.Optimizer, _accelerator_graph_capture_health_check=lambda _: None)
+        self._set(torch.cuda.amp.common, amp_definitely_not_available=lambda: False)
         cuda = here.type == "cuda"
         self._set(torch.backends.mps, is_available=functools.cache(lambda: not cuda))  # Dynamo wants a __wrapped__
         self._set(torch.cuda, is_available=lambda: cuda, device_count=lambda: gpu.cards if cuda else 0)

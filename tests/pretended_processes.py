@@ -18,6 +18,7 @@ from pretend_gpu import PretendGPU
 from tiny import shortened
 
 import train
+import util.precision
 from utils import exit_status
 
 if __name__ == "__main__":
@@ -26,7 +27,7 @@ if __name__ == "__main__":
     dist.init_process_group = lambda backend, **options: (backends.append(backend), init("gloo", **options))
     gpu = PretendGPU(index=rank, cards=2)
     train.train_one_epoch = gpu.wrapped(train.train_one_epoch, "training")
-    train.retrieval_grid, train.bf16_gain = lambda *_: Figure(), lambda _: 2.0
+    train.retrieval_grid, util.precision.gain = lambda *_: Figure(), lambda *_: 2.0
     settings = "optim.epochs=1 logs.save_steps=0 logs.print_freq=1"
     sys.argv = [*f"train.py --path_opt tiny.yaml --device cuda --set {settings}".split(), *sys.argv[2:]]
     with shortened(), gpu:

@@ -24,8 +24,9 @@ from util.pixels import MemoryPixels
 
 pytestmark = pytest.mark.usefixtures("short_trunk", "without_pictures")
 QUICK = [("GaLR", "bf16"), ("GaLR, all of it", "fp32"), ("gru, mean", "fp32"), ("AMFMN, soft_att", "bf16")]
-QUICK += [("VSE++, last", "fp32")]
+QUICK += [("VSE++, last", "fp32"), ("GaLR", "fp16")]
 ALL = [(name, precision) for name in CASES if name not in ("CLIP", "transformer") for precision in ("fp32", "bf16")]
+ALL += [(name, "fp16") for name in ("GaLR", "GaLR, all of it")]  # with loss scaling
 
 
 def mark_slow(case: tuple[str, str]) -> object:

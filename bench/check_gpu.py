@@ -1,0 +1,191 @@
+"""Check this project on a GPU that it has not seen, and write one Markdown file to attach to a report.
+
+    python -m bench.check_gpu [--device cuda] [--out check_gpu.md] [--small]         (or bash exec/check_gpu.sh ...)
+
+Sections: the machine; tests/test_cuda.py; speed and memory of each precision (python -m bench --loop); each precision
+against float32; determinism; two processes, where there are two GPUs. A section that fails says why, and the next one
+runs. `--small` takes tiny models, to rehearse all of it on a CPU.
+"""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from bench.eval import our_evaluation
+from bench.loop import loop
+from bench.train import new_model, settings, steps_of, train_data, train_epoch
+from engine import make_optimizer, prepare
+from postprocessing.tables import table
+from util.device import nvidia_smi, pick_device
+from util.precision import make_deterministic, set_arithmetic
+from util.run_log import provenance
+from utils import ROOT, Parser, check_writable_file, logger, run_command, write_text
+
+PRECISIONS = {"fp32": (), "tf32": ("optim.tf32=true",), "bf16": ("optim.precision=bf16",)}
+PRECISIONS |= {"fp16": ("optim.precision=fp16",)}
+SMALL = ("dataset.batch_size=8", "dataset.batch_size_val=3", "dataset.image_size=32", "model.seq2vec.hidden_dim=24")
+SMALL += ("model.seq2vec.embedding_dim=12",)
+STEPS = 20  # of which losses are compared
+
+
+def main() -> None:
+    parser = Parser(prog="python -m bench.check_gpu", description="Check this project on a GPU; write a report.")
+    parser.add_device()
+    parser.add_argument("--out", default="check_gpu.md", help="file of the report (default: check_gpu.md)")
+    parser.add_argument("--small", action="store_true", help="tiny models: a rehearsal")
+    parser.add_argument("--digest", action="store_true", help="only print a digest of the weights after some steps")
+    arguments = parser.parse_args()
+    sizes = SMALL if arguments.small else ()
+    if arguments.digest:
+        print(digest(arguments.device, sizes))
+        return
+    check_writable_file(Path(arguments.out))
+    device = pick_device(arguments.device)
+    sections = {
+        "Machine": lambda: machine(device),
+        "Tests": run_tests,
+        "Speed and memory": lambda: speed(device, sizes, 4 if arguments.small else 857),
+        "Precisions against float32": lambda: agreement(device, sizes, 8 if arguments.small else 200),
+        "Determinism": lambda: determinism(device, arguments.small),
+        "Two processes": lambda: two_processes(device, sizes),
+    }
+    write_text(arguments.out, "\n".join(report(sections)))
+    logger.info(f"the report is in {arguments.out}: please attach it")
+
+
+def report(sections: dict[str, Callable[[], str]]) -> Iterator[str]:
+    """Yield the lines of the report; a section that fails is a line with its error."""
+    yield f"# check_gpu, {datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M} UTC\n"
+    for name, run in sections.items():
+        logger.info(f"check_gpu: {name}")
+        yield f"## {name}\n"
+        try:
+            yield run()
+        except Exception as error:  # whatever it is, the rest is worth having
+            yield f"**failed**: {type(error).__name__}: {' '.join(str(error).split())[:1000]}"
+        yield ""
+
+
+def machine(device: torch.device) -> str:
+    """Return packages, commit, machine, and what nvidia-smi says of the cards."""
+    made_by = provenance(device)
+    lines = [f"- {key}: {json.dumps(value)}" for key, value in made_by.items() if key != "command"]
+    lines.append(f"- CUDA of PyTorch: {torch.version.cuda}, cuDNN {torch.backends.cudnn.version()}")
+    fields = ("name", "driver_version", "memory.total", "compute_cap", "clocks.max.sm", "power.limit")
+    lines += [f"- card: {', '.join(map(' '.join, zip(fields, card, strict=False)))}" for card in nvidia_smi(*fields)]
+    return "\n".join(lines)
+
+
+def run_tests() -> str:
+    """Run the tests that need a GPU; return the end of what they say."""
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/test_cuda.py"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    return f"`pytest tests/test_cuda.py`, exit status {done.returncode}:\n\n```\n{done.stdout[-3000:].strip()}\n```"
+
+
+def speed(device: torch.device, sizes: tuple[str, ...], validation: int) -> str:
+    """Return a table of the loop in each precision, and the figures of all of it."""
+    rows, results = [["precision", "pairs", "samples a second", "of the peak", "peak MiB", "protocol, hours"]], {}
+    for name, changes in PRECISIONS.items():
+        results[name] = found = loop(device, (*sizes, *changes), validation)
+        for at, row in enumerate(found["batches"]):
+            hours = f"{found['protocol_hours']:.2f}" if at == 0 else ""
+            numbers = f"{row['samples_per_second']:.1f}", f"{row['of_peak']:.0%}", f"{row['peak_mib']:.0f}"
+            rows.append([name, str(row["pairs"]), *numbers, hours])
+    return f"{table(rows)}\n\n```\n{json.dumps(results, indent=1)}\n```"
+
+
+def agreement(device: torch.device, sizes: tuple[str, ...], images: int) -> str:
+    """Return how far similarities and losses are from those of float32 on this device, and float32 from the CPU's."""
+
+    def similarities(changes: tuple[str, ...], place: torch.device) -> np.ndarray:
+        changes = (*sizes, *changes)
+        return our_evaluation(changes, images, settings(changes).optim.precision, place)()
+
+    def losses(changes: tuple[str, ...]) -> np.ndarray:
+        return torch.stack(list(islice(steps_of(settings((*sizes, *changes)), device), STEPS))).cpu().numpy()
+
+    plain, plain_losses = similarities((), device), losses(())
+    rows = [["", "largest difference of similarities", "of the first loss", f"of the loss after {STEPS} steps"]]
+    rows.append(["float32 on the CPU", f"{np.abs(similarities((), torch.device('cpu')) - plain).max():.1e}", "", ""])
+    for name, changes in PRECISIONS.items():
+        apart = np.abs(losses(changes) / plain_losses - 1)
+        rows.append(
+            [name, f"{np.abs(similarities(changes, device) - plain).max():.1e}", f"{apart[0]:.1e}", f"{apart[-1]:.1e}"]
+        )
+    set_arithmetic(settings().optim)  # as it was
+    return f"{table(rows)}\n\nLosses are relative. float32 beside itself shows what the order of sums is worth here."
+
+
+def digest(device: str, sizes: tuple[str, ...]) -> str:
+    """Train some steps, deterministically where the environment says CHECK_DETERMINISTIC, and digest the weights."""
+    if os.environ.get("CHECK_DETERMINISTIC"):
+        make_deterministic()
+    options, place = (
+        settings((*sizes, f"optim.deterministic={bool(os.environ.get('CHECK_DETERMINISTIC'))}")),
+        pick_device(device),
+    )
+    model = prepare(new_model(options), options, place)
+    list(train_epoch(model, train_data(options, place), options, make_optimizer(model, options.optim)))
+    sha = hashlib.sha256()
+    for tensor in model.state_dict().values():
+        sha.update(tensor.cpu().numpy().tobytes())
+    return f"digest {sha.hexdigest()}"
+
+
+def determinism(device: torch.device, small: bool) -> str:
+    """Return whether two equal runs give equal bits, with `optim.deterministic` and without; each a process."""
+    rows = [["optim.deterministic", "two runs give the same bits"]]
+    for wanted in ("true", ""):
+        words = ["-m", "bench.check_gpu", "--digest", "--device", str(device), *(["--small"] if small else [])]
+        environment = os.environ | {"CHECK_DETERMINISTIC": wanted}
+        ends = []
+        for _ in range(2):
+            done = subprocess.run(
+                [sys.executable, *words], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+            )
+            ends.append(
+                next((line for line in done.stdout.splitlines() if line.startswith("digest")), done.stderr[-500:])
+            )
+        same = "yes" if ends[0] == ends[1] else "no"
+        rows.append(
+            [wanted or "false", same if ends[0].startswith("digest") else f"failed: {' '.join(ends[0].split())}"]
+        )
+    return table(rows)
+
+
+def two_processes(device: torch.device, sizes: tuple[str, ...]) -> str:
+    """Return the figures of the loop in two processes, on two GPUs or on the CPU."""
+    if device.type == "cuda" and torch.cuda.device_count() < 2:
+        return "one GPU: left out"
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder, "two.json")
+        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "bench"]
+        words = [
+            *launcher,
+            "--loop",
+            "--device",
+            device.type,
+            "--json",
+            str(out),
+            *(["--set", *sizes] if sizes else []),
+        ]
+        done = subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True, check=False)
+        text = out.read_text() if out.is_file() else f"exit status {done.returncode}: {done.stderr[-2000:]}"
+    return f"```\n{text.strip()}\n```"
+
+
+if __name__ == "__main__":
+    run_command(main)
