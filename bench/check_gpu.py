@@ -37,7 +37,6 @@ PRECISIONS = {"fp32": (), "tf32": ("optim.tf32=true",), "bf16": ("optim.precisio
 PRECISIONS |= {"fp16": ("optim.precision=fp16",)}
 SMALL = ("dataset.batch_size=8", "dataset.batch_size_val=3", "dataset.image_size=32", "model.seq2vec.hidden_dim=24")
 SMALL += ("model.seq2vec.embedding_dim=12",)
-STEPS = 20  # of which losses are compared
 
 
 def main() -> None:
@@ -57,7 +56,7 @@ def main() -> None:
         "Machine": lambda: machine(device),
         "Tests": run_tests,
         "Speed and memory": lambda: speed(device, sizes, 4 if arguments.small else 857),
-        "Precisions against float32": lambda: agreement(device, sizes, 8 if arguments.small else 200),
+        "Precisions against float32": lambda: agreement(device, sizes, *((8, 3) if arguments.small else (200,))),
         "Determinism": lambda: determinism(device, arguments.small),
         "Two processes": lambda: two_processes(device, sizes),
     }
@@ -107,7 +106,7 @@ def speed(device: torch.device, sizes: tuple[str, ...], validation: int) -> str:
     return f"{table(rows)}\n\n```\n{json.dumps(results, indent=1)}\n```"
 
 
-def agreement(device: torch.device, sizes: tuple[str, ...], images: int) -> str:
+def agreement(device: torch.device, sizes: tuple[str, ...], images: int, steps: int = 20) -> str:
     """Return how far similarities and losses are from those of float32 on this device, and float32 from the CPU's."""
 
     def similarities(changes: tuple[str, ...], place: torch.device) -> np.ndarray:
@@ -115,10 +114,10 @@ def agreement(device: torch.device, sizes: tuple[str, ...], images: int) -> str:
         return our_evaluation(changes, images, settings(changes).optim.precision, place)()
 
     def losses(changes: tuple[str, ...]) -> np.ndarray:
-        return torch.stack(list(islice(steps_of(settings((*sizes, *changes)), device), STEPS))).cpu().numpy()
+        return torch.stack(list(islice(steps_of(settings((*sizes, *changes)), device), steps))).cpu().numpy()
 
     plain, plain_losses = similarities((), device), losses(())
-    rows = [["", "largest difference of similarities", "of the first loss", f"of the loss after {STEPS} steps"]]
+    rows = [["", "largest difference of similarities", "of the first loss", f"of the loss after {steps} steps"]]
     rows.append(["float32 on the CPU", f"{np.abs(similarities((), torch.device('cpu')) - plain).max():.1e}", "", ""])
     for name, changes in PRECISIONS.items():
         apart = np.abs(losses(changes) / plain_losses - 1)
