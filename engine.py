@@ -243,6 +243,10 @@ class Captions(NamedTuple):
     vectors: Tensor
     place: np.ndarray
 
+    def all_vectors(self) -> np.ndarray:
+        """Return the vector of every caption (M, D), float32, not normalised."""
+        return self.vectors.float().cpu().numpy()[self.place]
+
 
 def _nothing() -> None:
     """Do nothing (default for `check`)."""

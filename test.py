@@ -23,8 +23,17 @@ from layers.distributed import check_alike, joined
 from layers.model import Model
 from option import Options, load_options
 from postprocessing.figures import draw_run
-from postprocessing.matrices import Gallery, Matrix
-from postprocessing.normalise import GRID, Bank, dynamic_bank, dynamic_ranks, static_bank, temperature_grid
+from postprocessing.matrices import Gallery, Matrix, save_array
+from postprocessing.normalise import (
+    GRID,
+    STATIC_TEMPERATURE,
+    Bank,
+    dynamic_bank,
+    dynamic_ranks,
+    static_bank,
+    temperature_grid,
+    warn_of_scale,
+)
 from postprocessing.recall import QueryRanks, chance, query_ranks
 from postprocessing.rerank import PUBLISHED, Reranker
 from postprocessing.results import Banked, FoldScore, Reranked, Results, score_of
@@ -46,6 +55,7 @@ def main() -> None:
     add("--rerank", action="store_true", help="also score after the multivariate rerank, as published")
     bank_help = "also score after query bank normalisation by the train list (static: docs/evaluation.md)"
     add("--bank", nargs="?", const="static", choices=["static", "dynamic"], help=bank_help)
+    add("--caption-vectors", action="store_true", help="also write the captions' vectors beside each matrix")
     add("--bank-grid", action="store_true", help="only print validation mR, the fold's train images as the bank")
     parser.add_device()
     arguments = parser.parse_args()
@@ -102,7 +112,10 @@ def main() -> None:
         bank=Banked.of(scores["bank"], kind=arguments.bank) if arguments.bank else None,
     )
     for name, matrix in matrices.items():  # nothing is written before every fold has been scored
-        matrix.save(folder / f"{name}.npy")
+        if isinstance(matrix, Matrix):
+            matrix.save(folder / f"{name}.npy")
+        else:
+            save_array(folder / f"{name}.npy", matrix)
     write_json(run / "results.json", results.model_dump())
     write_text(run / "results.md", markdown(results))
     write_text(run / "results.csv", comma_separated(results))
@@ -125,7 +138,7 @@ def describe(name: str, data: Data) -> str:
 
 def score_fold(
     model: Model, test: Data, val: Data, bank: Data | None, arguments: argparse.Namespace, options: Options
-) -> tuple[dict[str, Matrix], dict[str, QueryRanks]]:
+) -> tuple[dict[str, Matrix | np.ndarray], dict[str, QueryRanks]]:
     """Return a fold's matrices by the ends of their file names, and the ranks: plain, reranked, with the bank.
 
     Of several processes only the main one has them.
@@ -135,10 +148,13 @@ def score_fold(
         return {}, {}
     found, of_val = (matrix_of(model, data, vectors) for data, vectors in ((test, of_test), (val, of_val)))
     saved, owner = {"": found, "_val": of_val}, found.image_of_caption
+    if arguments.caption_vectors:
+        saved["_caption_vectors"] = of_test[1].all_vectors()
     ranks = {"plain": query_ranks(found.sims, owner)}
     if arguments.rerank:
         ranks["rerank"] = Reranker(found.sims, owner, PUBLISHED.k).ranks(PUBLISHED)
     if arguments.bank == "static":
+        warn_of_scale(found.sims, STATIC_TEMPERATURE, "query bank")
         saved["_bank"] = found._replace(sims=static_bank(found.sims, bank_of(model, of_test, of_bank)))
         ranks["bank"] = query_ranks(saved["_bank"].sims, owner)
     elif arguments.bank == "dynamic":

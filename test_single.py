@@ -10,9 +10,9 @@ import logging
 from pathlib import Path
 
 from data import load_data, read_split, validation_split
-from engine import encode_split, load_model, untrained_model
+from engine import embed_split, load_model, similarities, untrained_model
 from postprocessing.figures import retrieval_grid, save_figure
-from postprocessing.matrices import Matrix
+from postprocessing.matrices import Gallery, Matrix, save_array
 from postprocessing.recall import query_ranks
 from postprocessing.results import Results
 from postprocessing.tables import markdown
@@ -33,13 +33,15 @@ def main() -> None:
     add("--resume", required=True, metavar="CKPT", help="checkpoint or model folder; none: the untrained model")
     add("--split", choices=["test", "val"], default="test", help="val: of the checkpoint's split.json")
     add("--sims", type=Path, metavar="OUT.npy", help="write the similarity matrix, images x captions")
+    add("--caption-vectors", type=Path, metavar="OUT.npy", help="write the vectors of the captions, captions x D")
     add("--figure", type=Path, metavar="OUT.png", help="write a retrieval grid")
     parser.add_device()
     arguments = parser.parse_args()
-    for path in filter(None, (arguments.sims, arguments.figure)):
+    for path in filter(None, (arguments.sims, arguments.caption_vectors, arguments.figure)):
         check_writable_file(path)
-    if arguments.sims and arguments.sims.suffix != ".npy":
-        raise InputError(f"--sims {arguments.sims}: the name must end in .npy")
+    for option, path in (("--sims", arguments.sims), ("--caption-vectors", arguments.caption_vectors)):
+        if path and path.suffix != ".npy":
+            raise InputError(f"{option} {path}: the name must end in .npy")
     options = options_of(arguments.resume, arguments.path_opt, arguments.set)
     device = pick_device(arguments.device)
     words = load_words(options)
@@ -52,15 +54,19 @@ def main() -> None:
     test = arguments.split == "test"
     split = read_split(options.dataset.data_path, "test") if test else validation_split(folder, options)
     data = load_data(split, options, words, device, training=False)
-    sims = encode_split(model, data, options)
+    images, captions = embed_split(model, data, options)
+    sims = similarities(model, images, captions)
     fold = int(folder.name) if folder.name.isdigit() else 0  # our runs have a folder for each fold
     score = fold_score(fold, query_ranks(sims, split.image_of_caption), split, arguments.split)
     logger.info(describe(arguments.split, data))
     about = {"experiment": options.k_fold.experiment_name, "dataset": options.dataset.datatype}
     logger.info(markdown(Results.of([score], **about, lists=Path(options.dataset.data_path).name)))
     if arguments.sims:
-        written = Matrix(sims, split.image_of_caption).save(arguments.sims)
+        written = Matrix(sims, split.image_of_caption, Gallery(data.paths, split.captions)).save(arguments.sims)
         logger.info(f"written: {', '.join(map(str, written))}")
+    if arguments.caption_vectors:
+        save_array(arguments.caption_vectors, captions.all_vectors())
+        logger.info(f"written: {arguments.caption_vectors}")
     if arguments.figure:
         save_figure(retrieval_grid(sims, data.paths, split.captions, split.image_of_caption), arguments.figure)
         logger.info(f"written: {arguments.figure}")

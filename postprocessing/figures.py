@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from postprocessing.matrices import gallery_file, load, load_gallery
-from postprocessing.recall import CUTS, DIRECTIONS, SIX
+from postprocessing.recall import CUTS, DIRECTIONS, SIX, TRANSPOSED
 from postprocessing.rerank import multivariate_order
 from postprocessing.results import History, Results, Setting
 from postprocessing.results import load as load_file
@@ -198,6 +198,8 @@ def retrieval_grid(
     where the sizes do not fit.
     """
     owner, (images, texts) = image_of_caption, (len(image_paths), len(captions))
+    if sims.shape == (texts, images) != (images, texts):
+        raise InputError(TRANSPOSED.format(*sims.shape))
     if sims.shape != (images, texts):
         raise InputError(f"{images} image paths and {texts} captions do not fit a matrix {sims.shape}")
     asked = []

@@ -36,11 +36,16 @@ class Matrix(NamedTuple):
         """Save the similarities as `path`, and the rest beside it. Return the files."""
         arrays = {path: self.sims, images_file(path): self.image_of_caption}
         for name, array in arrays.items():
-            with atomic(name) as temporary, temporary.open("wb") as file:
-                np.save(file, array)
+            save_array(name, array)
         if self.gallery:
             write_json(gallery_file(path), self.gallery._asdict())
         return [*arrays, *([gallery_file(path)] if self.gallery else [])]
+
+
+def save_array(path: Path, array: np.ndarray) -> None:
+    """Save an array as .npy, whole or not at all."""
+    with atomic(path) as temporary, temporary.open("wb") as file:
+        np.save(file, array)
 
 
 def load(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
@@ -105,10 +110,11 @@ def share_images(one: Path, other: Path) -> bool:
 def matrix_files(patterns: Sequence[str]) -> list[Path]:
     """Return the files of names and globs, sorted.
 
-    Without the `*_images.npy`; and where there are others, without `*_val.npy`, `*_bank.npy` and `*_bank_dynamic*.npy`.
+    Without `*_images.npy` and `*_caption_vectors.npy`, and where there are others, `*_val.npy`, `*_bank.npy` and
+    `*_bank_dynamic*.npy`.
     """
     found = (sorted(glob.glob(pattern)) or [pattern] for pattern in patterns)  # noqa: PTH207 (it takes absolute ones)
     files = list(dict.fromkeys(Path(file) for names in found for file in names))
-    for suffix in ("_images", "_val", "_bank", "_bank_dynamic", "_bank_dynamic_i2t"):
+    for suffix in ("_images", "_caption_vectors", "_val", "_bank", "_bank_dynamic", "_bank_dynamic_i2t"):
         files = [file for file in files if not file.stem.endswith(suffix)] or files
     return files

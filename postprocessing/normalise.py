@@ -107,18 +107,41 @@ def sinkhorn(sims: np.ndarray, temperature: float = SINKHORN_TEMPERATURE, steps:
     return logits.astype(sims.dtype)
 
 
-def mean_similarities(files: Sequence[Path]) -> tuple[np.ndarray, np.ndarray]:
+def warn_of_scale(sims: np.ndarray, temperature: float, where: str) -> None:
+    """Warn of similarities that a temperature chosen for cosines does not suit."""
+    low, high = float(sims.min()), float(sims.max())
+    if max(-low, high) > 1.01 or high - low < temperature:
+        logger.warning(
+            f"{where}: similarities go from {low:.3g} to {high:.3g}; the temperature {temperature:g} suits cosines, "
+            "which spread within -1 to 1; choose another on validation"
+        )
+
+
+def mean_similarities(files: Sequence[Path], standardise: bool = False) -> tuple[np.ndarray, np.ndarray]:
     """Return the mean of saved matrices (images, captions), and the row of each caption's image (captions,).
 
-    Raise InputError, naming the files, where they are not of the same images and captions.
+    `standardise` gives each matrix mean 0 and deviation 1 first. Without it, warn of matrices of other scales, the
+    largest of which decides. Raise InputError, naming the files, where they are not of the same images and captions.
     """
-    (first, owner), names = load(files[0]), _names(files[0])
+    (first, owner), deviations = load(files[0]), []
+    known = {file: names for file in files if (names := _names(file))}
+    if known and len(known) < len(files):
+        without = next(file for file in files if file not in known)
+        logger.warning(f"{without} has no names (*_gallery.json): taken to be of the images of {next(iter(known))}")
     total = np.zeros(first.shape)
     for file in files:
         sims, its_owner = load(file)
-        if not np.array_equal(its_owner, owner) or len(sims) != len(total) or _names(file) != names:
+        other = file in known and known[file] != next(iter(known.values()))
+        if not np.array_equal(its_owner, owner) or len(sims) != len(total) or other:
             raise InputError(f"{file} is not of the images and captions of {files[0]}")
-        total += sims
+        deviations.append(float(sims.std(dtype=np.float64)))
+        total += (sims - sims.mean(dtype=np.float64)) / (deviations[-1] or 1) if standardise else sims
+    if not standardise and max(deviations) > 2 * min(deviations):
+        large, small = files[int(np.argmax(deviations))], files[int(np.argmin(deviations))]
+        logger.warning(
+            f"similarities of other scales: the deviation of {large} is {max(deviations):.3g}, of {small} "
+            f"{min(deviations):.3g}, so the former decides the mean; --standardise gives both the same weight"
+        )
     return (total / len(files)).astype(sims.dtype), owner
 
 
@@ -144,7 +167,10 @@ def balance() -> None:
     def change(sims: np.ndarray, owner: np.ndarray) -> tuple[QueryRanks, QueryRanks]:
         return query_ranks(sims, owner), query_ranks(sinkhorn(sims, **setting), owner)
 
-    report(matrix_files(args.sims), change, setting, args.out)
+    files = matrix_files(args.sims)
+    for file in files:
+        warn_of_scale(load(file)[0], args.temperature, str(file))
+    report(files, change, setting, args.out)
 
 
 def ensemble() -> None:
@@ -153,6 +179,7 @@ def ensemble() -> None:
     add = parser.add_argument
     add("--sims", nargs="+", metavar="FILE.npy", help="matrices of one test split, of one kind of similarity")
     add("--out", type=Path, metavar="FILE.npy", help="with --sims: the mean, for rerank and balance")
+    add("--standardise", action="store_true", help="with --sims: give each matrix mean 0 and deviation 1 first")
     add("--run", type=Path, metavar="DIR", help="checkpoint/EXPERIMENT: writes EXPERIMENT_all.npy, .._all_bank.npy")
     add("--matrices", type=Path, default=Path("postprocessing/file"), metavar="DIR", help="of --run (%(default)s)")
     args = parser.parse_args()
@@ -163,15 +190,15 @@ def ensemble() -> None:
         raise InputError("give --sims FILE.npy ... and --out FILE.npy, or --run checkpoint/EXPERIMENT")
     files = [file for file in matrix_files(args.sims) if file.resolve() != args.out.resolve()]
     before, _ = summarise([score_of(query_ranks(*load(file))) for file in files])
-    after = save_mean(files, args.out)
+    after = save_mean(files, args.out, args.standardise)
     print(f"{len(files)} matrices; before: mean of their recalls, after: recall of their mean")
     print(change_table(before, after))
 
 
-def save_mean(files: Sequence[Path], out: Path) -> Score:
-    """Save the mean of matrices with its gallery, and return its score."""
-    mean = mean_similarities(files)
-    Matrix(*mean, gallery_beside(files[0])).save(out)
+def save_mean(files: Sequence[Path], out: Path, standardise: bool = False) -> Score:
+    """Save the mean of matrices with the gallery of one that has it, and return its score."""
+    mean = mean_similarities(files, standardise)
+    Matrix(*mean, next(filter(None, map(gallery_beside, files)), None)).save(out)
     return score_of(query_ranks(*mean))
 
 

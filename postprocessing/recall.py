@@ -26,6 +26,7 @@ CUTS = (1, 5, 10)
 TIES = ("against", "random", "for")
 NOTICEABLE = 0.05  # ties that change mR by more than this are shown
 DIRECTIONS = ("i2t", "t2i")
+TRANSPOSED = "a matrix of {} x {} looks transposed, captions x images; give images x captions: np.save(FILE, sims.T)"
 
 Metrics = dict[str, float | None]  # {"i2t_r1": ..., ..., "t2i_meanr": ..., "mr": ...}; None: not known
 
@@ -163,6 +164,8 @@ def chance(image_of_caption: np.ndarray, n_images: int) -> Scores:
 def image_of_caption(images: int, captions: int) -> np.ndarray:
     """Return the row of each caption's image where consecutive captions share the images evenly, (captions,) int64."""
     if images < 1 or captions < 1 or captions % images:
+        if captions > 1 and images > captions and images % captions == 0:
+            raise InputError(TRANSPOSED.format(images, captions))
         raise InputError(
             f"{captions} captions do not share {images} images evenly; say which image each belongs to in *_images.npy"
         )
@@ -185,6 +188,8 @@ def check_images(image_of_caption: np.ndarray, shape: tuple[int, int]) -> np.nda
     """Return the row of each caption's image, (captions,). Raise InputError if it does not fit such a matrix."""
     owner = np.asarray(image_of_caption)
     images, captions = shape
+    if owner.dtype.kind in "iu" and owner.shape == (images,) != (captions,) and len(owner) and owner.max() < captions:
+        raise InputError(TRANSPOSED.format(images, captions))
     if owner.dtype.kind not in "iu" or owner.shape != (captions,):
         raise InputError(
             f"the similarity matrix has {images} images x {captions} captions, so the images of the captions must be "

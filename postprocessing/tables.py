@@ -57,7 +57,7 @@ def published(dataset: str) -> list[Published]:
     return found
 
 
-class Gallery(NamedTuple):
+class GallerySize(NamedTuple):
     """The gallery of a score; None: not known, or not the same in all folds."""
 
     split: str | None
@@ -78,11 +78,11 @@ class Gallery(NamedTuple):
         return f"{self.split} split{lists}: {self.images} images, {self.captions} captions{at_random}"
 
 
-def gallery_of(folds: Sequence[FoldScore], lists: str | None) -> Gallery:
+def gallery_of(folds: Sequence[FoldScore], lists: str | None) -> GallerySize:
     """Return the gallery that the folds have in common; None where they differ."""
     found = ({getattr(fold, key) for fold in folds} for key in ("split", "images", "captions"))
     split, images, captions = (values.pop() if len(values) == 1 else None for values in found)
-    return Gallery(split, lists, images, captions)
+    return GallerySize(split, lists, images, captions)
 
 
 # ---------------------------------------------------------------- the writer
@@ -137,7 +137,7 @@ class Row(NamedTuple):
     part: str
     what: str
     ties: str
-    gallery: Gallery
+    gallery: GallerySize
     flat: Metrics
     std: float | None = None
 
@@ -187,7 +187,7 @@ def comma_separated(results: Results) -> str:
     keys = list(results.mean.flat())
     rows = [["name", "split", "lists", "images", "captions", "chance mR", *map(label, keys)]]
 
-    def add(name: str, gallery: Gallery, flat: Metrics) -> None:
+    def add(name: str, gallery: GallerySize, flat: Metrics) -> None:
         values = [name, *gallery, gallery.chance and gallery.chance.mr, *(flat.get(key) for key in keys)]
         rows.append([round(x, 4) if isinstance(x, float) else x for x in values])
 
@@ -195,7 +195,7 @@ def comma_separated(results: Results) -> str:
         add(f"{row.what} {row.part}".strip() + AT_RANDOM * (row.ties == "random"), row.gallery, row.flat)
     for row in published(results.dataset):
         name = row.name + ("" if row.std is None else f" \u00b1 {row.std:.2f}") + " (published)"
-        add(name, Gallery("test", row.lists or None, row.images, row.captions), row.flat)
+        add(name, GallerySize("test", row.lists or None, row.images, row.captions), row.flat)
     return _csv(rows)
 
 
@@ -268,7 +268,7 @@ def main() -> None:
     """Compare runs: a row for each, the mean over its folds and the deviation of mR."""
     parser = Parser(prog="python -m postprocessing.tables", description=main.__doc__)
     parser.add_argument("runs", nargs="+", metavar="checkpoint/EXPERIMENT", help="folders of runs that test.py scored")
-    by_gallery: dict[Gallery, list[list[Cell]]] = {}
+    by_gallery: dict[GallerySize, list[list[Cell]]] = {}
     for folder in map(Path, parser.parse_args().runs):
         run = load(folder / "results.json", Results, "run test.py first")
         rows = by_gallery.setdefault(gallery_of(run.folds, run.lists), [])

@@ -70,3 +70,12 @@ def test_the_command_gives_recall_before_and_after(tmp_path, monkeypatch, capsys
     assert written["mean"]["before"]["mr"] == pytest.approx(recall(sims, owner).mr)
     assert written["mean"]["after"]["mr"] == pytest.approx(recall(sinkhorn(sims), owner).mr)
     assert f"{written['mean']['after']['mr']:.2f}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("scale", "warned"), [(1, False), (100, True), (0.01, True)])
+def test_similarities_that_the_temperature_does_not_suit_are_warned_of(scale, warned, tmp_path, monkeypatch, capsys):
+    sims, owner = some_sims()
+    Matrix(scale * sims, owner).save(tmp_path / "a.npy")
+    monkeypatch.setattr("sys.argv", ["balance", "--sims", str(tmp_path / "a.npy")])
+    main()
+    assert ("the temperature 0.07 suits cosines" in capsys.readouterr().err) == warned

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from postprocessing.ensemble import main
+from postprocessing.figures import retrieval_grid
 from postprocessing.matrices import Gallery, Matrix, load, load_gallery
-from postprocessing.normalise import mean_similarities
+from postprocessing.normalise import mean_similarities, save_mean
 from postprocessing.recall import query_ranks, recall
 from postprocessing.results import Banked, FoldScore, Results, score_of
 from utils import InputError, write_json
@@ -87,3 +88,33 @@ def test_one_table_has_the_run_its_query_bank_and_its_folds_as_one_model(files, 
         assert row[2].startswith(f"{bank.mean.flat(ties)['mr']:.2f} ")
         assert row[4] == f"{recall(*load(tmp_path / 'run_all_bank.npy'), ties).mr:.2f}"
     assert np.array_equal(load(tmp_path / "run_all.npy")[0], mean_similarities(files)[0])
+
+
+def test_a_matrix_whose_names_are_not_known_is_taken_with_a_warning(files, tmp_path, capsys) -> None:
+    owner = load(files[0])[1]
+    (tmp_path / "run_0_gallery.json").unlink()
+    assert np.array_equal(mean_similarities(files)[1], owner)
+    assert "run_0.npy has no names" in capsys.readouterr().err
+    save_mean(files, tmp_path / "mean.npy")
+    assert load_gallery(tmp_path / "mean.npy") == load_gallery(files[1])
+
+
+def test_matrices_of_other_scales_are_warned_of_and_can_be_standardised(files, capsys) -> None:
+    alike, _ = mean_similarities(files, standardise=True)
+    assert capsys.readouterr().err == ""
+    Matrix(10 * load(files[2])[0] + 3, *load(files[2])[1:]).save(files[2])
+    mean_similarities(files)
+    assert "run_2.npy is 10" in (err := capsys.readouterr().err) and "--standardise" in err
+    assert np.allclose(mean_similarities(files, standardise=True)[0], alike, atol=1e-5)
+
+
+def test_a_transposed_matrix_is_named_as_one(files, tmp_path) -> None:
+    sims, owner = load(files[0])
+    np.save(tmp_path / "t.npy", sims.T)
+    with pytest.raises(InputError, match=r"t\.npy: a matrix of 100 x 20 looks transposed"):
+        load(tmp_path / "t.npy")
+    np.save(tmp_path / "t_images.npy", owner)
+    with pytest.raises(InputError, match=r"t_images\.npy: a matrix of 100 x 20 looks transposed"):
+        load(tmp_path / "t.npy")
+    with pytest.raises(InputError, match="looks transposed"):
+        retrieval_grid(sims.T, ["a.png"] * 20, ["a"] * 100, owner)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import csv
 import json
 from dataclasses import asdict
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from postprocessing.matrices import load
+from postprocessing.matrices import load, load_gallery, matrix_files
 from postprocessing.recall import recall
 from postprocessing.rerank import rerank_recall
 from postprocessing.results import Setting
@@ -40,3 +41,20 @@ def test_the_folds_from_current_num_on_are_scored(scored_run, run) -> None:
     assert [fold["fold"] for fold in scored["folds"]] == [2]
     missing = run("test.py --path_opt tiny.yaml --set k_fold.nums=3 k_fold.current_num=1")
     assert missing.status == 2 and "folds [1] have no GaLR_best.pth.tar" in missing.message
+
+
+@pytest.mark.usefixtures("short_trunk")
+def test_the_vectors_of_the_captions_are_written_beside_the_matrix(scored_run, run) -> None:
+    assert run("test.py --path_opt tiny.yaml --caption-vectors").status == 0
+    best = "--resume checkpoint/tiny/0/GaLR_best.pth.tar --sims a.npy --caption-vectors b.npy"
+    assert run(f"test_single.py --path_opt tiny.yaml {best}").status == 0
+    vectors, sims = np.load("b.npy"), np.load("a.npy")
+    assert np.array_equal(vectors, np.load("postprocessing/file/tiny_0_caption_vectors.npy"))
+    assert vectors.dtype == np.float32 and vectors.shape[0] == sims.shape[1] == len(
+        load_gallery(Path("a.npy")).captions
+    )
+    same = [[np.array_equal(one, other) for other in rows] for rows in (vectors, sims.T) for one in rows]
+    assert same[: len(vectors)] == same[len(vectors) :] and vectors.std(axis=0).max() > 0
+    assert matrix_files(["postprocessing/file/tiny_0*.npy"]) == [Path("postprocessing/file/tiny_0.npy")]
+    refused = run("test_single.py --path_opt tiny.yaml --resume none --caption-vectors b.txt")
+    assert refused.status == 2 and "--caption-vectors b.txt: the name must end in .npy" in refused.message
