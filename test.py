@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import logging
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from engine import Captions, embed_split, load_model, similarities
 from layers.distributed import check_alike, joined
 from layers.model import Model
 from option import Options, load_options
+from postprocessing.classes import BY_NAME, class_metrics, class_of_images
 from postprocessing.figures import draw_run
 from postprocessing.matrices import Gallery, Matrix, save_array
 from postprocessing.normalise import (
@@ -34,7 +36,7 @@ from postprocessing.normalise import (
     temperature_grid,
     warn_of_scale,
 )
-from postprocessing.recall import QueryRanks, chance, query_ranks
+from postprocessing.recall import Metrics, QueryRanks, chance, query_ranks
 from postprocessing.rerank import PUBLISHED, Reranker
 from postprocessing.results import Banked, FoldScore, Reranked, Results, score_of
 from postprocessing.tables import comma_separated, markdown, table, write_ranks
@@ -57,6 +59,7 @@ def main() -> None:
     add("--bank", nargs="?", const="static", choices=["static", "dynamic"], help=bank_help)
     add("--caption-vectors", action="store_true", help="also write the captions' vectors beside each matrix")
     add("--bank-grid", action="store_true", help="only print validation mR, the fold's train images as the bank")
+    add_classes(parser)
     parser.add_device()
     arguments = parser.parse_args()
     options = load_options(arguments.path_opt, arguments.set)
@@ -91,7 +94,9 @@ def main() -> None:
             rows = zip(("no bank", "static", "dynamic"), np.mean(grids, axis=0).tolist(), strict=True)
             print(table([["", *map(str, GRID)], *([name, *mr] for name, mr in rows)]))
         return
-    test = read(read_split(data_path, "test"))
+    split = read_split(data_path, "test")
+    classes = class_of_images(split.images, arguments.classes) if arguments.classes else None
+    test = read(split)
     bank = read(read_split(data_path, "train")) if arguments.bank else None
     logger.info(describe("test", test))
     experiment, matrices, scores = options.k_fold.experiment_name, {}, defaultdict(list)
@@ -100,7 +105,7 @@ def main() -> None:
             found, ranks = score_fold(fold_model(fold), test, fold_part(fold, "val"), bank, arguments, options)
             matrices |= {f"{experiment}_{fold}{suffix}": matrix for suffix, matrix in found.items()}
             for name, of_fold in ranks.items():
-                scores[name].append(fold_score(fold, of_fold, test.split))
+                scores[name].append(fold_score(fold, of_fold, test.split, classes=classes))
     if not is_main():  # it has helped to encode
         return
     results = Results.of(
@@ -193,10 +198,22 @@ def grid_of(model: Model, val: Data, bank: Data, options: Options) -> np.ndarray
     return np.vstack([plain, temperature_grid(sims, owner, bank_of(model, of_val, of_bank))])
 
 
-def fold_score(fold: int, ranks: QueryRanks, split: Split, name: str = "test") -> FoldScore:
-    """Return the score of one fold, with the sizes that it is out of."""
+def fold_score(
+    fold: int, ranks: QueryRanks, split: Split, name: str = "test", classes: Sequence[str] | None = None
+) -> FoldScore:
+    """Return the score of one fold, with the sizes that it is out of; of each class too if `classes` names them."""
     sizes = {"images": len(split.images), "captions": len(split.captions)}
-    return FoldScore(fold=fold, split=name, **sizes, **dict(score_of(ranks)))
+
+    def of_classes(ties: str) -> Metrics:
+        return class_metrics(ranks, classes, split.image_of_caption, ties) if classes else {}
+
+    return FoldScore(fold=fold, split=name, **sizes, **dict(score_of(ranks, of_classes)))
+
+
+def add_classes(parser: Parser) -> None:
+    """Add --classes."""
+    help_text = "also score each class, which the image's name says (port_12.tif), or a FILE of lines NAME CLASS"
+    parser.add_argument("--classes", nargs="?", const=BY_NAME, metavar="FILE", help=help_text)
 
 
 if __name__ == "__main__":

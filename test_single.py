@@ -11,12 +11,13 @@ from pathlib import Path
 
 from data import load_data, read_split, validation_split
 from engine import embed_split, load_model, similarities, untrained_model
+from postprocessing.classes import class_of_images
 from postprocessing.figures import retrieval_grid, save_figure
 from postprocessing.matrices import Gallery, Matrix, save_array
 from postprocessing.recall import query_ranks
 from postprocessing.results import Results
 from postprocessing.tables import markdown
-from test import describe, fold_score
+from test import add_classes, describe, fold_score
 from util.checkpoint import read_checkpoint
 from util.device import pick_device
 from util.model_folder import options_of
@@ -35,6 +36,7 @@ def main() -> None:
     add("--sims", type=Path, metavar="OUT.npy", help="write the similarity matrix, images x captions")
     add("--caption-vectors", type=Path, metavar="OUT.npy", help="write the vectors of the captions, captions x D")
     add("--figure", type=Path, metavar="OUT.png", help="write a retrieval grid")
+    add_classes(parser)
     parser.add_device()
     arguments = parser.parse_args()
     for path in filter(None, (arguments.sims, arguments.caption_vectors, arguments.figure)):
@@ -53,11 +55,12 @@ def main() -> None:
     folder = path if path.is_dir() else path.parent
     test = arguments.split == "test"
     split = read_split(options.dataset.data_path, "test") if test else validation_split(folder, options)
+    classes = class_of_images(split.images, arguments.classes) if arguments.classes else None
     data = load_data(split, options, words, device, training=False)
     images, captions = embed_split(model, data, options)
     sims = similarities(model, images, captions)
     fold = int(folder.name) if folder.name.isdigit() else 0  # our runs have a folder for each fold
-    score = fold_score(fold, query_ranks(sims, split.image_of_caption), split, arguments.split)
+    score = fold_score(fold, query_ranks(sims, split.image_of_caption), split, arguments.split, classes)
     logger.info(describe(arguments.split, data))
     about = {"experiment": options.k_fold.experiment_name, "dataset": options.dataset.datatype}
     logger.info(markdown(Results.of([score], **about, lists=Path(options.dataset.data_path).name)))

@@ -1,4 +1,4 @@
-"""Recall at 1, 5 and 10, median and mean rank in both directions, and mR, from a similarity matrix.
+"""Recall at 1, 5 and 10, median and mean rank, mAP in both directions, and mR, from a similarity matrix.
 
 i2t: an image is the query, the best of its captions ranks; t2i: a caption is the query, its one image ranks. mR is the
 mean of the six recalls. Ranks come from counting, not sorting: how many wrong answers are better than the best right
@@ -31,12 +31,54 @@ TRANSPOSED = "a matrix of {} x {} looks transposed, captions x images; give imag
 Metrics = dict[str, float | None]  # {"i2t_r1": ..., ..., "t2i_meanr": ..., "mr": ...}; None: not known
 
 
+class Answers(NamedTuple):
+    """All right answers of the queries of one direction; one number an answer in each array."""
+
+    query: np.ndarray  # row of the query
+    column: np.ndarray  # the answer itself
+    better: np.ndarray  # wrong answers that are more similar to the query
+    tied: np.ndarray  # wrong answers that are just as similar
+    before: np.ndarray  # right answers that are more similar
+    right: np.ndarray  # right answers that are just as similar, itself included
+
+    def ranks(self) -> Ranks:
+        """Return the ranks of the best right answers."""
+        best = np.flatnonzero(self.before == 0)
+        best = best[np.unique(self.query[best], return_index=True)[1]]
+        return Ranks(self.better[best], self.tied[best], self.right[best], self)
+
+    def average_precision(self, ties: str) -> np.ndarray:
+        """Return the average precision of each query: the mean, over its right answers, of the precision at each.
+
+        At random, the p-th of t wrong and r right tied answers is right with the probability r / (t + r), and has then
+        (p - 1) (r - 1) / (t + r - 1) right ones of them before it on average, so the expectation is exact.
+        """
+        late = self.tied if ties == "against" else 0
+        precision = np.zeros(len(self.query))
+        for n in range(1, self.right.max() + 1):  # the n-th of those that are as similar
+            at = (self.before + n) / (self.better + late + self.before + n)
+            precision += np.where(n <= self.right, at, 0)
+        precision /= self.right
+        if ties == "random" and self.tied.any():
+            mixed = np.flatnonzero(self.tied)
+            places, kind = np.unique(np.stack([part[mixed] for part in self[2:]]), axis=1, return_inverse=True)
+            expected = np.array([_expected_precision(*place) for place in places.T.tolist()])
+            precision[mixed] = expected[kind.ravel()]
+        return np.bincount(self.query, precision) / np.bincount(self.query)
+
+
+def _expected_precision(better: int, tied: int, before: int, right: int) -> float:
+    p = np.arange(1, tied + right + 1)
+    return float(((before + 1 + (p - 1) * (right - 1) / (tied + right - 1)) / (better + before + p)).mean())
+
+
 class Ranks(NamedTuple):
     """The rank of the best right answer of each query of one direction; one number a query in each array."""
 
     better: np.ndarray  # wrong answers that are more similar to the query
     tied: np.ndarray  # wrong answers that are just as similar
     right: np.ndarray  # right answers that are just as similar, itself included
+    answers: Answers | None = None  # all right answers; None: not known
 
     def from_zero(self, ties: str = "against") -> np.ndarray:
         """Return the ranks from 0. Of t wrong and r right answers in random order, t / (r + 1) wrong ones are first."""
@@ -63,10 +105,16 @@ def _recall_at(k: int) -> Callable[[Ranks, str], float]:
     return lambda ranks, ties: 100.0 * float(ranks.hits(k, ties).sum()) / len(ranks.better)
 
 
-MEASURES: dict[str, Callable[[Ranks, str], float]] = {  # a further metric is one more entry: files and tables follow
+def _mean_average_precision(ranks: Ranks, ties: str) -> float | None:
+    return 100.0 * float(ranks.answers.average_precision(ties).mean()) if ranks.answers else None
+
+
+MEASURES: dict[str, Callable[[Ranks, str], float | None]] = {
+    # a further metric is one more entry: files and tables follow
     **{f"r{k}": _recall_at(k) for k in CUTS},
     "medr": lambda ranks, ties: float(np.floor(np.median(ranks.from_zero(ties))) + 1),  # as in the released code
     "meanr": lambda ranks, ties: float(np.mean(ranks.from_zero(ties)) + 1),
+    "map": _mean_average_precision,
 }
 SIX = [f"{direction}_r{k}" for direction in DIRECTIONS for k in CUTS]  # mR is their mean
 
@@ -87,12 +135,15 @@ class QueryRanks(NamedTuple):
     def scores(self, ties: str = "against") -> Scores:
         """Return the metrics by direction."""
         flat = self.metrics(ties)
-        ways = (Recalls(**{key: flat[f"{way}_{key}"] for key in MEASURES}) for way in DIRECTIONS)
+        ways = (Recalls(**{key: flat[f"{way}_{key}"] for key in Recalls._fields}) for way in DIRECTIONS)
         return Scores(*ways, flat["mr"])
 
 
-class Recalls(namedtuple("Recalls", MEASURES)):
-    """One direction: R@1, R@5, R@10 in per cent, median and mean rank from 1. `x["r1"]` is `x.r1`."""
+class Recalls(namedtuple("Recalls", ("r1", "r5", "r10", "medr", "meanr"))):
+    """One direction: R@1, R@5, R@10 in per cent, median and mean rank from 1. `x["r1"]` is `x.r1`.
+
+    Other metrics are in `metrics` alone.
+    """
 
     __slots__ = ()
 
@@ -137,28 +188,47 @@ def query_ranks(sims: np.ndarray, image_of_caption: np.ndarray) -> QueryRanks:
     sims = check_matrix(sims)
     owner = check_images(image_of_caption, sims.shape)
     own = np.asarray(sims[owner, np.arange(len(owner))])  # similarity of each caption with its image
-    best = np.full(len(sims), -np.inf, own.dtype)  # similarity of each image with the best of its captions
-    with np.errstate(invalid="ignore"):  # a NaN is found below, with its place
-        np.maximum.at(best, owner, own)
-    i2t_better, i2t_equal = np.empty(len(sims), np.int64), np.empty(len(sims), np.int64)
+    better, equal = np.empty(len(owner), np.int64), np.empty(len(owner), np.int64)  # captions of the image as a query
     t2i_better, t2i_equal = np.zeros(len(owner), np.int64), np.zeros(len(owner), np.int64)
+    by_image = np.argsort(owner, kind="stable")
+    first = np.searchsorted(owner[by_image], np.arange(len(sims) + 1))
     for rows, block in blocks(sims):
-        i2t_better[rows] = np.count_nonzero(block > best[rows, None], axis=1)
-        i2t_equal[rows] = np.count_nonzero(block == best[rows, None], axis=1)
+        captions = by_image[first[rows.start] : first[rows.start + len(block)]]
+        for caption in captions:
+            row = block[owner[caption] - rows.start]
+            better[caption], equal[caption] = (
+                np.count_nonzero(row > own[caption]),
+                np.count_nonzero(row == own[caption]),
+            )
         t2i_better += np.count_nonzero(block > own, axis=0)
         t2i_equal += np.count_nonzero(block == own, axis=0)
-    right = np.bincount(owner[own == best[owner]], minlength=len(sims))
-    i2t = Ranks(i2t_better, i2t_equal - right, right)
-    asked = np.bincount(owner, minlength=len(sims)) > 0
-    return QueryRanks(Ranks(*(array[asked] for array in i2t)), Ranks(t2i_better, t2i_equal - 1, np.ones_like(owner)))
+    before, right = _among_right(owner, own)
+    asked = np.cumsum(np.bincount(owner, minlength=len(sims)) > 0) - 1  # an image without captions is no query
+    captions, one = np.arange(len(owner)), np.ones_like(owner)
+    i2t = Answers(asked[owner], captions, better - before, equal - right, before, right)
+    return QueryRanks(i2t.ranks(), Answers(captions, owner, t2i_better, t2i_equal - 1, 0 * one, one).ranks())
+
+
+def _among_right(query: np.ndarray, similarity: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return how many right answers of its query are more similar than each, and how many as similar with itself."""
+    order = np.lexsort((-similarity, query))
+    query, similarity = query[order], similarity[order]
+    starts = np.flatnonzero(np.append(True, (np.diff(query) != 0) | (np.diff(similarity) != 0)))
+    sizes = np.diff(np.append(starts, len(query)))
+    before, right = np.empty(len(query), np.int64), np.empty(len(query), np.int64)
+    before[order] = np.repeat(starts - np.searchsorted(query, query[starts]), sizes)
+    right[order] = np.repeat(sizes, sizes)
+    return before, right
 
 
 def chance(image_of_caption: np.ndarray, n_images: int) -> Scores:
     """Return what a random ranking is expected to score, exactly: a constant matrix with ties at random."""
     owner = check_images(image_of_caption, (n_images, len(image_of_caption)))
-    captions, one = np.bincount(owner)[np.unique(owner)], np.ones_like(owner)
-    i2t = Ranks(0 * captions, len(owner) - captions, captions)
-    return QueryRanks(i2t, Ranks(0 * one, (n_images - 1) * one, one)).scores("random")
+    query = np.unique(owner, return_inverse=True)[1]
+    right, one, column = np.bincount(query)[query], np.ones_like(owner), np.arange(len(owner))
+    i2t = Answers(query, column, 0 * one, len(owner) - right, 0 * one, right)
+    t2i = Answers(column, owner, 0 * one, (n_images - 1) * one, 0 * one, one)
+    return QueryRanks(i2t.ranks(), t2i.ranks()).scores("random")
 
 
 def image_of_caption(images: int, captions: int) -> np.ndarray:

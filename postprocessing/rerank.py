@@ -30,7 +30,16 @@ if __name__ == "__main__" and not __package__:  # run as a file: import from the
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from postprocessing.matrices import load, matrix_files, share_images
-from postprocessing.recall import QueryRanks, Ranks, Scores, check_images, check_matrix, each_block, query_ranks
+from postprocessing.recall import (
+    Answers,
+    QueryRanks,
+    Ranks,
+    Scores,
+    check_images,
+    check_matrix,
+    each_block,
+    query_ranks,
+)
 from postprocessing.results import LEAST_K, PUBLISHED, VARIANTS, Setting
 from postprocessing.tables import report
 from utils import Bar, InputError, Parser, check_writable_file, run_command
@@ -120,29 +129,39 @@ class Reranker:
         self.before = query_ranks(sims, owner)
         self.found = (Candidates(*(array[asked] for array in i2t)), t2i)
         self.right = (owner[self.found[0].index] == asked[:, None], t2i.index == owner[:, None])
+        self.place = [_place(ranks.answers, found.index) for ranks, found in zip(self.before, self.found, strict=True)]
 
     def ranks(self, setting: Setting) -> QueryRanks:
         """Return the ranks of all queries after the rerank."""
         after = []
-        for found, right, before in zip(self.found, self.right, self.before, strict=True):
+        for found, right, place, before in zip(self.found, self.right, self.place, self.before, strict=True):
             k = setting.candidates(found.index.shape[1])
             score = scores(Candidates(*(array[:, :k] for array in found)), setting)
-            after.append(_ranks_after(score.astype(self.dtype), right[:, :k], before))
+            after.append(_ranks_after(score.astype(self.dtype), right[:, :k], place, before.answers))
         return QueryRanks(*after)
 
 
-def _ranks_after(score: np.ndarray, right: np.ndarray, before: Ranks) -> Ranks:
-    best = np.where(right, score, -np.inf).max(axis=1, keepdims=True)
-    found = right.any(axis=1)
-    better = np.count_nonzero(score > best, axis=1)
-    tied = score == best
-    # else all candidates are wrong and better, among them those that tied with the best right answer and came before it
-    better_else = np.maximum(before.better, score.shape[1])
-    return Ranks(
-        np.where(found, better, better_else),
-        np.where(found, np.count_nonzero(tied & ~right, axis=1), before.better + before.tied - better_else),
-        np.where(found, np.count_nonzero(tied & right, axis=1), before.right),
-    )
+def _place(answers: Answers, index: np.ndarray) -> np.ndarray:
+    """Return the place of each right answer among the candidates of its query; their number where it is none."""
+    same = index[answers.query] == answers.column[:, None]
+    return np.where(same.any(axis=1), same.argmax(axis=1), index.shape[1])
+
+
+def _ranks_after(score: np.ndarray, right: np.ndarray, place: np.ndarray, answers: Answers) -> Ranks:
+    # a right answer that is no candidate comes after all candidates, among them those that tied with it
+    after_right = np.count_nonzero(right, axis=1)[answers.query]
+    better = np.maximum(answers.better, score.shape[1] - after_right)
+    before = np.maximum(answers.before, after_right)
+    tied, same = answers.better + answers.tied - better, answers.before + answers.right - before
+    inside = np.flatnonzero(place < score.shape[1])
+    row, of_right = answers.query[inside], right[answers.query[inside]]
+    of_row = score[row]
+    own = of_row[np.arange(len(inside)), place[inside]][:, None]
+    for counts, which in ((better, (of_row > own) & ~of_right), (before, (of_row > own) & of_right)):
+        counts[inside] = np.count_nonzero(which, axis=1)
+    for counts, which in ((tied, (of_row == own) & ~of_right), (same, (of_row == own) & of_right)):
+        counts[inside] = np.count_nonzero(which, axis=1)
+    return answers._replace(better=better, tied=tied, before=before, right=same).ranks()
 
 
 def scores(found: Candidates, setting: Setting) -> np.ndarray:

@@ -167,9 +167,10 @@ def load(path: Path, kind: type[File], advice: str = "") -> File:
     return checked(kind, read_json(path, kind.__name__.lower(), advice), str(path))
 
 
-def score_of(ranks: QueryRanks) -> Score:
-    """Return the score of a matrix from the ranks of its queries."""
-    return Score.of(ranks.metrics(), random=Nested.of(ranks.metrics("random")))
+def score_of(ranks: QueryRanks, more: Callable[[str], Metrics] = lambda ties: {}) -> Score:
+    """Return the score of a matrix from the ranks of its queries; `more(ties)` gives further metrics."""
+    against, random = (ranks.metrics(ties) | more(ties) for ties in ("against", "random"))
+    return Score.of(against, random=Nested.of(random))
 
 
 def summarise(scores: Sequence[Score]) -> tuple[Score, Score]:
@@ -177,8 +178,11 @@ def summarise(scores: Sequence[Score]) -> tuple[Score, Score]:
 
     def over_scores(statistic: Callable[[list[float]], float | None]) -> Score:
         flats = ([score.flat(ties) for score in scores] for ties in ("against", "random"))
-        against, random = ({key: statistic([flat[key] for flat in kind]) for key in kind[0]} for kind in flats)
+        against, random = ({key: known(statistic, [flat[key] for flat in kind]) for key in kind[0]} for kind in flats)
         return Score.of(against, random=Nested.of(random))
+
+    def known(statistic: Callable[[list[float]], float | None], numbers: list[float | None]) -> float | None:
+        return None if None in numbers else statistic(numbers)
 
     def deviation(numbers: list[float]) -> float | None:
         return float(np.std(numbers, ddof=1)) if len(numbers) > 1 else None

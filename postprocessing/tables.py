@@ -21,7 +21,7 @@ from postprocessing.recall import DIRECTIONS, SIX, Metrics, QueryRanks, Scores, 
 from postprocessing.results import FoldScore, Results, Score, load, score_of, summarise
 from utils import Parser, run_command, write_json, write_text
 
-LABELS = {"r1": "R@1", "r5": "R@5", "r10": "R@10", "medr": "med r", "meanr": "mean r"}
+LABELS = {"r1": "R@1", "r5": "R@5", "r10": "R@10", "medr": "med r", "meanr": "mean r", "map": "mAP"}
 WIDTH = 100  # of a line, in columns
 AT_RANDOM = ", ties at random"
 NARROW = ["i2t R@1", "R@5", "R@10", "t2i R@1", "R@5", "R@10", "mR"]
@@ -167,7 +167,29 @@ def markdown(results: Results) -> str:
     texts.append(table([["fold", "ties", *NARROW], *cells]))
     flat = results.mean.flat()
     ranks = (f"{way} median {flat[f'{way}_medr']:.2f} mean {flat[f'{way}_meanr']:.2f}" for way in DIRECTIONS)
-    return "\n\n".join([*texts, f"ranks: {', '.join(ranks)}", *published_tables(results.dataset)]) + "\n"
+    texts += [f"ranks: {', '.join(ranks)}", *further_tables(results)]
+    return "\n\n".join([*texts, *published_tables(results.dataset)]) + "\n"
+
+
+def further_tables(results: Results) -> list[str]:
+    """Return a table of the means of the metrics that have no column, a row each, and one of the recalls by class."""
+    means = {
+        f"{name or 'plain'}{AT_RANDOM if ties == 'random' else ''}": part.mean.flat(ties)
+        for name, part in results.parts().items()
+        for ties in part.mean.ties
+    }
+    keys = [key for key in results.mean.flat() if key not in (*SIX, "mr") and key[4:] not in ("medr", "meanr")]
+    texts = []
+    if further := [key for key in keys if " " not in key]:
+        texts.append(
+            table([["metric", *means], *([label(key), *(m.get(key) for m in means.values())] for key in further)])
+        )
+    if classes := dict.fromkeys(key.partition(" ")[2] for key in keys if " " in key):
+        flat = results.mean.flat()
+        recalls = ([flat[f"{key} {name}"] for key in SIX] for name in classes)
+        rows = ([name, *six, sum(six) / 6] for name, six in zip(classes, recalls, strict=True))
+        texts.append(table([["class", *NARROW], *rows]))
+    return texts
 
 
 def published_tables(dataset: str) -> list[str]:
@@ -230,7 +252,7 @@ def change_table(before: Score, after: Score) -> str:
     for ties in max(before.ties, after.ties, key=len):
         old, new = before.flat(ties), after.flat(ties)
         for key in old:
-            change = f"{round(new[key] - old[key], 2) + 0.0:+.2f}"
+            change = None if None in (old[key], new[key]) else f"{round(new[key] - old[key], 2) + 0.0:+.2f}"
             lines.append([label(key) + AT_RANDOM * (ties == "random"), old[key], new[key], change])
     return table([["", "before", "after", "change"], *lines])
 

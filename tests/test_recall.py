@@ -70,8 +70,8 @@ def test_the_flat_dictionary_holds_what_recall_returns():
     for ties in TIES:
         i2t, t2i, mr = recall(GOLDEN["sims"], owner, ties)
         flat = metrics(GOLDEN["sims"], owner, ties)
-        assert list(flat) == [f"{way}_{key}" for way in ("i2t", "t2i") for key in i2t._fields] + ["mr"]
-        assert list(flat.values()) == [*i2t, *t2i, mr]
+        assert list(flat) == [f"{way}_{key}" for way in ("i2t", "t2i") for key in (*i2t._fields, "map")] + ["mr"]
+        assert [flat[key] for key in flat if not key.endswith("_map")] == [*i2t, *t2i, mr]
         assert flat["mr"] == pytest.approx(np.mean([flat[key] for key in SIX]))
 
 
@@ -86,12 +86,13 @@ def test_a_further_metric_is_one_entry_that_files_and_tables_show(tmp_path):
         "fold = results.FoldScore(fold=0, split='test', images=30, captions=30, **score)\n"
         "run = results.Results.of([fold], experiment='x', dataset='y')\n"
         "run = results.Results.model_validate(run.model_dump())\n"
-        "print(ranks.metrics()['t2i_r20'], ranks.scores().i2t.r20, run.mean.i2t['r20'])\n"
-        "print('t2i r20' in tables.comma_separated(run), '| i2t r20' in tables.change_table(run.mean, run.mean))\n"
+        "print(ranks.metrics()['t2i_r20'], run.mean.i2t['r20'])\n"
+        "page = tables.change_table(run.mean, run.mean), tables.markdown(run)\n"
+        "print('t2i r20' in tables.comma_separated(run), *('| i2t r20' in text for text in page))\n"
     )
     path = os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, env=path)
-    assert (done.stdout.split(), done.stderr) == (["100.0"] * 3 + ["True"] * 2, "")
+    assert (done.stdout.split(), done.stderr) == (["100.0"] * 2 + ["True"] * 3, "")
 
 
 def test_golden_ranks_are_equal():
@@ -316,3 +317,31 @@ def test_files_that_are_no_matrix_are_input_errors_that_name_them(tmp_path):
 def test_the_examples_of_the_docstrings_run(module):
     found = doctest.testmod(module)
     assert found.attempted >= 2 and not found.failed
+
+
+def average_precisions(sims: np.ndarray, owner: np.ndarray, order_of) -> list[float]:
+    """Return the average precision of each image and of each caption by sorting, with an order for the ties."""
+    found = []
+    for rows, right in (
+        (sims, owner[None] == np.arange(len(sims))[:, None]),
+        (sims.T, owner[:, None] == np.arange(len(sims))),
+    ):
+        precisions = []
+        for row, is_right in zip(rows, right, strict=True):
+            if is_right.any():
+                hits = is_right[np.lexsort((order_of(is_right), -row))]
+                precisions.append((hits.cumsum() / np.arange(1, len(hits) + 1))[hits].mean())
+        found.append(100 * np.mean(precisions))
+    return found
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_mean_average_precision_is_that_of_the_sorted_answers(seed) -> None:
+    rng = np.random.default_rng(seed)
+    sims, owner = rng.integers(0, 4, (6, 14)).astype(float), rng.integers(0, 5, 14)
+    for ties, order in (("against", lambda right: right), ("for", lambda right: ~right)):
+        found = metrics(sims, owner, ties)
+        assert np.allclose([found["i2t_map"], found["t2i_map"]], average_precisions(sims, owner, order))
+    draws = [average_precisions(sims, owner, lambda right: rng.random(len(right))) for _ in range(4000)]
+    found = metrics(sims, owner, "random")
+    assert np.allclose([found["i2t_map"], found["t2i_map"]], np.mean(draws, axis=0), atol=0.5)

@@ -23,7 +23,8 @@ def test_test_py_scores_the_published_rerank_of_its_matrix_and_writes_every_quer
     sims, owner = load("postprocessing/file/tiny_0.npy")
     for found, expected in ((scored, recall(sims, owner)), (scored["rerank"], rerank_recall(sims, owner, Setting()))):
         (fold,) = found["folds"]
-        assert (fold["i2t"], fold["t2i"]) == (expected.i2t._asdict(), expected.t2i._asdict())
+        for way in ("i2t", "t2i"):
+            assert getattr(expected, way)._asdict().items() <= fold[way].items() and 0 < fold[way]["map"] <= 100
     assert scored["rerank"]["setting"] == asdict(Setting()) and scored["bank"] is None
     with (scored_run / "checkpoint/tiny/ranks.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
@@ -45,6 +46,8 @@ def test_the_folds_from_current_num_on_are_scored(scored_run, run) -> None:
 
 @pytest.mark.usefixtures("short_trunk")
 def test_the_vectors_of_the_captions_are_written_beside_the_matrix(scored_run, run) -> None:
+    lines = Path("data/test_caps.txt").read_text().splitlines()
+    Path("data/test_caps.txt").write_text("\n".join([lines[1], *lines[1:]]) + "\n")  # two captions of one vector
     assert run("test.py --path_opt tiny.yaml --caption-vectors").status == 0
     best = "--resume checkpoint/tiny/0/GaLR_best.pth.tar --sims a.npy --caption-vectors b.npy"
     assert run(f"test_single.py --path_opt tiny.yaml {best}").status == 0
