@@ -31,6 +31,7 @@ from search.rasters import SUFFIXES, open_scene
 from search.server import serve
 from search.store import Index, Record, open_index, read_mark
 from search.windows import SCALES, selo_windows
+from search.within import Within, narrowed
 from util.device import pick_device
 from util.encoder import LONGEST, Encoder
 from util.lists import safe_paths
@@ -52,7 +53,7 @@ class Question(NamedTuple):
 
     vector: np.ndarray
     words: str
-    folder: str
+    within: Within
     fold: bool
     top: int = PAGE
 
@@ -70,19 +71,13 @@ class Site:
         self.rules = query.raster_rules_of(self.mark)
         self.encoded = functools.lru_cache(maxsize=4)(lambda path, _: encode_scene(encoder, path, self.rules))
 
-    def by_picture(self, upload: str | None, folder: str, fold: bool) -> Question:
-        """Ask with a picture. Raises InputError."""
-        if not upload:
-            raise InputError("there is no picture")
-        vector = query.image_vector(self.encoder, self.mark, upload)
-        return Question(vector, "what looks like the picture", folder, fold)
-
-    def by_sentence(self, sentence: str, folder: str, fold: bool) -> Question:
-        """Ask with a sentence. Raises InputError."""
-        vector = self.encoder.sentences([sentence])[0]
-        unknown = self.encoder.unknown_words(sentence)
+    def ask(self, sentence: str, upload: str | None, within: Within, fold: bool) -> Question:
+        """Ask with a sentence, a picture, or both. Raises InputError."""
+        vector = query.question_vector(self.encoder, self.mark, sentence.strip(), upload)
+        unknown = self.encoder.unknown_words(sentence) if sentence.strip() else []
         words = sentence.strip() + (f" (the model does not know: {', '.join(unknown)})" if unknown else "")
-        return Question(vector, words, folder, fold)
+        like = ["what looks like the picture"] if upload else []
+        return Question(vector, ", and ".join([words] * bool(words) + like), within, fold)
 
     def further(self, question: Question | None) -> Question:
         """Ask the same for more answers. Raises InputError."""
@@ -157,6 +152,10 @@ def _search_tab(site: Site) -> None:
             with gr.Row():
                 folder = gr.Textbox(label="Only in the folder", max_length=LONGEST, elem_id="folder")
                 fold = gr.Checkbox(label="Hide near-duplicates", elem_id="fold")
+            with gr.Row():
+                area = gr.Textbox(label="Only within west, south, east, north (degrees)", max_length=99, elem_id="area")
+                since = gr.Textbox(label="Only files from (2024-12-31)", max_length=10, elem_id="since")
+                until = gr.Textbox(label="to", max_length=10, elem_id="until")
         upload = gr.Image(label="or a picture", type="filepath", sources=["upload"], height=260, elem_id="upload")
     status = gr.Textbox(label="Answers (click one for what is like it)", interactive=False, elem_id="status")
     grid = {"columns": 5, "object_fit": "contain", "allow_preview": False, "buttons": [], "interactive": False}
@@ -169,16 +168,19 @@ def _search_tab(site: Site) -> None:
 
     @_errors_in(status, shown)
     def show(asked: Question, request: gr.Request) -> tuple:
-        found = query.ask(site.index, asked.vector, asked.top, asked.folder, fold=FOLD if asked.fold else None)
+        found = query.ask(site.index, asked.vector, asked.top, asked.within, FOLD if asked.fold else None)
         tiles = [(site.thumbnail(one.record), _caption(one)) for one in found]
         files = site.files(found, request.session_hash or "")
         return tiles, f"{len(found)} for: {printable(asked.words)}", *files, asked, found
 
-    def by_sentence(text: str, where: str, hide: bool, request: gr.Request) -> tuple:
-        return show(lambda: site.by_sentence(text, where, hide), request)
+    def by_question(
+        text: str, picture: str, hide: bool, where: str, bounds: str, first: str, last: str, request: gr.Request
+    ) -> tuple:
+        def question() -> Question:
+            within = narrowed(where, bounds.replace(",", " ").split(), first.strip(), last.strip())
+            return site.ask(text, picture, within, hide)
 
-    def by_picture(picture: str | None, where: str, hide: bool, request: gr.Request) -> tuple:
-        return show(lambda: site.by_picture(picture, where, hide), request)
+        return show(question, request)
 
     def extend(asked: Question | None, request: gr.Request) -> tuple:
         return show(lambda: site.further(asked), request)
@@ -186,8 +188,8 @@ def _search_tab(site: Site) -> None:
     def alike(event: gr.SelectData, asked: Question, found: list[query.Answer], request: gr.Request) -> tuple:
         return show(lambda: site.like(found[int(event.index)].record, asked), request)
 
-    gr.on([search.click, sentence.submit], by_sentence, [sentence, folder, fold], shown, **PRIVATE)
-    upload.upload(by_picture, [upload, folder, fold], shown, **PRIVATE)
+    asked = [sentence, upload, fold, folder, area, since, until]
+    gr.on([search.click, sentence.submit, upload.upload], by_question, asked, shown, **PRIVATE)
     more.click(extend, [question], shown, **PRIVATE)
     gallery.select(alike, [question, answers], shown, **PRIVATE)
 

@@ -1,6 +1,6 @@
-"""Ask an index for the pictures that show what a sentence says, or that look like an image.
+"""Ask an index for the pictures that show what a sentence says, that look like an image, or both.
 
-python -m search.query --index INDEX.db (--text "..." | --image FILE) [--top 20] [--json]
+python -m search.query --index INDEX.db [--text "..."] [--image FILE] [--top 20] [--json]
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from option import Options
 from search.encoder import load_encoder
 from search.rasters import RasterRules, open_scene
 from search.store import NOWHERE, Hit, Index, Mark, Record, open_index, read_mark
+from search.within import Within, narrowed
 from util.device import pick_device
 from util.encoder import Encoder, check_sentence
 from util.model_folder import weights_file
@@ -53,12 +54,10 @@ def main() -> None:
     with open_index(arguments.index) as index:
         mark = read_mark(index)
         encoder = encoder_of(mark, arguments.resume, pick_device(arguments.device))
-        if arguments.image:
-            vector = image_vector(encoder, mark, arguments.image)
-        else:
+        if arguments.text is not None:
             note_unknown_words(encoder, arguments.text)
-            vector = encoder.sentences([arguments.text])[0]
-        answers = ask(index, vector, arguments.top, arguments.folder, arguments.bbox, arguments.fold)
+        vector = question_vector(encoder, mark, arguments.text, arguments.image)
+        answers = ask(index, vector, arguments.top, arguments.within, arguments.fold)
     if arguments.json:
         print(json.dumps(to_table(answers), indent=2))
     else:
@@ -69,17 +68,16 @@ def ask(
     index: Index,
     vector: np.ndarray,
     top: int,
-    folder: str = "",
-    bbox: Sequence[float] | None = None,
+    within: Within = Within(),  # noqa: B008 - immutable
     fold: float | None = None,
 ) -> list[Answer]:
-    """Return the best `top` answers to a vector (D,); `folder` and `bbox` as in `Index.search`.
+    """Return the best `top` answers to a vector (D,).
 
     fold: hide what has at least this cosine with a better answer under that one.
     """
     wanted = top
     while True:
-        hits = index.search(vector, wanted, folder, bbox)
+        hits = index.search(vector, wanted, within.filter())
         answers = hide_duplicates(hits, fold)
         if len(answers) >= top or len(hits) < wanted:
             return answers[:top]
@@ -115,6 +113,17 @@ def encoder_of(mark: Mark, resume: str | None, device: torch.device) -> Encoder:
     except ValidationError as error:
         raise InputError(f"the options of this index do not fit this version ({error.errors()[0]['msg']})") from None
     return load_encoder(options, path, device, LocalRules.from_dict(mark.rules), tuple(mark.words))
+
+
+def question_vector(encoder: Encoder, mark: Mark, text: str | None, image: str | None) -> np.ndarray:
+    """Return the unit vector (D,) of a sentence, of a picture, or of both: the middle of theirs.
+
+    Raises InputError for a sentence that is empty, and for a file that cannot be read.
+    """
+    vector = image_vector(encoder, mark, image) if image else np.float32(0)
+    if text or not image:
+        vector = vector + encoder.sentences([text or ""])[0]
+    return vector / np.linalg.norm(vector)
 
 
 def image_vector(encoder: Encoder, mark: Mark, path: str) -> np.ndarray:
@@ -211,9 +220,8 @@ def _place(record: Record) -> list[float] | None:
 def _parse() -> argparse.Namespace:
     parser = Parser(prog="python -m search.query", description="Ask an index of pictures.")
     parser.add_argument("--index", required=True, help="a folder NAME.db, or the address of a Milvus server")
-    query = parser.add_mutually_exclusive_group(required=True)
-    query.add_argument("--text", help="a sentence: what the picture shows")
-    query.add_argument("--image", metavar="FILE", help="a picture: what it looks like")
+    parser.add_argument("--text", help="a sentence: what the picture shows")
+    parser.add_argument("--image", metavar="FILE", help="a picture: what it looks like; with --text, both count alike")
     parser.add_argument("--top", type=int, default=20, help="number of answers (default 20)")
     parser.add_argument("--json", action="store_true", help="print JSON: rank, score, path, window, place")
     parser.add_argument("--folder", default="", help="only pictures in this folder of the index")
@@ -224,6 +232,8 @@ def _parse() -> argparse.Namespace:
         metavar=("WEST", "SOUTH", "EAST", "NORTH"),
         help="only pictures whose file says that they meet these bounds, in degrees (WEST > EAST crosses 180)",
     )
+    parser.add_argument("--since", default="", metavar="DAY", help="only files of this day (2024-12-31) or later")
+    parser.add_argument("--until", default="", metavar="DAY", help="only files of this day or before")
     parser.add_argument(
         "--fold", type=float, metavar="COSINE", help="hide what is this similar to a better answer, such as 0.98"
     )
@@ -234,10 +244,9 @@ def _parse() -> argparse.Namespace:
         raise InputError(f"--top must be from 1 to 10000, got {arguments.top}")
     if arguments.fold is not None and not 0 < arguments.fold <= 1:
         raise InputError(f"--fold must be a cosine above 0, at most 1, got {arguments.fold:g}")
-    if arguments.bbox:
-        west, south, east, north = arguments.bbox
-        if not (-180 <= west <= 180 and -180 <= east <= 180 and -90 <= south <= north <= 90):
-            raise InputError(f"--bbox: bounds must be west, south, east, north in degrees, got {arguments.bbox}")
+    if arguments.text is None and arguments.image is None:
+        raise InputError("--text or --image is missing (see python -m search.query --help)")
+    arguments.within = narrowed(arguments.folder, arguments.bbox, arguments.since, arguments.until)
     if arguments.text is not None:
         check_sentence(arguments.text)
     return arguments

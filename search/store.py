@@ -185,7 +185,7 @@ class Index:
 
     def find(self, path: str) -> list[tuple[Record, np.ndarray]]:
         """Return the rows of a path, in the order of their windows; none for a path that is not in the index."""
-        return sorted(self.rows(vectors=True, where=f"path == {_quoted(path)}"), key=lambda row: row[0])
+        return sorted(self.rows(vectors=True, where=f"path == {quoted(path)}"), key=lambda row: row[0])
 
     def put(self, records: Sequence[Record], vectors: np.ndarray) -> None:
         """Write rows (n, D), in place of those of the same key."""
@@ -201,22 +201,13 @@ class Index:
         """Return the number of rows."""
         return self._call("query", ROWS, output_fields=["count(*)"])[0]["count(*)"]
 
-    def search(self, vector: np.ndarray, top: int, folder: str = "", bbox: Sequence[float] | None = None) -> list[Hit]:
+    def search(self, vector: np.ndarray, top: int, where: str = "") -> list[Hit]:
         """Return the `top` rows of the largest cosine with a vector (D,), best first; equal ones by path and window.
 
-        folder: only paths in it. bbox: only what meets these bounds (west, south, east, north in degrees; west > east
-        where they cross the meridian of 180 degrees).
+        where: a filter of Milvus that they meet.
         """
-        conditions = []
-        if name := folder.strip("/"):
-            conditions += [f"path >= {_quoted(name + '/')}", f"path < {_quoted(name + '0')}"]  # 0 comes after /
-        if bbox:
-            west, south, east, north = map(float, bbox)
-            east += 360 * (west > east)
-            turns = (f"(west <= {east + turn} and east >= {west + turn})" for turn in (-360, 0, 360))
-            conditions += [f"({' or '.join(turns)})", f"south <= {north}", f"north >= {south}", f"west < {NOWHERE}"]
-        how = {"limit": min(top, MOST), "filter": " and ".join(conditions)}
-        [found] = self._call("search", ROWS, [vector], output_fields=[*Record._fields, "vector"], **how)
+        how = {"limit": min(top, MOST), "filter": where, "output_fields": [*Record._fields, "vector"]}
+        [found] = self._call("search", ROWS, [vector], **how)
         hits = [Hit(hit["distance"], _record(hit["entity"]), np.asarray(hit["entity"]["vector"])) for hit in found]
         return sorted(hits, key=lambda hit: (-hit.score, hit.record))
 
@@ -243,7 +234,7 @@ def _vector_index(how: dict[str, Any]) -> Any:
     return index
 
 
-def _quoted(text: str) -> str:
+def quoted(text: str) -> str:
     """Return a text as Milvus reads it in a filter."""
     for character, escape in (("\\", "\\\\"), ('"', '\\"'), ("\n", "\\n"), ("\r", "\\r"), ("\t", "\\t")):
         text = text.replace(character, escape)

@@ -177,6 +177,20 @@ def test_a_picture_asks_with_the_bands_of_the_index(
     assert answer["score"] == pytest.approx(1, abs=1e-5)
 
 
+def test_a_sentence_and_a_picture_ask_together(index: Callable[..., Outcome], run: Callable[[str], Outcome]) -> None:
+    assert index().status == 0
+    asked = {"text": f"--text '{SENTENCE}'", "image": "--image data/images/demo_0007.png"}
+    asked["both"] = " ".join(asked.values())
+    scores = {}
+    for name, question in asked.items():
+        found = run(f"-m search.query --index i.db {question} --top 50 --json --device cpu")
+        scores[name] = {one["path"]: one["score"] for one in json.loads(found.out)}
+    paths = list(scores["both"])
+    text, image, both = (np.array([scores[name][path] for path in paths]) for name in ("text", "image", "both"))
+    np.testing.assert_allclose(both / (text + image), both[0] / (text + image)[0], rtol=1e-3)  # the sum, of unit length
+    assert len(paths) == 20 and (both[:-1] >= both[1:]).all() and not np.allclose(both, text)
+
+
 def test_a_scene_whose_windows_are_not_all_there_is_completed(
     index: Callable[..., Outcome], run: Callable[[str], Outcome], work: Path
 ) -> None:
@@ -242,7 +256,9 @@ def test_a_detectors_model_asks_for_regions(run: Callable[[str], Outcome], work:
         ("--image /no/file.png", "is not there"),
         ("--image vocab.json", "cannot be decoded"),
         ("--text plane --top 0", "--top must be from 1 to 10000, got 0"),
-        ("--text plane --bbox 5 2 6 1", "bounds"),
+        ("", "--text or --image is missing"),
+        ("--text plane --bbox 5 2 6 1", "bounds must be west, south, east, north in degrees, got 5.0 2.0 6.0 1.0"),
+        ("--text plane --since 1.5.2024", "a day must be written as 2024-12-31, got 1.5.2024"),
         ("--text plane --fold 2", "--fold must be a cosine above 0, at most 1, got 2"),
     ],
 )

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import csv
+import http.server
+import io
 import json
 import os
 import shutil
 import socket
 import sys
+import threading
 import time
 import urllib.error
 import urllib.parse
@@ -29,6 +33,7 @@ from PIL import EpsImagePlugin, Image
 from selenium import webdriver
 from selenium.common.exceptions import WebDriverException
 from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
 
 from bench import peak_mib
@@ -37,11 +42,15 @@ from search.page import Site, build_page
 from search.query import encoder_of
 from search.server import serve
 from search.store import open_index, read_mark
+from search.within import Within
 from tests.conftest import shortened
 from utils import InputError, exit_status
 
 BROWSER, DRIVER = Path("/usr/bin/chromium"), Path("/usr/bin/chromedriver")
 SENTENCE = "there are two red vehicles in the road"
+BOTH = ", and what looks like the picture"
+NARROW = [False, "", "", "", ""]  # duplicates hidden, folder, area, first and last day
+PORT = 7000 + os.getpid() % 2000
 MARKUP = "<img src=x onerror=document.title='executed'>.png"
 needs_browser = pytest.mark.skipif(
     not (BROWSER.exists() and DRIVER.exists()), reason="no chromium: apt-get install chromium chromium-driver"
@@ -49,8 +58,8 @@ needs_browser = pytest.mark.skipif(
 
 
 @pytest.fixture(scope="module")
-def address(demo: Path, checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Serve and return the address of a page over an index of 22 pictures and one scene of 24 windows."""
+def site(demo: Path, checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    """Index 22 pictures and one scene of 24 windows."""
     work = tmp_path_factory.mktemp("page") / "work"
     shutil.copytree(demo, work)
     images = work / "data/images"
@@ -66,10 +75,15 @@ def address(demo: Path, checkpoint: Path, tmp_path_factory: pytest.TempPathFacto
         assert exit_status(index_command.main) == 0
         opened = stack.enter_context(open_index("i.db"))
         encoder = encoder_of(read_mark(opened), None, torch.device("cpu"))
-        page = build_page(Site(opened, encoder, work))
-        port = 7000 + os.getpid() % 2000
-        yield serve(page, "127.0.0.1", port, upload_mb=1)
-        page.close(verbose=False)
+        yield Site(opened, encoder, work)
+
+
+@pytest.fixture(scope="module")
+def address(site: Site) -> Iterator[str]:
+    """Serve the page, and return its address."""
+    page = build_page(site)
+    yield serve(page, "127.0.0.1", PORT, upload_mb=1)
+    page.close(verbose=False)
 
 
 @pytest.fixture
@@ -131,9 +145,14 @@ def test_a_person_searches_and_finds_a_place(address: str, browser: webdriver.Ch
     browser.execute_script("arguments[0].click()", thumbnails()[0].find_element(By.XPATH, "./ancestor::button"))
     until(browser, lambda: "what looks like" in status())
 
+    one("#sentence textarea, #sentence input").send_keys(Keys.CONTROL, "a", Keys.NULL, Keys.DELETE)
     one("#upload input[type=file]").send_keys(str(demo / "data/images/demo_0007.png"))
-    until(browser, lambda: "what looks like the picture" in status())
+    until(browser, lambda: status() == "20 for: what looks like the picture")
     assert "1 · 1.0000 · demo_0007.png" in one("#gallery").text
+    one("#sentence textarea, #sentence input").send_keys(SENTENCE)
+    one("#area textarea, #area input").send_keys("-180 -90 180 90")
+    one("#search").click()
+    until(browser, lambda: status().startswith(f"0 for: {SENTENCE}") and status().endswith(BOTH))  # none has a place
 
     for tab in browser.find_elements(By.CSS_SELECTOR, "button[role=tab]"):
         if tab.text == "Scene":
@@ -221,9 +240,86 @@ def call(address: str, function: int, data: list) -> str:
 def test_control_characters_of_a_name_are_escaped_on_the_page(address: str) -> None:
     config = json.loads(fetch(f"{address}config")[1])
     ids = {one["api_name"]: one["id"] for one in config["dependencies"]}
-    event = call(address, ids["by_sentence"], [SENTENCE, "odd", False])
+    event = call(address, ids["by_question"], [SENTENCE, None, False, "odd", "", "", ""])
     gallery = json.loads(event.removeprefix("data:"))["output"]["data"][0]
     assert [one["caption"].split(" · ")[2] for one in gallery] == ["odd/\\x1b[2Jred\\u202e\\n.png"]
+
+
+def asked(address: str, *data: object) -> tuple[str, dict[str, float], list[str]]:
+    """Return what the page answers to a question: the status line, paths with scores of the CSV file, the captions."""
+    config = json.loads(fetch(f"{address}config")[1])
+    ids = {one["api_name"]: one["id"] for one in config["dependencies"]}
+    found = json.loads(call(address, ids["by_question"], list(data)).removeprefix("data:"))["output"]["data"]
+    tiles, status, as_csv = found[:3]
+    if status.startswith("error"):
+        return status, {}, []
+    assert all(url.startswith(address) and fetch(url)[0] == 200 for url in (tile["image"]["url"] for tile in tiles))
+    rows = csv.reader(io.StringIO(fetch(as_csv["url"])[1].decode()))
+    scores = {path: float(score) for _, score, path, *_ in list(rows)[:0:-1]}  # the best window of a scene
+    return status, scores, [tile["caption"] for tile in tiles]
+
+
+def test_the_page_narrows_by_folder_area_and_day(address: str) -> None:
+    day = time.strftime("%Y-%m-%d", time.localtime(time.time() - 86400))
+    status, scores, captions = asked(address, SENTENCE, None, False, "odd", "", day, "")
+    assert status.startswith(f"1 for: {SENTENCE}") and len(captions) == len(scores) == 1
+    assert asked(address, SENTENCE, None, False, "odd", "", "", day)[0].startswith("0 for")
+    assert asked(address, SENTENCE, None, False, "", "14,45 15,46", "", "")[0].startswith("0 for")  # none has a place
+    for narrow, says in ((["9 9 9", "", ""], "bounds"), (["a b c d", "", ""], "bounds"), (["", "1.5.24", ""], "a day")):
+        assert says in asked(address, SENTENCE, None, False, "", *narrow)[0]
+
+
+def test_the_page_asks_with_a_sentence_and_a_picture_together(address: str, site: Site) -> None:
+    path = Path("data/images/demo_0003.png")
+    status, found, captions = asked(address, SENTENCE, upload(address, "a.png", path.read_bytes()), *NARROW)
+    assert status.startswith(f"20 for: {SENTENCE}") and status.endswith(BOTH) and len(captions) == 20
+    vectors = [site.ask(text, image, Within(), False).vector for text, image in ((SENTENCE, None), ("", str(path)))]
+    middle = np.sum(vectors, axis=0) / np.linalg.norm(np.sum(vectors, axis=0))
+    scores: dict[str, float] = {}
+    for record, vector in site.index.rows(vectors=True):
+        scores[record.path] = max(float(vector @ middle), scores.get(record.path, -1))
+    assert found == pytest.approx({name: scores[name] for name in found}, abs=1e-4)
+    assert max(scores, key=scores.get) in found and all(abs(vector @ middle) < 0.99 for vector in vectors)
+    assert "the sentence is empty" in asked(address, " ", None, *NARROW)[0]
+
+
+class Proxy(http.server.BaseHTTPRequestHandler):
+    """Pass what lies under /galr on to the page at PORT + 2000, as a server in front of it does."""
+
+    def do_GET(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0))) or None
+        if not self.path.startswith("/galr/"):
+            self.send_error(404)
+            return
+        url = f"http://127.0.0.1:{PORT + 2000}{self.path.removeprefix('/galr')}"
+        kept = {name: value for name, value in self.headers.items() if name in ("Host", "Content-Type", "Cookie")}
+        with urllib.request.urlopen(urllib.request.Request(url, body, kept), timeout=20) as answer:
+            content = answer.read()
+            self.send_response(answer.status)
+            self.send_header("Content-Type", answer.headers["Content-Type"])
+            self.end_headers()
+            self.wfile.write(content)
+
+    do_POST = do_GET
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_the_page_works_under_a_path_behind_a_proxy(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GRADIO_ROOT_PATH", "/galr")
+    page = build_page(site)
+    serve(page, "127.0.0.1", PORT + 2000, upload_mb=1)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Proxy) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        public = f"http://127.0.0.1:{server.server_port}/galr/"
+        html = fetch(public)[1].decode()
+        assert f'"root":"{public.rstrip("/")}"' in html.replace(" ", "")
+        picture = upload(public, "a.png", Path("data/images/demo_0003.png").read_bytes())
+        status, scores, captions = asked(public, SENTENCE, picture, *NARROW)
+        assert status.startswith("20 for") and len(captions) == 20 and scores
+        server.shutdown()
+    page.close(verbose=False)
 
 
 def test_a_port_that_is_taken_is_named(address: str) -> None:
@@ -247,7 +343,7 @@ def test_an_upload_that_is_a_program_or_names_other_files_is_refused(
     config = json.loads(fetch(f"{address}config")[1])
     ids = {one["api_name"]: one["id"] for one in config["dependencies"]}
     program = upload(address, "a.png", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EOF\n")
-    call(address, ids["by_picture"], [program, "", False])
+    call(address, ids["by_question"], ["", program, *NARROW])
     assert "error" in call(address, ids["by_map"], [None, program, SENTENCE, 0.5])
     assert not started
     with rasterio.open(tmp_path / "a.tif", "w", driver="GTiff", count=1, height=999, width=999, dtype="uint8") as file:
@@ -256,20 +352,20 @@ def test_an_upload_that_is_a_program_or_names_other_files_is_refused(
     scene = upload(address, "a.tif", (tmp_path / "a.tif").read_bytes())
     assert "names another file" in call(address, ids["by_map"], [None, scene, SENTENCE, 0.5])
     picture = upload(address, "a.png", (Path("data/images/demo_0003.png")).read_bytes())
-    assert "demo_0003.png" in call(address, ids["by_picture"], [picture, "", False])
+    assert "demo_0003.png" in call(address, ids["by_question"], ["", picture, *NARROW])
 
 
 def test_hostile_data_of_the_page_are_refused(address: str) -> None:
     config = json.loads(fetch(f"{address}config")[1])
     ids = {one["api_name"]: one["id"] for one in config["dependencies"]}
     stolen = {"path": "/etc/passwd", "meta": {"_type": "gradio.FileData"}}
-    assert '"success":true' in call(address, ids["by_sentence"], [SENTENCE, "", False]).replace(" ", "")
+    assert '"success":true' in call(address, ids["by_question"], [SENTENCE, None, *NARROW]).replace(" ", "")
     for answer in (
-        call(address, ids["by_picture"], [stolen, "", False]),
+        call(address, ids["by_question"], ["", stolen, *NARROW]),
         call(address, ids["by_map"], ["../../tiny.yaml", None, SENTENCE, 0.5]),
         call(address, ids["by_map"], [None, stolen, SENTENCE, 0.5]),
-        call(address, ids["by_sentence"], ["x" * 100_000, "", False]),
-        call(address, ids["by_sentence"], ["<script>1</script>", "", False]),
+        call(address, ids["by_question"], ["x" * 100_000, None, *NARROW]),
+        call(address, ids["by_question"], ["<script>1</script>", None, *NARROW]),
     ):
         assert "root:" not in answer and "Traceback" not in answer
         assert "error" in answer or '"success":false' in answer.replace(" ", ""), answer

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from datetime import datetime
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,8 @@ pytest.importorskip("rasterio", reason="pip install -r requirements-search.txt")
 
 from search.query import ask
 from search.store import Index, Mark, Record, open_index
+from search.within import Within, narrowed
+from utils import InputError
 
 DIM = 4
 MARK = Mark("model.pth.tar", "0" * 64, {"model": {}}, ["plane"], {}, "images", DIM, [512], None, 2.0)
@@ -68,9 +71,10 @@ def test_only_what_meets_the_bounds_is_found_on_each_side(index: Index) -> None:
         "nowhere": (),
     }
     index.put([picture(name, place) for name, place in places.items()], unit(*range(len(places))))
-    found = {hit.record.path for hit in index.search(QUERY, 99, bbox=(10, 50, 20, 55))}
+    found = {hit.record.path for hit in index.search(QUERY, 99, Within(bbox=(10, 50, 20, 55)).filter())}
     assert found == {name for name in places if name.startswith(("inside", "around", "touches"))}
-    assert [hit.record[8:] for hit in index.search(QUERY, 1, bbox=(11.5, 51.5, 11.6, 51.6))] == [(11, 51, 12, 52)]
+    inside = Within(bbox=(11.5, 51.5, 11.6, 51.6)).filter()
+    assert [hit.record[8:] for hit in index.search(QUERY, 1, inside)] == [(11, 51, 12, 52)]
 
 
 def test_bounds_that_meet_the_meridian_of_180_degrees(index: Index) -> None:
@@ -82,19 +86,46 @@ def test_bounds_that_meet_the_meridian_of_180_degrees(index: Index) -> None:
     index.put([picture(name, place) for name, place in places.items()], unit(0, 1, 2))
 
     def found(west: float, east: float) -> set[str]:
-        return {hit.record.path for hit in index.search(QUERY, 9, bbox=(west, -18, east, -15))}
+        return {hit.record.path for hit in index.search(QUERY, 9, Within(bbox=(west, -18, east, -15)).filter())}
 
     assert found(179.2, 180) == {"across"} and found(-180, -179.2) == {"across"}
     assert found(178.5, -178.5) == set(places) and found(179.2, -179.2) == {"across"}
     assert found(-178.5, 178.5) == {"west of it", "east of it"} and found(0, 10) == set()
 
 
+def test_files_are_found_by_the_day_of_their_time_stamp(index: Index) -> None:
+    days = {
+        "before": (2024, 2, 28, 23, 59),
+        "first": (2024, 2, 29),
+        "last": (2024, 3, 1, 23, 59),
+        "after": (2024, 3, 2),
+    }
+    stamps = {name: int(datetime(*day).timestamp()) * 10**9 for name, day in days.items()}
+    index.put([Record(name, 1, stamp, 0, 8, 0, 8, 1) for name, stamp in stamps.items()], unit(*range(4)))
+
+    def found(since: str, until: str) -> list[str]:
+        return [hit.record.path for hit in index.search(QUERY, 9, narrowed("", None, since, until).filter())]
+
+    assert found("2024-02-29", "2024-03-01") == ["first", "last"]
+    assert found("2024-03-01", "") == ["last", "after"] and found("", "2024-02-29") == ["before", "first"]
+    assert found("0001-01-02", "9999-12-30") == list(stamps)
+
+
+@pytest.mark.parametrize("day", ["2024-02-30", "yesterday", "9999-12-31", "1", "31.12.2024"])
+def test_what_is_no_day_is_refused(day: str) -> None:
+    with pytest.raises(InputError, match="a day must be written as 2024-12-31"):
+        narrowed("", None, "", day)
+
+
 def test_a_folder_holds_what_lies_in_it_and_not_what_begins_alike(index: Index) -> None:
     names = ["far/a.png", "far/deep/b.png", "far.png", "farther/c.png", "near/far/d.png", "FAR/e.png", 'q"\\/f.png']
     index.put([picture(name) for name in names], unit(*range(len(names))))
     for folder in ("far", "far/", "/far"):
-        assert {hit.record.path for hit in index.search(QUERY, 99, folder)} == {"far/a.png", "far/deep/b.png"}
-    assert [hit.record.path for hit in index.search(QUERY, 99, 'q"\\')] == ['q"\\/f.png']
+        assert {hit.record.path for hit in index.search(QUERY, 99, Within(folder).filter())} == {
+            "far/a.png",
+            "far/deep/b.png",
+        }
+    assert [hit.record.path for hit in index.search(QUERY, 99, Within('q"\\').filter())] == ['q"\\/f.png']
 
 
 def test_windows_of_two_scales_at_one_corner_are_two_rows(index: Index) -> None:
@@ -176,7 +207,7 @@ def test_a_large_folder_is_scanned_by_faiss_and_ranked_exactly_as_before(
             expected = {one.path: float(vector @ QUERY) for one, vector in zip(records[1:], vectors[1:], strict=True)}
             expected["f1/late.png"] = 1.0
             expected = {path: score for path, score in expected.items() if path.startswith(folder)}
-            hits = opened.search(QUERY, 50, folder)
+            hits = opened.search(QUERY, 50, Within(folder).filter())
             assert [hit.record.path for hit in hits] == sorted(expected, key=lambda path: -expected[path])[:50]
             assert [hit.score for hit in hits] == pytest.approx(sorted(expected.values(), reverse=True)[:50], abs=1e-5)
 
