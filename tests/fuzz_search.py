@@ -93,7 +93,7 @@ def scenes(folder: Path, rng: random.Random) -> None:
     path.write_bytes(fuzz.mutate(source.read_bytes(), rng))
     strays.clear()
     with unopened(*(folder / name for name in SECRETS)):
-        records = records_of(folder, path.name, path.stat(), [16], RasterRules())
+        records = records_of(folder, path.name, path.stat(), [512], RasterRules())
         with open_scene(path) as scene:
             scene.overview(64)
             scene.read(rng.choice(records).window)
