@@ -5,13 +5,16 @@ test_cuda_runs.py runs whole commands on a pretended one.
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from conftest import run_process
 from gradients import our_gradients, worst_gradient
 from PIL import Image
+from torch.utils._pytree import tree_leaves
 
 from bench.eval import our_evaluation
 from bench.train import new_model, settings, train_data, train_epoch
@@ -59,7 +62,7 @@ def test_gradients_in_float32_are_those_of_the_cpu() -> None:
     assert apart < 1e-3, name
 
 
-@pytest.mark.parametrize(("precision", "limit"), [("fp32", 1e-5), ("bf16", 1e-2)])
+@pytest.mark.parametrize(("precision", "limit"), [("fp32", 1e-5), ("bf16", 1e-2), ("fp16", 1e-2)])
 def test_similarities_are_those_of_the_cpu(precision: str, limit: float) -> None:
     ours, expected = (our_evaluation(SMALL, 20, *how)() for how in ((precision, GPU), ("fp32", CPU)))
     assert np.abs(ours - expected).max() < limit
@@ -86,3 +89,36 @@ def test_a_run_trains_resumes_and_is_tested(work, run) -> None:
     assert run(f"{train} optim.epochs=1").status == 0
     assert run(f"{train} --resume --force").status == 0
     assert run("test.py --path_opt tiny.yaml --device cuda").status == 0
+
+
+def apart(one: Path, other: Path) -> float:
+    """Return the largest difference of two checkpoints' weights, relative to the largest weight of each tensor."""
+    first, second = (torch.load(path, weights_only=True, map_location="cpu")["model"] for path in (one, other))
+    return max(
+        float(
+            (first[name].double() - second[name].double()).abs().max() / second[name].double().abs().max().clamp(1e-9)
+        )
+        for name in second
+        if second[name].numel()
+    )
+
+
+@pytest.mark.parametrize(("options", "limit"), [("", 1e-2), ("optim.deterministic=true", 0)])
+def test_a_stopped_run_ends_as_the_whole_one(options: str, limit: float, work) -> None:
+    """To a tolerance, for kernels sum in another order; with deterministic kernels to the bit."""
+    train = f"train.py --path_opt tiny.yaml --device cuda --set logs.save_steps=0 {options}"
+    last = Path("checkpoint/tiny/0/last.pth.tar")
+    assert run_process(train, work).status == 0
+    last.rename("whole.pth.tar")
+    shutil.rmtree("checkpoint")
+    assert run_process(f"{train} optim.epochs=1", work).status == 0
+    assert run_process(f"{train} --resume", work).status == 0
+    assert apart(last, Path("whole.pth.tar")) <= limit
+
+
+def test_checkpoints_are_read_where_there_is_no_gpu(work, run) -> None:
+    assert run("train.py --path_opt tiny.yaml --device cuda --set optim.epochs=1 optim.precision=fp16").status == 0
+    state = torch.load("checkpoint/tiny/0/last.pth.tar", weights_only=True)  # no map_location
+    tensors = [leaf for leaf in tree_leaves(state) if isinstance(leaf, torch.Tensor)]
+    assert len(tensors) > 50 and {tensor.device.type for tensor in tensors} == {"cpu"}
+    assert state["scaler"]["scale"] > 0

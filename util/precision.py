@@ -18,7 +18,7 @@ LOW = {"bf16": torch.bfloat16, "fp16": torch.float16}  # values of optim.precisi
 def autocast(options: Options, device: torch.device) -> torch.autocast:
     """Return autocast to bf16 or fp16 where the options ask for it; otherwise products stay float32."""
     low = LOW.get(options.optim.precision)
-    return torch.autocast(device.type, low or torch.bfloat16, enabled=low is not None)
+    return torch.autocast(device.type, low or torch.float16, enabled=low is not None)
 
 
 def make_scaler(options: Optim, device: torch.device) -> torch.amp.GradScaler:
