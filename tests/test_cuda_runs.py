@@ -127,8 +127,9 @@ def test_the_next_batch_is_read_from_the_file_by_a_thread(monkeypatch) -> None:
     with PretendGPU() as gpu:
         batches = MemoryPixels(images).batches(rows, gpu.device)
         first = next(batches)[0]
-        while len(readers) < 2:  # the second is read though nobody has asked for it
-            time.sleep(0.01)
+        for _ in range(500):  # the second is read though nobody has asked for it
+            time.sleep(0.01 * (len(readers) < 2))
+        assert len(readers) == 2
         found = [first, *(batch for batch, _ in batches)]
         assert all(batch.device == gpu.device for batch in found)
         assert [batch.cpu().tolist() for batch in found] == [images[row].tolist() for row in rows]
