@@ -178,7 +178,7 @@ LISTS = [
         "images are not in the train list",
     ),
     Bad("captions to convert that are not there", f"{CONVERT} --json nowhere.json", "nowhere.json"),
-    Bad("captions to convert of another form", f"{CONVERT} --json vocab.json", "vocab.json, entry images"),
+    Bad("captions to convert of another form", f"{CONVERT} --json vocab.json", "vocab.json: none of the forms"),
     Bad("a class map of no class", f"{LOCAL} --class-map ship=crane", "ship=crane"),
     Bad("two images of one stem", LOCAL, "share a name", named("demo_0001.tif")),
 ]
