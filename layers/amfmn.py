@@ -32,7 +32,7 @@ from layers.text_encoder import make_text_encoder
 if TYPE_CHECKING:
     from option.models import AMFMNOptions
 
-BLOCK = {True: 2**20, False: 2**25}  # numbers of F at a time: what a CPU's cache holds; what keeps a GPU busy
+CPU_BLOCK, GPU_BLOCK = 2**20, 2**25  # numbers of F at a time: what a CPU's cache holds; what keeps a GPU busy
 
 
 class SoftAttention(nn.Module):
@@ -107,7 +107,7 @@ def _pairwise(block: Callable[..., Tensor], images: Sequence[Tensor], captions: 
 
     block: rows of images and rows of captions -> (n, m). images: tensors (N, D); captions: tensors (M, D).
     """
-    pairs = max(BLOCK[on_cpu(images[0])] // images[0].shape[1], 1)
+    pairs = max((CPU_BLOCK if on_cpu(images[0]) else GPU_BLOCK) // images[0].shape[1], 1)
     m = max(min(len(captions[0]), pairs), 1)
     run = functools.partial(checkpoint, block, use_reentrant=False, preserve_rng_state=False)
     rows = [torch.cat([run(*v, *t) for t in _split(captions, m)], dim=1) for v in _split(images, pairs // m)]

@@ -85,7 +85,7 @@ OPTIONS = [
     Bad("a hexadecimal number without end", f"{TRAIN} --set optim.epochs=-0x{'f' * 9000}", "optim.epochs"),
     Bad("an odd image size", f"{TRAIN} --set dataset.image_size=100", "dataset.image_size"),
     Bad("the last batch has one", f"{TRAIN} --set dataset.batch_size=1", "dataset.batch_size"),
-    Bad("an unknown precision", f"{TRAIN} --set optim.precision=fp16", "optim.precision"),
+    Bad("an unknown precision", f"{TRAIN} --set optim.precision=fp8", "optim.precision"),
     Bad("widths that do not fit", f"{TRAIN} --set model.embed.embed_dim=64", "mca_HIDDEN_SIZE"),
     Bad("a value for a block", f"{TRAIN} --set model.fusion=3", "fusion"),
     Bad("a block for a value", f"{TRAIN} --set optim.lr.fast=1", "--set optim.lr.fast=1"),

@@ -97,7 +97,7 @@ def plain_similarity(attention: torch.nn.Module, v: torch.Tensor, t: torch.Tenso
 @pytest.mark.parametrize("block", [1, 2 * D, 7 * D, 1000])
 @pytest.mark.parametrize("form", [SoftAttention, FusionAttention, SimilarityAttention])
 def test_blocks_of_pairs_give_the_similarities_and_gradients_of_pair_after_pair(form, block, monkeypatch) -> None:
-    monkeypatch.setitem(layers.amfmn.BLOCK, "cpu", block)
+    monkeypatch.setattr(layers.amfmn, "CPU_BLOCK", block)
     torch.manual_seed(0)
     attention = form(D).double()
     v, t = torch.randn(5, D, dtype=torch.double), torch.randn(3, D, dtype=torch.double)
@@ -128,7 +128,7 @@ def test_a_text_vector_of_zeros_has_finite_similarities_and_gradients(form) -> N
 def test_no_array_of_all_pairs_is_ever_laid_out(form, monkeypatch) -> None:
     """Every array that autograd or an operation makes is far smaller than N M D numbers, in training too."""
     n, m, d = 40, 30, 16
-    monkeypatch.setitem(layers.amfmn.BLOCK, "cpu", 8 * d)
+    monkeypatch.setattr(layers.amfmn, "CPU_BLOCK", 8 * d)
     largest = 0
 
     class Watch(torch.utils._python_dispatch.TorchDispatchMode):
