@@ -67,7 +67,7 @@ def test_memory_that_is_short_in_evaluation_asks_for_smaller_batches_there(work,
 
     monkeypatch.setattr(layers.galr.GaLR, "encode_image", no_room)
     short = run("test_single.py --path_opt tiny.yaml --resume best.pth.tar")
-    assert short.status == 3 and "CUDA out of memory; lower dataset.batch_size_val" in short.message
+    assert short.status == 3 and "Tried to allocate 2.00 GiB; lower dataset.batch_size_val" in short.message
 
 
 @pytest.mark.parametrize(

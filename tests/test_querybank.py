@@ -156,8 +156,8 @@ def test_test_py_scores_with_the_bank_and_saves_its_matrix(scored_run, run) -> N
     scored = json.loads(results.read_text())["bank"]
     i2t, t2i = (load(f"postprocessing/file/tiny_0_bank_dynamic{end}.npy") for end in ("_i2t", ""))
     assert scored["kind"] == "dynamic"
-    assert scored["folds"][0]["i2t"] == recall(*i2t).i2t._asdict()
-    assert scored["folds"][0]["t2i"] == recall(*t2i).t2i._asdict()
+    assert scored["folds"][0]["i2t"].items() >= recall(*i2t).i2t._asdict().items()
+    assert scored["folds"][0]["t2i"].items() >= recall(*t2i).t2i._asdict().items()
     assert "+ dynamic bank" in (scored_run / "checkpoint/tiny/results.md").read_text()
     files = [file.name for file in matrix_files(["postprocessing/file/tiny_0*.npy"])]
     assert files == ["tiny_0.npy"]  # of a glob that finds all of them

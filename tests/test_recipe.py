@@ -57,7 +57,8 @@ def run_lite(project: Path, environment: dict[str, str], *arguments: str) -> sub
 def test_the_recipe_goes_from_packaged_weights_to_the_scores_of_all_folds_as_one_model(project, environment) -> None:
     settings = ["--set", "optim.epochs=1", "k_fold.nums=2", "model.seq2vec.hidden_dim=16", "dataset.workers=1"]
     done = run_lite(project, environment, "UCM", *settings)
-    assert (done.returncode, done.stderr) == (0, "")
+    warnings = done.stderr.splitlines()  # similarities of a model of one epoch are close to each other
+    assert done.returncode == 0 and all(line.startswith("warning: ") and "similarities" in line for line in warnings)
     # the weights of the package, those that training starts from
     kept = torch.load(project / "weights/lite0.pt", weights_only=True)
     assert kept.keys() == timm.create_model("tf_efficientnet_lite0").state_dict().keys()
