@@ -81,7 +81,7 @@ def after_save(name: str, number: int) -> Iterator[None]:
 
 
 def same_weights(one: Path, other: Path) -> bool:
-    """Whether two folds ended with the same weights, bit for bit."""
+    """Return whether two folds ended with the same weights, bit for bit."""
     models = (torch.load(folder / "last.pth.tar", weights_only=True)["model"] for folder in (one, other))
     return compare(*models, "") == []
 

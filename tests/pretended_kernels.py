@@ -1,4 +1,4 @@
-"""What the fused batch norm kernels of CUDA compute, as formulas, for the pretended GPU (pretend_gpu.py)."""
+"""Compute what the fused batch norm kernels of CUDA compute, for the pretended GPU (pretend_gpu.py)."""
 
 from __future__ import annotations
 

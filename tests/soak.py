@@ -38,7 +38,7 @@ SPEED = "samples_per_second"
 
 
 def differences(one: Path, other: Path) -> list[str]:
-    """What differs between two folders of a fold: weights, optimiser, progress, rows and history, speeds apart."""
+    """Return what differs between two folders of a fold: weights, optimiser, progress, rows and history, speeds apart."""
     import torch
 
     found = []
@@ -78,7 +78,7 @@ def start(command: str, folder: Path) -> Process:
 
 
 def run(command: str, folder: Path) -> None:
-    """What the forked process does: the command, with its output in a file."""
+    """Run the command in the forked process, with its output in a file."""
     os.chdir(folder)
     output = os.open("output.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for stream in (1, 2):
@@ -98,7 +98,7 @@ def finish(command: str, folder: Path) -> float:
 
 
 def wait_for(process: Process, ready: Any) -> bool:
-    """Whether `ready()` came true before the process ended."""
+    """Return whether `ready()` came true before the process ended."""
     while process.is_alive():
         if ready():
             return True

@@ -1,4 +1,4 @@
-"""What must not stop the training loop is done beside it: checkpoints, pictures."""
+"""Check the thread that writes checkpoints and pictures beside the training loop."""
 
 from __future__ import annotations
 

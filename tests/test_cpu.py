@@ -1,4 +1,4 @@
-"""What is fast on a CPU computes the plain formula: convolutions, batch norm, MVSA, GRU (layers/cpu.py)."""
+"""Check that the CPU's fast paths compute the plain formula: convolutions, batch norm, MVSA, GRU (layers/cpu.py)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How names of images are found among the keys of another file."""
+"""Check how names of images are found among the keys of another file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where a scene lies: the bounds of its windows in degrees, or a note that says why there are none."""
+"""Check the place of a scene: the bounds of its windows in degrees, or a note that says why there are none."""
 
 from __future__ import annotations
 

@@ -112,7 +112,7 @@ def test_a_prefix_that_is_taken_off_is_said_and_two_networks_in_one_file_are_ref
 
 @pytest.fixture
 def downloads(tmp_path, monkeypatch) -> Path:
-    """Where ResNet-18's weights are kept once they are downloaded."""
+    """Return the path of ResNet-18's weights once they are downloaded."""
     monkeypatch.setattr("torch.hub.get_dir", lambda: str(tmp_path / "hub"))
     return tmp_path / "hub/checkpoints/resnet18-f37072fd.pth"
 
