@@ -31,7 +31,7 @@ FIGURES = "-m postprocessing.figures --run run"
 
 
 class Bad(NamedTuple):
-    """What is wrong, the command line, a word that the message must contain, and what spoils the folder."""
+    """Hold what is wrong, the command line, a word that the message must contain, and what spoils the folder."""
 
     what: str
     command: str

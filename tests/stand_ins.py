@@ -73,7 +73,7 @@ k_fold: {experiment_name: rsitmd_galr, nums: 3, current_num: 0}
 
 
 class Size(NamedTuple):
-    """How large a rehearsal is. train, test: images, None for as many as the lists name; dictionary: words of the
+    """Hold the sizes of a rehearsal. train, test: images, None for as many as the lists name; dictionary: words of the
     skip-thoughts tables; embedding, hidden: its widths; settings: what the run needs to take three steps."""
 
     train: int | None

@@ -1,4 +1,4 @@
-"""Which epoch the best checkpoint is of."""
+"""Check which epoch the best checkpoint is of."""
 
 from __future__ import annotations
 

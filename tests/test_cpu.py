@@ -1,4 +1,4 @@
-"""Check that the CPU's fast paths compute the plain formula: convolutions, batch norm, MVSA, GRU (layers/cpu.py)."""
+"""Check the fast paths of a CPU (layers/cpu.py) against plain formulas: convolutions, batch norm, MVSA, GRU."""
 
 from __future__ import annotations
 

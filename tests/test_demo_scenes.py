@@ -58,7 +58,7 @@ def test_boxes_of_one_image_do_not_overlap(scenes: list[Scene]) -> None:
 @pytest.mark.parametrize("kind", DOTA)
 @pytest.mark.parametrize("angle", [0.0, 0.6, 2.5])
 def test_drawing_fills_its_box(kind: str, angle: float) -> None:
-    """What is drawn reaches every side of the oriented box to a pixel, and leaves it nowhere."""
+    """Check that what is drawn reaches every side of the oriented box to a pixel, and leaves it nowhere."""
     picture = Image.new("RGB", (1024, 1024), SHADOW)  # shadows, which do leave the box, are invisible here
     thing = Thing(
         kind, KINDS[kind].colours[0], 0.5, 0.5, 2 * KINDS[kind].length / 1.2, 2 * KINDS[kind].width / 1.2, angle
@@ -205,7 +205,7 @@ def test_places_agree_with_the_boxes(captions: list) -> None:
 
 
 def surface(scene: Scene, point: np.ndarray) -> str:
-    """What lies under a point, by the plan: water, road or the setting's ground."""
+    """Return what lies under a point, by the plan: water, road or the setting's ground."""
     x, y = turned(point, -scene.setting.turn)
     for x0, y0, x1, y1 in scene.roads():
         if x0 <= x <= x1 and y0 <= y <= y1:
