@@ -38,7 +38,7 @@ SPEED = "samples_per_second"
 
 
 def differences(one: Path, other: Path) -> list[str]:
-    """Return what differs between two folders of a fold: weights, optimiser, progress, rows and history, speeds apart."""
+    """Return what differs between two folders of a fold: weights, optimiser, progress, rows, history (not speeds)."""
     import torch
 
     found = []
