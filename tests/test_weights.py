@@ -6,6 +6,7 @@ import argparse
 import datetime
 import os
 import pickle
+import tracemalloc
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
@@ -340,3 +341,18 @@ def test_programs_and_files_too_old_are_told_apart_from_damage(tmp_path: Path) -
     (tmp_path / "b.pt").write_bytes(pickle.dumps({"a": 1})[:-3])
     with pytest.raises(InputError, match=r"b\.pt is damaged"):
         load_torch(tmp_path / "b.pt", "weights")
+
+
+def test_a_damaged_length_in_an_old_file_takes_no_memory(tmp_path) -> None:
+    """A name of two gigabytes in a file of a few hundred bytes, from before PyTorch 1.6."""
+    torch.save({"weight": torch.zeros(2)}, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
+    raw = (tmp_path / "old.pth").read_bytes()
+    name = b"X\x06\0\0\0weight"
+    assert name in raw
+    (tmp_path / "old.pth").write_bytes(raw.replace(name, b"X\xff\xff\xff\x7fweight"))
+    tracemalloc.start()
+    with pytest.raises(InputError, match="damaged"):
+        load_torch(tmp_path / "old.pth", "weights")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 50 * 2**20

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import pickle
@@ -11,7 +12,7 @@ import zipfile
 from collections import Counter, OrderedDict
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from torch import Tensor
@@ -49,10 +50,7 @@ def load_torch(path: str | os.PathLike, what: str) -> Any:
     path = existing_file(path, what)
     _check_archive(path, what)
     try:
-        with (
-            torch.serialization.safe_globals(NUMPY_SCALARS + SETTINGS),
-            path.open("rb") as file,
-        ):  # by content, not by suffix
+        with torch.serialization.safe_globals(NUMPY_SCALARS + SETTINGS), _opened(path) as file:
             return torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:  # PyTorch's message goes on to advise an unsafe way
         found = re.search(r"GLOBAL (\S+)", str(error))
@@ -67,6 +65,14 @@ def load_torch(path: str | os.PathLike, what: str) -> Any:
         if "legacy .tar" in str(error):
             raise InputError(f"{what} {path} is a .tar of PyTorch 0.1; save it anew with PyTorch 1") from None
         raise InputError(f"{what} {path} is damaged ({' '.join(str(error).split())[:200]})") from None
+
+
+def _opened(path: Path) -> IO[bytes]:
+    """Open a file by content, not by suffix.
+
+    One of before PyTorch 1.6 is opened in memory: read from disk, a damaged length would first be allocated.
+    """
+    return path.open("rb") if zipfile.is_zipfile(path) else io.BytesIO(path.read_bytes())
 
 
 def _check_archive(path: Path, what: str) -> None:
