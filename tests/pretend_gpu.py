@@ -72,7 +72,11 @@ def pinned(tensor: Tensor) -> bool:
 def place() -> str:
     """Return file and function of the project's innermost frame."""
     frame, root = sys._getframe(1), str(ROOT)
-    while frame and (frame.f_code.co_filename == __file__ or not frame.f_code.co_filename.startswith(root)):
+    while frame and (
+        frame.f_code.co_filename == __file__
+        or "site-packages" in frame.f_code.co_filename  # .venv may stand in the project
+        or not frame.f_code.co_filename.startswith(root)
+    ):
         frame = frame.f_back
     return f"{frame.f_code.co_filename[len(root) + 1 :]} {frame.f_code.co_name}" if frame else "?"
 

@@ -53,8 +53,10 @@ pytestmark = pytest.mark.usefixtures("short_trunk", "without_pictures")
     ids=["SIGTERM in mid-epoch", "Ctrl-C in validation", "a terminal that closes", "SLURM's SIGUSR1", "SIGUSR2"],
 )
 def test_a_stopped_run_saves_says_how_to_go_on_and_ends_as_the_whole_one(fault, status, work, run, whole) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests themselves may run under nohup
     with fault():
         stopped = run(TRAIN)
+    signal.signal(signal.SIGHUP, before)
     assert stopped.status == status and "--resume" in stopped.message and str(FOLD) in stopped.message
     assert run(f"{TRAIN} --resume").status == 0
     assert differences(whole, FOLD.absolute()) == []
