@@ -6,7 +6,6 @@ choice is drawn from its seed, fold, epoch and step: a resumed run draws what an
 
 from __future__ import annotations
 
-import itertools
 import logging
 import os
 from collections.abc import Iterator, Sequence
@@ -51,7 +50,9 @@ def read_split(data_path: str | os.PathLike, split: str) -> Split:
         warn_of_shared_images(data_path)
     each = len(captions) // len(names)
     kept = [i for i, caption in enumerate(captions) if caption]
-    row: dict[str, int] = dict(zip(dict.fromkeys(names), itertools.count())) if split == "test" else {}
+    row: dict[str, int] = {}
+    if split == "test":  # in the gallery, with captions or without
+        row = {name: i for i, name in enumerate(dict.fromkeys(names))}
     image_of_caption = np.array([row.setdefault(names[i // each], len(row)) for i in kept], np.int64)
     if blank := len(captions) - len(kept):
         lost = len(set(names)) - len(row)

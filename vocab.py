@@ -202,8 +202,9 @@ def _hugging_face(options: Options, _: Sequence[str]) -> Tokenizer:
     longest = min(tokenizer.model_max_length, LONGEST)
 
     def encode_rows(captions: list[str]) -> list[list[int]]:
-        _warn_of_cut(map(len, tokenizer(captions)[IDS]), longest)
         rows = tokenizer(captions, truncation=True, max_length=longest)[IDS]
+        full = [caption for caption, row in zip(captions, rows, strict=True) if len(row) == longest]
+        _warn_of_cut((len(tokenizer(caption)[IDS]) for caption in full), longest)
         return [[token + 1 for token in tokens] for tokens in rows]
 
     return encode_rows

@@ -110,24 +110,23 @@ class ResNet18(ImageBackbone):
 
     def forward(self, images: Tensor) -> Features:
         net = self.net
-        x, maps = self._call(images, net.conv1, net.bn1, net.relu, net.maxpool), []
+        x, maps = self._call(nn.Sequential(net.conv1, net.bn1, net.relu, net.maxpool), images), []
         for layer in (net.layer1, net.layer2, net.layer3, net.layer4):
             for block in layer:
-                x = self._call(x, block)
+                x = self._call(block, x)
             maps.append(x)
         return Features(*maps, x.mean(dim=(2, 3)))
 
     def recompute(self) -> None:
         self.recomputed = True
 
-    def _call(self, x: Tensor, *parts: nn.Module) -> Tensor:
-        """Apply parts of the network; keep x alone for the backward pass where activations are computed anew."""
-        run = nn.Sequential(*parts)
+    def _call(self, part: nn.Module, x: Tensor) -> Tensor:
+        """Apply a part of the network; keep x alone for the backward pass where activations are computed anew."""
         if not (self.recomputed and torch.is_grad_enabled()):
-            return run(x)
-        again = functools.partial(counted_once, run, GlobalBatch.current)
+            return part(x)
+        again = functools.partial(counted_once, part, GlobalBatch.current)
         contexts = {"context_fn": lambda: (nullcontext(), again())}
-        return checkpoint(run, x, use_reentrant=False, preserve_rng_state=False, **contexts)
+        return checkpoint(part, x, use_reentrant=False, preserve_rng_state=False, **contexts)
 
 
 @contextlib.contextmanager

@@ -19,10 +19,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from layers.backbone import MEAN, STD
 from layers.cpu import on_cpu, rotate_crop_normalise
 from layers.distributed import to_device
 
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet
 LARGEST_ANGLE = 90  # degrees
 LARGEST_ASPECT = 4 / 3  # of a crop that is resized
 
