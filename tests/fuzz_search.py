@@ -26,7 +26,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import fuzz
 import numpy as np
 import rasterio
-from mutations import mutate
 from PIL import Image
 from rasterio.control import GroundControlPoint
 from rasterio.transform import from_origin
@@ -91,7 +90,7 @@ def scene_files(folder: Path) -> None:
 def scenes(folder: Path, rng: random.Random) -> None:
     source = rng.choice(sorted((folder / "scenes").iterdir()))
     path = folder / f"fuzzed{source.suffix}"
-    path.write_bytes(mutate(source.read_bytes(), rng))
+    path.write_bytes(fuzz.mutate(source.read_bytes(), rng))
     strays.clear()
     with unopened(*(folder / name for name in SECRETS)):
         records = records_of(folder, path.name, path.stat(), [512], RasterRules())
@@ -121,7 +120,7 @@ def indexes(folder: Path, rng: random.Random) -> None:
     shutil.rmtree(path, ignore_errors=True)
     shutil.copytree(folder / "whole.db", path)
     spoilt = rng.choice(sorted(one for one in path.rglob("*") if one.is_file()))
-    spoilt.write_bytes(mutate(spoilt.read_bytes(), rng))
+    spoilt.write_bytes(fuzz.mutate(spoilt.read_bytes(), rng))
     child = multiprocessing.get_context("fork").Process(target=ask, args=(path, folder / "fault.txt"))
     child.start()
     child.join(fuzz.LONGEST - 5)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import pickle
-import sys
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,6 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from spoiling import RERANK, SINGLE, TRAIN, trained
 
 from util.pickles import load_pickled_npy
 from util.regions.local_features import load_local
@@ -27,6 +25,8 @@ from utils import InputError, read_text
 
 pytestmark = pytest.mark.usefixtures("short_trunk")
 CANARY = "canary"
+TRAIN = "train.py --path_opt tiny.yaml"
+RERANK = "-m postprocessing.rerank --sims sims.npy"
 
 
 class Call:
@@ -61,16 +61,12 @@ PICKLES = {
 }
 
 
-def harmful(name: str) -> bool:
-    return name != "getattr of a builtin"  # it names, and does not call
-
-
 @pytest.fixture(params=PICKLES)
 def hostile(request, work) -> Any:
     """A hostile object, which makes the canary where a careless reader loads it."""
     raw = pickle.dumps(PICKLES[request.param]())
     pickle.loads(raw)
-    assert (work / CANARY).exists() == harmful(request.param)
+    assert (work / CANARY).exists() == (request.param != "getattr of a builtin")  # which names, and does not call
     (work / CANARY).unlink(missing_ok=True)
     return PICKLES[request.param]()
 
@@ -135,18 +131,14 @@ def test_hostile_skip_thoughts_files_run_nothing(hostile, work, run) -> None:
     check(run(command), work, "uni_skip.npz")
 
 
-@pytest.mark.parametrize(
-    "tag", ["python/object/apply:os.system", "python/object/new:os.system", "python/name:os.system"]
-)
-def test_hostile_yaml_runs_nothing(tag, work, run) -> None:
-    text = f"seed: !!{tag} ['touch {CANARY}']\n"
-    if "apply" in tag:
-        yaml.unsafe_load(text)
-        assert (work / CANARY).exists()
-        (work / CANARY).unlink()
-    (work / "bad.yaml").write_text((work / "tiny.yaml").read_text() + text)
+def test_hostile_yaml_runs_nothing(work, run) -> None:
+    value = f"!!python/object/apply:os.system ['touch {CANARY}']"
+    yaml.unsafe_load(value)
+    assert (work / CANARY).exists()
+    (work / CANARY).unlink()
+    (work / "bad.yaml").write_text((work / "tiny.yaml").read_text() + f"seed: {value}\n")
     check(run("train.py --path_opt bad.yaml"), work, "bad.yaml")
-    check(run(f"""{TRAIN} --set "seed=!!{tag} ['touch {CANARY}']" """), work, "--set seed")
+    check(run(f"""{TRAIN} --set "seed={value}" """), work, "--set seed")
 
 
 def test_a_yaml_of_aliases_that_unfolds_without_end_is_refused_at_once(work, run) -> None:
@@ -214,21 +206,15 @@ def test_scalars_in_a_published_file_are_numbers(tmp_path) -> None:
     assert load_local(tmp_path / "local.npy", ["a"])[0][0, 1, 0] == 20
 
 
-def test_lists_that_hold_one_another_many_times_are_refused_at_once(tmp_path) -> None:
-    table: list = [1.0] * 20
+def test_lists_that_hold_one_another_many_times_or_themselves_are_refused_at_once(tmp_path) -> None:
+    table, itself = [1.0] * 20, []
     for _ in range(40):
         table = [table] * 20
-    save_pickle(tmp_path / "local.npy", pickle.dumps({"local_rep": {"a.txt": table}, "adj_matrix": {}}))
-    with pytest.raises(InputError, match=r"a\.txt: "):
-        load_local(tmp_path / "local.npy", ["a"])
-
-
-def test_a_list_within_itself_is_refused(tmp_path) -> None:
-    table: list = []
-    table.append(table)
-    save_pickle(tmp_path / "local.npy", pickle.dumps({"local_rep": {"a.txt": table * 20}, "adj_matrix": table}))
-    with pytest.raises(InputError):
-        load_local(tmp_path / "local.npy", ["a"])
+    itself.append(itself)
+    for hostile in (table, itself * 20):
+        save_pickle(tmp_path / "local.npy", pickle.dumps({"local_rep": {"a.txt": hostile}, "adj_matrix": {}}))
+        with pytest.raises(InputError, match=r"a\.txt: "):
+            load_local(tmp_path / "local.npy", ["a"])
 
 
 def test_an_array_that_claims_to_be_huge_is_refused(tmp_path) -> None:
@@ -251,9 +237,7 @@ def test_a_packed_checkpoint_that_would_unfold_to_gigabytes_is_refused(work, run
 
 
 @pytest.mark.parametrize("name", ["../outside.png", "sub/../../outside.png", "/outside.png", "link.png", "away/a.png"])
-@pytest.mark.parametrize(
-    "command", [TRAIN, "-m util.cache_images --path_opt tiny.yaml", f"{TRAIN} --set dataset.cache=none"]
-)
+@pytest.mark.parametrize("command", [TRAIN, "-m util.cache_images --path_opt tiny.yaml"])
 def test_names_cannot_leave_the_image_folder(name, command, work, run) -> None:
     images = work / "data/images"
     inside = next(images.iterdir())
@@ -283,7 +267,6 @@ def test_links_within_the_image_folder_are_welcome(work, run) -> None:
         ("a ship\ran é\r".encode(), "a ship\nan é\n"),
         ("a\rship\r\nan é\n".encode(), "a ship\nan é\n"),
     ],
-    ids=["byte-order mark", "Windows line ends", "old Macintosh line ends", "a carriage return within a line"],
 )
 def test_byte_order_marks_and_line_ends_are_handled(raw, text, tmp_path) -> None:
     (tmp_path / "a.txt").write_bytes(raw)
@@ -307,15 +290,6 @@ def test_other_encodings_are_refused_by_name_and_line(raw, says, tmp_path) -> No
     with pytest.raises(InputError) as error:
         read_text(tmp_path / "a.txt", "captions")
     assert says in str(error.value) and "a.txt" in str(error.value)
-
-
-def test_a_data_set_written_on_windows_gives_the_same_vocabulary(work, run) -> None:
-    assert run("vocab.py --data_path data --data_name x --out one.json").status == 0
-    for path in (work / "data").glob("*.txt"):
-        path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n"))
-    assert run("vocab.py --data_path data --data_name x --out other.json").status == 0
-    assert (work / "one.json").read_bytes() == (work / "other.json").read_bytes()
-    assert run("-m util.cache_images --path_opt tiny.yaml").status == 0
 
 
 @pytest.mark.parametrize("way", ["link", "storage", "virtual"])
@@ -344,20 +318,3 @@ def test_local_features_that_claim_to_fill_the_memory_are_refused(tmp_path) -> N
     assert (tmp_path / "local.h5").stat().st_size < 10_000
     with pytest.raises(InputError, match="more than the file can hold"):
         load_local(tmp_path / "local.h5", ["a"])
-
-
-def test_a_checkpoint_folder_that_is_a_link_still_works(work, checkpoint, run, monkeypatch) -> None:
-    """Checkpoints on another disk, by a link: not hostile, and it must not be taken for that."""
-    monkeypatch.setenv("GALR_TEST_CHECKPOINT", str(checkpoint))
-    trained(work)
-    (work / "checkpoint").rename(work / "elsewhere")
-    (work / "checkpoint").symlink_to("elsewhere")
-    assert run(SINGLE).status == 0
-
-
-def test_these_tests_can_fail(tmp_path, monkeypatch) -> None:
-    """The careless reader that the hostile files are made for does make the canary."""
-    monkeypatch.chdir(tmp_path)
-    np.save("bad.npy", np.array([Call(os.system, f"{sys.executable} -c \"open('{CANARY}', 'w')\"")], object))
-    np.load("bad.npy", allow_pickle=True)
-    assert Path(CANARY).exists()

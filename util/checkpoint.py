@@ -24,7 +24,6 @@ logger = logging.getLogger("galr")
 
 # ---------------------------------------------------------------- files
 
-EARLIER = "global_branch.resnet.", "global_branch.trunk.net."  # a name in our first checkpoints, and its name now
 BEST, LAST = "GaLR_best.pth.tar", "last.pth.tar"  # in a fold's folder
 
 
@@ -102,12 +101,9 @@ def load_weights(model: nn.Module, checkpoint: dict[str, Any], words: Sequence[s
     made_of = str(checkpoint.get("arch"))
     if made_of in models() and not isinstance(model, models()[made_of]):
         raise InputError(f"the checkpoint is of the model {made_of}, and the option file names another in model.name")
-    weights = checkpoint["model"]
-    if any(name.startswith(EARLIER[0]) for name in weights):
-        weights = {name.replace(*EARLIER): tensor for name, tensor in weights.items()}
-    load = load_published if is_published(weights) else load_state
+    load = load_published if is_published(checkpoint["model"]) else load_state
     try:
-        load(model, weights)
+        load(model, checkpoint["model"])
     except ValueError as error:
         raise InputError(f"the checkpoint's weights do not fit this model: {error}") from None
 

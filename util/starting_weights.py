@@ -49,6 +49,12 @@ def load_starting_weights(model: Model, options: ModelOptions, words: Sequence[s
         load_transformer(model.text_encoder, text)
 
 
+def _not_downloaded(what: str, key: str, error: Exception, wanted: str = "them") -> InputError:
+    reason = " ".join(str(error).split())[:300]
+    way = f"fetch {wanted} elsewhere and set {key} to the file's path, or set {key} to none"
+    return InputError(f"{what} cannot be downloaded ({reason}); {way}")
+
+
 def load_backbone(backbone: ImageBackbone, pretrained: str) -> None:
     """Load `pretrained`: imagenet (downloaded once by torchvision or timm), none, or the path of a file.
 
@@ -58,17 +64,17 @@ def load_backbone(backbone: ImageBackbone, pretrained: str) -> None:
     """
     if pretrained == "none":
         return
-    if pretrained == "imagenet":
-        timm_has = isinstance(backbone, TimmBackbone)
-        state = _timm_weights(backbone) if timm_has else read_weights(_downloaded_resnet(), BACKBONE)
+    spare = backbone.classifier or "\0"  # no name begins so
+    if pretrained != "imagenet":
+        names = [name for name in backbone.net.state_dict() if not name.startswith(spare)]
+        state = of_module(read_weights(pretrained, BACKBONE), names, f"{BACKBONE} {pretrained}")
+    elif isinstance(backbone, TimmBackbone):
+        state = _timm_weights(backbone)
     else:
-        state = read_weights(pretrained, BACKBONE)
-        names = [name for name in backbone.net.state_dict() if not name.startswith(backbone.classifier or "\0")]
-        state = of_module(state, names, f"{BACKBONE} {pretrained}")
-    spare = backbone.classifier
-    state = {name: value for name, value in state.items() if not name.startswith(spare or "\0")}
+        state = read_weights(_downloaded_resnet(), BACKBONE)
+    state = {name: value for name, value in state.items() if not name.startswith(spare)}
     try:
-        load_state(backbone.net, state, optional=spare)
+        load_state(backbone.net, state, optional=backbone.classifier)
     except ValueError as error:
         raise InputError(f"{BACKBONE} {pretrained}: {error}") from None
 
@@ -82,10 +88,7 @@ def _downloaded_resnet() -> Path:
             path.parent.mkdir(parents=True, exist_ok=True)
             torch.hub.download_url_to_file(RESNET_URL, str(path), hash_prefix=digest, progress=sys.stderr.isatty())
         except (URLError, OSError, RuntimeError) as error:
-            raise InputError(
-                f"the ImageNet weights of ResNet-18 cannot be downloaded ({error}); fetch {RESNET_URL} elsewhere and "
-                "set model.pretrained to the file's path, or set model.pretrained to none"
-            ) from None
+            raise _not_downloaded("ResNet-18's ImageNet weights", "model.pretrained", error, RESNET_URL) from None
     return path
 
 
@@ -95,10 +98,7 @@ def _timm_weights(backbone: TimmBackbone) -> dict[str, Tensor]:
     try:
         return timm.create_model(backbone.name, pretrained=True, num_classes=0).state_dict()
     except Exception as error:  # of the network, of the hub, or of timm, which has no weights for some
-        raise InputError(
-            f"the weights of {backbone.name} cannot be downloaded ({' '.join(str(error).split())[:300]}); fetch them "
-            "elsewhere and set model.pretrained to the file's path, or set model.pretrained to none"
-        ) from None
+        raise _not_downloaded(f"the weights of {backbone.name}", "model.pretrained", error) from None
 
 
 def load_clip(network: CLIPNetwork, source: CLIPSource) -> None:
@@ -174,10 +174,7 @@ def _downloaded_clip(source: CLIPSource) -> Path:
     try:
         return Path(open_clip.pretrained.download_pretrained(named))
     except Exception as error:  # of the network, or of the hub
-        raise InputError(
-            f"{CLIP} {source.weights} cannot be downloaded ({' '.join(str(error).split())[:300]}); fetch them "
-            "elsewhere and set model.clip.weights to the file's path, or to none"
-        ) from None
+        raise _not_downloaded(f"{CLIP} {source.weights}", "model.clip.weights", error) from None
 
 
 def load_transformer(encoder: TransformerEncoder, options: Transformer) -> None:

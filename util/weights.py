@@ -12,7 +12,7 @@ import zipfile
 from collections import Counter, OrderedDict
 from collections.abc import Collection
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,21 +23,12 @@ from utils import InputError, existing_file, not_installed, some
 logger = logging.getLogger("galr")
 
 # NumPy's numbers among plain ones (a best score) are read by stand-ins, so that NumPy's own functions are never called.
-NUMPY_SCALARS = [
-    (scalar, "numpy.core.multiarray.scalar"),
-    (scalar, "numpy._core.multiarray.scalar"),
-    (Type, "numpy.dtype"),
-]
+NUMPY_SCALARS = [(scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")] + [(Type, "numpy.dtype")]
 # Settings that people's training programs save beside the weights; nothing of them is kept.
 SETTINGS = [
     (Settings, name)
-    for name in (
-        "argparse.Namespace",
-        "types.SimpleNamespace",
-        "datetime.datetime",
-        "datetime.timedelta",
-        *(f"pathlib{module}.{kind}Path" for module in ("", "._local") for kind in ("Posix", "Windows")),
-    )
+    for name in "argparse.Namespace types.SimpleNamespace datetime.datetime datetime.timedelta pathlib.PosixPath "
+    "pathlib.WindowsPath pathlib._local.PosixPath pathlib._local.WindowsPath".split()
 ]
 WRAPPERS = "module.", "_orig_mod."  # prefixes of DataParallel and DistributedDataParallel, and of torch.compile
 
@@ -48,46 +39,39 @@ def load_torch(path: str | os.PathLike, what: str) -> Any:
     Raises InputError for a missing or damaged file and for one that holds more than tensors and plain containers.
     """
     path = existing_file(path, what)
-    _check_archive(path, what)
-    try:
-        with torch.serialization.safe_globals(NUMPY_SCALARS + SETTINGS), _opened(path) as file:
-            return torch.load(file, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:  # PyTorch's message goes on to advise an unsafe way
-        found = re.search(r"GLOBAL (\S+)", str(error))
-        reason = f"it names {found[1]}" if found else "it is no archive of tensors"
-        way = "; if you trust it, save its state_dict alone (docs/data.md)" if found else ""
-        raise InputError(
-            f"{what} {path} is damaged, or holds more than weights, and was not read ({reason}){way}"
-        ) from None
-    except MemoryError:
-        raise
-    except Exception as error:  # a damaged archive raises errors of many kinds
-        if "legacy .tar" in str(error):
-            raise InputError(f"{what} {path} is a .tar of PyTorch 0.1; save it anew with PyTorch 1") from None
-        raise InputError(f"{what} {path} is damaged ({' '.join(str(error).split())[:200]})") from None
-
-
-def _opened(path: Path) -> IO[bytes]:
-    """Open a file by content, not by suffix.
-
-    One of before PyTorch 1.6 is opened in memory: read from disk, a damaged length would first be allocated.
-    """
-    return path.open("rb") if zipfile.is_zipfile(path) else io.BytesIO(path.read_bytes())
+    archive = zipfile.is_zipfile(path)
+    if archive:
+        _check_archive(path, what)
+    # A file of before PyTorch 1.6 is read into memory first: from disk, a damaged length would first be allocated.
+    with path.open("rb") if archive else io.BytesIO(path.read_bytes()) as file:
+        try:
+            with torch.serialization.safe_globals(NUMPY_SCALARS + SETTINGS):
+                return torch.load(file, map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError as error:  # PyTorch's message goes on to advise an unsafe way
+            found = re.search(r"GLOBAL (\S+)", str(error))
+            reason, way = "it is no archive of tensors", ""
+            if found:
+                reason, way = f"it names {found[1]}", "; if you trust it, save its state_dict alone (docs/data.md)"
+            raise InputError(
+                f"{what} {path} is damaged, or holds more than weights, and was not read ({reason}){way}"
+            ) from None
+        except MemoryError:
+            raise
+        except Exception as error:  # a damaged archive raises errors of many kinds
+            raise InputError(f"{what} {path} is damaged ({' '.join(str(error).split())[:200]})") from None
 
 
 def _check_archive(path: Path, what: str) -> None:
     """Check every part of an archive of torch.save by its checksum (CRC-32), which PyTorch itself does not.
 
     Raises InputError for a damaged archive, for one that would unpack to more than its size (PyTorch compresses
-    nothing), and for a program of torch.jit.save. Files of before PyTorch 1.6 are no archives and pass.
+    nothing), and for a program of torch.jit.save.
     """
     try:
-        if not zipfile.is_zipfile(path):
-            return
         with zipfile.ZipFile(path) as archive:
-            unpacked = sum(part.file_size for part in archive.infolist())
+            packed = sum(part.file_size for part in archive.infolist()) > path.stat().st_size
             program = any(name.endswith("/constants.pkl") for name in archive.namelist())
-            damaged = None if unpacked > path.stat().st_size else archive.testzip()
+            damaged = None if packed else archive.testzip()
     except Exception as error:  # a damaged archive raises errors of many kinds
         raise InputError(f"{what} {path} is damaged ({error})") from None
     if program:
@@ -97,7 +81,7 @@ def _check_archive(path: Path, what: str) -> None:
             f"{what} {path} is a TorchScript program, and was not run; if you trust it, this line converts it to a "
             f"file of weights, {new}: python -c {shlex.quote(code)}"
         )
-    if unpacked > path.stat().st_size:
+    if packed:
         raise InputError(f"{what} {path} is a packed archive, not a file of torch.save, and was not read")
     if damaged:
         raise InputError(f"{what} {path} is damaged (the checksum of {damaged} is wrong)")
@@ -113,10 +97,8 @@ def weights_of(
     """
     for key in keys:
         tree = tree.get(key, tree) if isinstance(tree, dict) else tree
-    if not isinstance(tree, dict):
-        return None
     state = _table(tree)
-    if state is None and keys:
+    if state is None and keys and isinstance(tree, dict):
         tables = [found for value in dict.values(tree) if (found := _table(value))]
         state = tables[0] if len(tables) == 1 else None
     if state is None:
@@ -133,8 +115,10 @@ def _table(tree: Any) -> OrderedDict[str, Tensor] | None:
     state = OrderedDict(
         (name, value) for name, value in dict.items(tree) if not isinstance(value, int | float | str | None)
     )
-    if not state or not all(isinstance(name, str) and _is_plain(value) for name, value in state.items()):
+    if not state or not all(isinstance(name, str) and isinstance(x, Tensor) for name, x in state.items()):
         return None
+    if any(x.layout != torch.strided or x.device.type != "cpu" or x.is_quantized for x in state.values()):
+        return None  # not dense, or not in memory
     state._metadata = _versions(getattr(tree, "_metadata", None))
     return state
 
@@ -159,16 +143,6 @@ def of_module(state: dict[str, Tensor], wanted: Collection[str], where: str) -> 
     return inner
 
 
-def _is_plain(value: Any) -> bool:
-    """Return whether it is a dense tensor whose numbers are in memory."""
-    return (
-        isinstance(value, Tensor)
-        and value.layout == torch.strided
-        and value.device.type == "cpu"
-        and not value.is_quantized
-    )
-
-
 def _versions(metadata: Any) -> OrderedDict[str, dict[str, int]]:
     """Return the versions of modules that PyTorch stores beside a table of weights, and nothing else of it."""
     found = dict.items(metadata) if isinstance(metadata, dict) else ()
@@ -179,20 +153,24 @@ def _versions(metadata: Any) -> OrderedDict[str, dict[str, int]]:
     )
 
 
-def read_weights(path: str | os.PathLike, what: str, ignored: Collection[str] = ()) -> dict[str, Tensor]:
-    """Read a table of finite weights but for the ignored names: a file of torch.save or of safetensors, by content.
-
-    Raises InputError that names the file.
-    """
-    return finite_weights(read_tree(path, what), f"{what} {path}", ignored)
+def read_weights(path: str | os.PathLike, what: str) -> dict[str, Tensor]:
+    """Read a table of finite weights: a file of torch.save or of safetensors, by content. Raises InputError."""
+    return finite_weights(read_tree(path, what), f"{what} {path}")
 
 
 def read_tree(path: str | os.PathLike, what: str) -> Any:
     """Read what a file of torch.save or of safetensors holds, which of both by its content."""
     path = existing_file(path, what)
     with path.open("rb") as file:
-        is_safetensors = file.read(9)[8:] == b"{"  # behind the length of its JSON header
-    return _read_safetensors(path, what) if is_safetensors else load_torch(path, what)
+        if file.read(9)[8:] != b"{":  # of safetensors' header, behind its length
+            return load_torch(path, what)
+    with not_installed(f"{what} {path}"):
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise InputError(f"{what} {path} is damaged ({error})") from None
 
 
 def finite_weights(tree: Any, where: str, ignored: Collection[str] = ()) -> dict[str, Tensor]:
@@ -205,16 +183,6 @@ def finite_weights(tree: Any, where: str, ignored: Collection[str] = ()) -> dict
         state.pop(name, None)
     check_finite(state, where)
     return state
-
-
-def _read_safetensors(path: Path, what: str) -> dict[str, Tensor]:
-    with not_installed(f"{what} {path}"):
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-    try:
-        return load_file(path)
-    except SafetensorError as error:
-        raise InputError(f"{what} {path} is damaged ({error})") from None
 
 
 def check_finite(weights: dict[str, Tensor], where: str) -> None:
