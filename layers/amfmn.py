@@ -30,7 +30,7 @@ from layers.model import Model, register
 from layers.text_encoder import make_text_encoder
 
 if TYPE_CHECKING:
-    from option.models import AMFMNOptions
+    from option.options import AMFMNOptions
 
 CPU_BLOCK, GPU_BLOCK = 2**20, 2**25  # numbers of F at a time: what a CPU's cache holds; what keeps a GPU busy
 

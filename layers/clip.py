@@ -21,7 +21,7 @@ from layers.midf import make_fusion
 from layers.model import Model, l2norm, register
 
 if TYPE_CHECKING:
-    from option.models import CLIPOptions, GaLROptions
+    from option.options import CLIPOptions, GaLROptions
 
 
 @register("CLIP")

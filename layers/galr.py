@@ -21,7 +21,7 @@ from layers.model import Model, register
 from layers.text_encoder import make_text_encoder
 
 if TYPE_CHECKING:
-    from option.models import GaLROptions
+    from option.options import GaLROptions
 
 
 @register("GaLR")

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 if TYPE_CHECKING:
-    from option.models import Fusion
+    from option.options import Fusion
 
 
 class Norm(nn.Module):

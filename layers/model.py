@@ -18,7 +18,7 @@ M = TypeVar("M", bound="type[Model]")
 def register(name: str) -> Callable[[M], M]:
     """Register a class of models under the name that `model.name` gives.
 
-    It is built as `cls(options.model, image_size, number of words)`; its block of options is in option/models.py.
+    It is built as `cls(options.model, image_size, number of words)`; its block of options is in option/options.py.
     """
 
     def add(model: M) -> M:

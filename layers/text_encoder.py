@@ -18,7 +18,7 @@ from layers.distributed import to_device
 from layers.gru import GRU, Float32GRU, pack, pack_sequences, unpack_sequences
 
 if TYPE_CHECKING:
-    from option.models import PlainGRU, Seq2Vec, TextOptions, Transformer
+    from option.options import PlainGRU, Seq2Vec, TextOptions, Transformer
 
 
 class TextEncoder(nn.Module):

@@ -24,7 +24,7 @@ from layers.gru import Float32GRU, pack_sequences
 from layers.model import Model, l2norm, register
 
 if TYPE_CHECKING:
-    from option.models import VSEPPOptions
+    from option.options import VSEPPOptions
 
 
 @register("VSE++")

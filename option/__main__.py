@@ -40,17 +40,15 @@ def values(kind: Any, bounds: Sequence[Any] = ()) -> str:
     """
     origin, parts = get_origin(kind), get_args(kind)
     if origin is Annotated:
-        return values(parts[0], [bound for part in parts[1:] for bound in part.metadata])
+        return values(parts[0], parts[1].metadata)
     if origin is Literal:
         return ", ".join(f"`{part}`" for part in parts)
     if origin is list:
         return "list of " + values(parts[0])
     if parts:
         return ", ".join(values(part) for part in parts if part is not type(None))
-    limits = [
-        f"{sign} {getattr(bound, name)}" for bound in bounds for name, sign in BOUNDS.items() if hasattr(bound, name)
-    ]
-    return " ".join([KINDS[kind], " and ".join(limits)]).strip()
+    limits = [f"{BOUNDS[at]} {getattr(bound, at)}" for bound in bounds for at in BOUNDS if hasattr(bound, at)]
+    return f"{KINDS[kind]} {' and '.join(limits)}".strip()
 
 
 def main() -> None:

@@ -13,8 +13,7 @@ from typing import Any, get_args
 import yaml
 from pydantic import ValidationError
 
-from option.models import ModelOptions, Section, TextOptions
-from option.options import Options
+from option.options import ModelOptions, Options, Section, TextOptions
 from utils import InputError, read_text, write_text
 
 logger = logging.getLogger("galr")
@@ -26,11 +25,19 @@ UNUSED_OF_GALR = tuple(
     for block in ("model.", "")
     for key in ("cross_attention", "fusion.correct_local_", "fusion.supplement_global_", "global_local_weight")
 )
+# Keys of which `null` (or "None") does not mean the default
+NULL = {
+    "model.pretrained": "none",
+    "model.seq2vec.pretrained": False,
+    "model.clip.weights": "none",
+    "model.fusion.gate": "none",
+    "dataset.cache": "none",
+}
 
 
-def _variants(annotation: Any, key: str) -> tuple[str, dict[str, type[Section]]]:
-    union, *_ = get_args(annotation)
-    return key, {get_args(block.model_fields[key].annotation)[0]: block for block in get_args(union)}
+def _variants(union: Any, key: str) -> tuple[str, dict[str, type[Section]]]:
+    blocks = get_args(get_args(union)[0])
+    return key, {get_args(block.model_fields[key].annotation)[0]: block for block in blocks}
 
 
 # Blocks of several forms: the key that chooses one, and the forms by its value.
@@ -104,12 +111,10 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     text = read_text(path, "option file", "the shipped ones are option/*/*.yaml")
     try:
         tree = yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
+    except Exception as error:  # besides YAMLError: dates and numbers that are none raise errors of many kinds
+        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", error)
         where = f", line {mark.line + 1}" if mark else ""
-        raise InputError(f"option file {path}{where}: not YAML ({getattr(error, 'problem', error)})") from None
-    except Exception as error:  # dates and numbers that are none raise errors of many kinds
-        raise InputError(f"option file {path}: not readable ({str(error)[:200]})") from None
+        raise InputError(f"option file {path}{where}: not YAML ({str(problem)[:200]})") from None
     if not isinstance(tree, dict):
         raise InputError(f"option file {path}: expected blocks such as model:, dataset:, optim:, k_fold:")
     return tree
@@ -129,16 +134,6 @@ def _override(tree: dict, override: str) -> None:
     except Exception:  # as in _read_yaml
         raise InputError(f"--set {override}: the value is not YAML") from None
     tree[last] = _expanded(value, key)
-
-
-# Keys of which `null` (or "None") does not mean the default
-NULL = {
-    "model.pretrained": "none",
-    "model.seq2vec.pretrained": False,
-    "model.clip.weights": "none",
-    "model.fusion.gate": "none",
-    "dataset.cache": "none",
-}
 
 
 def _without_none(tree: dict, prefix: str = "") -> dict:
@@ -179,17 +174,6 @@ def _drop_unused(tree: dict, unused: tuple[str, ...], prefix: str = "") -> list[
 
 # ---------------------------------------------------------------- words for what is wrong
 
-# Names that other programs give to keys
-ELSEWHERE = {
-    "learning_rate": "optim.lr",
-    "num_epochs": "optim.epochs",
-    "amp": "optim.precision",
-    "early_stop": "optim.early_stopping",
-    "patience": "optim.early_stopping",
-    "backbone": "model.trunk",
-    "resolution": "dataset.image_size",
-}
-
 
 def _word(fault: dict[str, Any]) -> str:
     """Return one fault of a ValidationError in words that name its key."""
@@ -199,21 +183,20 @@ def _word(fault: dict[str, Any]) -> str:
             chosen[before] = part
         elif not str(part).startswith(("literal", "constrained-str")):
             place.append(str(part))
-    name, message = ".".join(place), fault["msg"].removeprefix("Value error, ")
-    if fault["type"] == "extra_forbidden":
-        return f"unknown key {name}" + _hint(place, chosen)
-    if fault["type"] == "missing":
-        return f"{name} is missing"
-    if fault["type"] == "value_error":
-        return message
-    if fault["type"] in ("model_type", "model_attributes_type"):
-        return f"{name} is a block of options, not a value"
-    value = fault["input"]
-    if fault["type"].startswith("union_tag"):
-        key, forms = VARIANTS[place[-1]]
-        name, value, message = f"{name}.{key}", value.get(key), f"there are {', '.join(forms)}"
-    shown = hex(value) if isinstance(value, int) and abs(value) > 2**63 else repr(value)  # repr refuses long numbers
-    return f"{name} = {shown[:200]}: {message}"
+    name = ".".join(place)
+    match fault["type"]:
+        case "extra_forbidden":
+            return f"unknown key {name}" + _hint(place, chosen)
+        case "missing":
+            return f"{name} is missing"
+        case "value_error":
+            return fault["msg"].removeprefix("Value error, ")
+        case "model_type" | "model_attributes_type":
+            return f"{name} is a block of options, not a value"
+        case "union_tag_invalid" | "union_tag_not_found":
+            key, forms = VARIANTS[place[-1]]
+            return f"{name}.{key} = {fault['input'].get(key)!r:.200}: there are {', '.join(forms)}"
+    return f"{name} = {fault['input']!r:.200}: {fault['msg']}"
 
 
 def _hint(place: list[str], chosen: dict[str, str]) -> str:
@@ -229,8 +212,6 @@ def _hint(place: list[str], chosen: dict[str, str]) -> str:
     siblings = sorted({name[len(prefix) :].partition(".")[0] for name in known if name.startswith(prefix)})
     near = [prefix + name for name in difflib.get_close_matches(last, siblings, n=1, cutoff=0.75)]
     near += [name for name in sorted(known) if name.rpartition(".")[2] == last]
-    if ELSEWHERE.get(last) in known:
-        return f" (here it is {ELSEWHERE[last]})"
     return f" (nearest known key: {near[0]})" if near else f" (known keys: {', '.join(siblings)})"
 
 

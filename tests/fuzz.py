@@ -44,7 +44,7 @@ import vocab
 from data import read_split
 from layers.text_encoder import TextEncoder
 from option import load_options
-from option.models import Seq2Vec
+from option.options import Seq2Vec
 from postprocessing.matrices import load
 from postprocessing.rerank import rerank_recall
 from util.checkpoint import load_weights, newest_checkpoint, read_checkpoint, resumable

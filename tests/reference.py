@@ -26,8 +26,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torchvision import transforms
 
-from option.models import Fusion
-from option.options import Options
+from option.options import Fusion, Options
 from util.transforms import LARGEST_ANGLE, MEAN, STD, resize_size
 
 # ---------------------------------------------------------------- model

@@ -23,7 +23,7 @@ from soak import differences
 
 from layers.backbone import MEAN, STD
 from layers.clip import CLIPNetwork
-from option.models import CLIPSource
+from option.options import CLIPSource
 from util.starting_weights import load_clip
 from util.weights import load_torch
 from utils import InputError

@@ -13,7 +13,7 @@ from engine import make_model
 from layers.gru import pack_sequences, unpack_sequences
 from layers.text_encoder import GRUEncoder, pool
 from option import load_options
-from option.models import PlainGRU
+from option.options import PlainGRU
 from vocab import encode_captions, load_words
 
 NET = "test_efficientnet"  # timm's own for tests: 0.4 million parameters

@@ -28,7 +28,7 @@ from layers.amfmn import FusionAttention, SimilarityAttention, SoftAttention
 from layers.loss import TripletLoss
 from layers.published import to_published
 from option import load_options
-from option.models import ModelOptions
+from option.options import ModelOptions
 
 GOLDEN = {  # name: option file, overrides, the loss whose gradient it gives
     "amfmn_soft_a": ("AMFMN", ["model.cross_attention.att_type=soft_att"], "loss_sum"),

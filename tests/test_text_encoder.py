@@ -11,7 +11,7 @@ import torch
 
 from layers.gru import GRU, pack
 from layers.text_encoder import TextEncoder
-from option.models import Seq2Vec
+from option.options import Seq2Vec
 from util.skipthoughts import load_skipthoughts
 from utils import InputError
 

@@ -14,7 +14,7 @@ import torch
 
 from layers.gru import GRU
 from layers.text_encoder import TextEncoder
-from option.models import Seq2Vec
+from option.options import Seq2Vec
 from util.pickles import GIB, free_memory, load_pickled_npy, npy_header
 from utils import InputError, atomic, one_at_a_time, read_text
 

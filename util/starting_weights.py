@@ -19,7 +19,7 @@ from layers.clip import CLIPNetwork, from_hugging_face, is_hugging_face
 from layers.model import Model
 from layers.published import load_state
 from layers.text_encoder import TransformerEncoder
-from option.models import CLIPSource, ModelOptions, Seq2Vec, Transformer
+from option.options import CLIPSource, ModelOptions, Seq2Vec, Transformer
 from util.skipthoughts import load_skipthoughts
 from util.weights import finite_weights, of_module, read_tree, read_weights
 from utils import InputError, read_text
