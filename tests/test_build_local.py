@@ -13,11 +13,13 @@ from PIL import Image, ImageDraw
 
 from layers.drea import DreaOptions, Regions, denoise, enhanced_adjacency
 from util.regions import build_local
+from util.regions.finished import Finished
 from util.regions.local_features import load_local
 from utils import InputError, Interrupted
 
 TRAIN = ["t0.png", "t1.part.png", "t2.png", "t3.png"]
 TEST = ["s0.png", "s1.png"]
+KEYS = ["t0", "t1", "t2", "t3", "s0", "s1"]
 COLOURS = [(200, 40, 40), (40, 40, 200), (230, 230, 230), (20, 20, 20), (240, 200, 40), (30, 160, 60)]
 
 
@@ -37,21 +39,23 @@ def data(tmp_path) -> Path:
         (tmp_path / folder).mkdir()
     (tmp_path / "train_filename.txt").write_text("\n".join(TRAIN) + "\n")
     (tmp_path / "test_filename.txt").write_text("".join(f"{name}\n" * 5 for name in TEST))
-    for i, name in enumerate(TRAIN + TEST):
+    for i, (name, key) in enumerate(zip(TRAIN + TEST, KEYS, strict=True)):
         draw(tmp_path / "images" / name, i)
-        stem = name.split(".")[0]
         box = f"{i} 0 64 0 64 48 {i} 48"
         text = "" if i == 2 else f"gsd:1\n{box} plane 0\n{box} plane 0\n{box} storage tank 1\n"
-        (tmp_path / "boxes" / f"{stem}.txt").write_text(text)
+        (tmp_path / "boxes" / f"{key}.txt").write_text(text)
     return tmp_path
 
 
 @pytest.fixture
 def run(data, monkeypatch):
+    """Run the command, with proposals in one process unless `extra` says something else."""
+
     def command(*extra: str, regions: str = "boxes", out: str = "out/local.h5") -> Path:
         source = regions if regions == "proposals" else str(data / regions)
         arguments = ["--data_path", str(data), "--image_path", str(data / "images"), "--regions", source]
-        monkeypatch.setattr(sys, "argv", ["build_local", *arguments, "--out", str(data / out), *extra])
+        arguments += ["--workers", "1", "--out", str(data / out)]
+        monkeypatch.setattr(sys, "argv", ["build_local", *arguments, *extra])
         build_local.main()
         return data / out
 
@@ -73,20 +77,20 @@ def expected(options: DreaOptions) -> tuple[np.ndarray, np.ndarray]:
 @pytest.mark.parametrize(
     ("extra", "options"),
     [
-        ([], DreaOptions()),
-        (["--no-denoise"], DreaOptions(denoise=False)),
-        (["--no-enhance"], DreaOptions(enhance=False)),
-        (["--no-denoise", "--no-enhance"], DreaOptions(denoise=False, enhance=False)),
-        (["--similarity", "box", "--distance-scale", "0.1"], DreaOptions(similarity="box", distance_scale=0.1)),
-        (["--multiplicity-weighting", "0"], DreaOptions(multiplicity_weighting=0)),
-        (["--saliency-weighting", "0.5"], DreaOptions(saliency_weighting=0.5)),
-        (["--similarity-threshold", "0.9"], DreaOptions(similarity_threshold=0.9)),
+        ("", {}),
+        ("--no-denoise", {"denoise": False}),
+        ("--no-enhance", {"enhance": False}),
+        ("--similarity box --distance-scale 0.1", {"similarity": "box", "distance_scale": 0.1}),
+        ("--multiplicity-weighting 0", {"multiplicity_weighting": 0}),
+        ("--saliency-weighting 0.7", {"saliency_weighting": 0.7}),
+        ("--similarity-threshold 0.9", {"similarity_threshold": 0.9}),
     ],
 )
 def test_the_file_holds_the_drea_of_each_listed_image_and_how_it_was_made(run, data, extra, options):
+    options = DreaOptions(**options)
     rep, adj = expected(options)
-    with h5py.File(run(*extra)) as file:
-        assert file["name"].asstr()[:].tolist() == ["t0", "t1", "t2", "t3", "s0", "s1"]
+    with h5py.File(run(*extra.split())) as file:
+        assert file["name"].asstr()[:].tolist() == KEYS
         assert file["local_rep"].dtype == file["local_adj"].dtype == np.float32
         assert np.array_equal(file["local_rep"], rep)
         assert np.array_equal(file["local_adj"], adj)
@@ -96,9 +100,8 @@ def test_the_file_holds_the_drea_of_each_listed_image_and_how_it_was_made(run, d
 
 
 def test_class_files_and_class_maps_of_the_command_line_are_heeded(run, data):
-    for i, name in enumerate(TRAIN + TEST):
-        line = "1 .1 .1 .3 .1 .3 .3 .1 .3 .9\n" if i == 0 else ""
-        (data / "boxes" / f"{name.split('.')[0]}.txt").write_text(line)
+    for key in KEYS:
+        (data / "boxes" / f"{key}.txt").write_text("1 .1 .1 .3 .1 .3 .3 .1 .3 .9\n" if key == "t0" else "")
     (data / "names").write_text("dam\nferry\n")
     with h5py.File(run("--classes", str(data / "names"), "--class-map", "ferry=ship")) as file:
         assert file["local_rep"][0, 0, :15].argmax() == 1 and file["local_rep"][0].any()
@@ -108,7 +111,7 @@ def test_both_forms_read_back_alike(run, data):
     path = run("--published", str(data / "out" / "local.npy"))
     tree = np.load(data / "out" / "local.npy", allow_pickle=True).item()
     assert sorted(tree) == ["adj_matrix", "local_rep"]
-    assert list(tree["local_rep"]) == ["t0.txt", "t1.txt", "t2.txt", "t3.txt", "s0.txt", "s1.txt"]
+    assert list(tree["local_rep"]) == [f"{key}.txt" for key in KEYS]
     assert type(tree["adj_matrix"]["t0.txt"][0]) is list
     names = [*TEST, *TRAIN]
     for one, other in zip(load_local(path, names), load_local(path.with_suffix(".npy"), names), strict=True):
@@ -125,62 +128,73 @@ def test_previews_are_sheets_of_four_images_each_once(run, data, capsys):
     assert "regions per image: mean 2.5, median 3, most 3" in capsys.readouterr().out
 
 
+# ---------------------------------------------------------------- proposals
+
+
 def test_proposals_are_the_same_for_any_number_of_processes(run):
-    one = run("--workers", "1", regions="proposals", out="one.h5").read_bytes()
-    two = run("--workers", "2", regions="proposals", out="two.h5").read_bytes()
-    assert one == two
+    one = run(regions="proposals", out="one.h5").read_bytes()
+    assert run("--workers", "2", regions="proposals", out="two.h5").read_bytes() == one
 
 
-def noted(work, seen: list):
-    """Return the work on a file that also notes the file."""
-    return lambda path, truncated: seen.append(path) or work(path, truncated)
+@pytest.fixture
+def proposed(monkeypatch) -> list[str]:
+    """Note the images that proposals are made of."""
+    seen, real = [], build_local._propose_file
+    monkeypatch.setattr(
+        build_local, "_propose_file", lambda path, truncated: seen.append(Path(path).name) or real(path, truncated)
+    )
+    return seen
 
 
-def spoil(path: Path) -> bytes:
-    """Cut an image short and return its bytes before."""
-    whole = path.read_bytes()
-    path.write_bytes(whole[:-60])
-    return whole
-
-
-def test_a_damaged_image_is_named_and_the_proposals_of_the_others_are_kept(run, data, monkeypatch, capsys):
-    expected = run("--workers", "1", regions="proposals", out="whole.h5").read_bytes()
-    good = spoil(data / "images/t2.png")
+def test_a_damaged_image_is_named_and_the_proposals_of_the_others_are_kept(run, data, capsys, proposed):
+    whole = run(regions="proposals", out="whole.h5").read_bytes()
+    image = data / "images/t2.png"
+    good = image.read_bytes()
+    image.write_bytes(good[:-60])
     with pytest.raises(InputError, match=r"1 of 6 images .*t2\.png .*proposals of the others are kept"):
-        run("--workers", "1", regions="proposals")
+        run(regions="proposals")
     assert "the others are done first" in capsys.readouterr().err
     assert [path.name for path in (data / "out").iterdir()] == [".local.h5.proposals"]
-    (data / "images/t2.png").write_bytes(good)
-    seen, original = [], build_local._propose_file
-    monkeypatch.setattr(
-        build_local, "_propose_file", lambda path, truncated: seen.append(path) or original(path, truncated)
-    )
-    assert run("--workers", "1", regions="proposals").read_bytes() == expected
-    assert [Path(path).name for path in seen] == ["t2.png"]
+    run("--truncated", "allow", regions="proposals", out="allowed.h5")
+    assert "1 of 6 images are cut short" in capsys.readouterr().err
+    image.write_bytes(good)
+    proposed.clear()
+    assert run(regions="proposals").read_bytes() == whole and proposed == ["t2.png"]
     assert [path.name for path in (data / "out").iterdir()] == ["local.h5"]
 
 
-def test_what_is_there_of_a_damaged_image_is_taken_on_request(run, data, capsys):
-    spoil(data / "images/t2.png")
-    run("--workers", "1", "--truncated", "allow", regions="proposals")
-    assert "1 of 6 images are cut short" in capsys.readouterr().err
+def test_stopped_proposals_go_on_where_they_were(run, monkeypatch, proposed):
+    whole = run(regions="proposals", out="whole.h5").read_bytes()
+    proposed.clear()
+    add = Finished.add
 
-
-def test_stopped_proposals_go_on_where_they_were(run, data, monkeypatch):
-    expected = run("--workers", "1", regions="proposals", out="whole.h5").read_bytes()
-    original, seen = build_local._propose_file, []
-
-    def stop_at_third(path, truncated):
-        if len(seen) == 2:
+    def stop_after_two(self, *result) -> None:
+        add(self, *result)
+        if len(proposed) == 2:
             raise Interrupted(15, "stopped")
-        return seen.append(path) or original(path, truncated)
 
-    monkeypatch.setattr(build_local, "_propose_file", stop_at_third)
+    monkeypatch.setattr(Finished, "add", stop_after_two)
     with pytest.raises(Interrupted):
-        run("--workers", "1", regions="proposals")
-    monkeypatch.setattr(build_local, "_propose_file", noted(original, seen))
-    assert run("--workers", "1", regions="proposals").read_bytes() == expected
-    assert len(seen) == len(set(seen)) == 6
+        run(regions="proposals")
+    assert run(regions="proposals").read_bytes() == whole and proposed == TRAIN + TEST
+
+
+def test_prototypes_see_the_train_images_only(run, data):
+    def prototypes(out: str) -> tuple[np.ndarray, np.ndarray]:
+        with h5py.File(run(regions="proposals", out=out)) as file:
+            assert file.attrs["source"] == "proposals" and file["local_rep"][:].any()
+            return file.attrs["prototypes.centres"], file["local_rep"][4:]
+
+    before, test_before = prototypes("before.h5")
+    draw(data / "images" / TEST[0], 50)
+    after, test_after = prototypes("after.h5")
+    assert len(before) == 15
+    assert np.array_equal(before, after) and not np.array_equal(test_before, test_after)
+    draw(data / "images" / TRAIN[0], 60)
+    assert not np.array_equal(before, prototypes("third.h5")[0])
+
+
+# ---------------------------------------------------------------- what is missing or wrong
 
 
 def test_an_image_whose_size_cannot_be_read_is_named(run, data):
@@ -203,21 +217,6 @@ def test_images_that_share_a_name_up_to_the_first_dot_keep_their_whole_stems(run
     assert rep[0, 0, 1] == 1 and rep[1, 0, 0] == 1
 
 
-def test_prototypes_see_the_train_images_only(run, data):
-    def prototypes(out: str) -> tuple[np.ndarray, np.ndarray]:
-        with h5py.File(run("--workers", "1", regions="proposals", out=out)) as file:
-            assert file.attrs["source"] == "proposals" and file["local_rep"][:].any()
-            return file.attrs["prototypes.centres"], file["local_rep"][4:]
-
-    before, test_before = prototypes("before.h5")
-    draw(data / "images" / TEST[0], 50)
-    after, test_after = prototypes("after.h5")
-    assert len(before) == 15
-    assert np.array_equal(before, after) and not np.array_equal(test_before, test_after)
-    draw(data / "images" / TRAIN[0], 60)
-    assert not np.array_equal(before, prototypes("third.h5")[0])
-
-
 def test_missing_regions_and_images_are_named_or_become_zeros(run, data):
     (data / "boxes" / "s1.txt").unlink()
     (data / "images" / "t3.png").unlink()
@@ -230,66 +229,41 @@ def test_missing_regions_and_images_are_named_or_become_zeros(run, data):
     draw(data / "images" / "t3.png", 3)
     with h5py.File(run("--allow-missing")) as file:
         assert not file["local_rep"][5].any() and file["local_rep"][3].any()
-
-
-def test_images_that_were_never_there_become_zeros_for_all(run, data):
     for path in (data / "images").iterdir():
         path.unlink()
     with h5py.File(run("--allow-missing", regions="proposals")) as file:
         assert file["local_rep"].shape == (6, 20, 20) and not file["local_rep"][:].any()
 
 
-def fault(data: Path, kind: str) -> None:
-    lists = data / "train_filename.txt"
-    if kind == "no list":
-        lists.unlink()
-    elif kind == "blank line":
-        lists.write_text("t0.png\n\nt2.png\n")
-    elif kind == "leaves the folder":
-        lists.write_text("../secret.png\n")
-    elif kind == "absolute":
-        lists.write_text(str(data / "images" / "t0.png") + "\n")
-    elif kind == "one stem for two images":
-        lists.write_text("t0.png\nt0.jpg\n")
-    elif kind == "no stem":
-        lists.write_text(".png\n")
-    elif kind == "link out":
-        (data / "images" / "t0.png").rename(data / "t0.png")
-        (data / "images" / "t0.png").symlink_to(data / "t0.png")
-    elif kind == "no image":
-        (data / "images" / "t0.png").write_text("GIF89a nothing")
-    elif kind == "too many bits":
-        Image.fromarray(np.zeros((9, 9), np.uint16)).save(data / "images" / "t0.png")
-    elif kind == "malformed regions":
-        (data / "boxes" / "s1.txt").write_text("1 2 3\n")
-    elif kind == "no folder":
-        (data / "images").rename(data / "elsewhere")
-    elif kind == "out is a folder":
-        (data / "out" / "local.h5").mkdir(parents=True)
-    elif kind == "a file in the way":
-        (data / "out").write_text("")
+def link_out(data: Path) -> None:
+    (data / "images/t0.png").rename(data / "t0.png")
+    (data / "images/t0.png").symlink_to(data / "t0.png")
 
 
-@pytest.mark.parametrize(
-    "kind",
-    [
-        "no list",
-        "blank line",
-        "leaves the folder",
-        "absolute",
-        "one stem for two images",
-        "no stem",
-        "link out",
-        "no image",
-        "too many bits",
-        "malformed regions",
-        "no folder",
-        "out is a folder",
-        "a file in the way",
-    ],
-)
+def listed(text: str):
+    return lambda data: (data / "train_filename.txt").write_text(text)
+
+
+FAULTS = {
+    "no list": lambda data: (data / "train_filename.txt").unlink(),
+    "blank line": listed("t0.png\n\nt2.png\n"),
+    "leaves the folder": listed("../secret.png\n"),
+    "absolute": lambda data: listed(f"{data}/images/t0.png\n")(data),
+    "one stem for two images": listed("t0.png\nt0.jpg\n"),
+    "no stem": listed(".png\n"),
+    "link out": link_out,
+    "no image": lambda data: (data / "images/t0.png").write_text("GIF89a nothing"),
+    "too many bits": lambda data: Image.fromarray(np.zeros((9, 9), np.uint16)).save(data / "images/t0.png"),
+    "malformed regions": lambda data: (data / "boxes/s1.txt").write_text("1 2 3\n"),
+    "no folder": lambda data: (data / "images").rename(data / "elsewhere"),
+    "out is a folder": lambda data: (data / "out/local.h5").mkdir(parents=True),
+    "a file in the way": lambda data: (data / "out").write_text(""),
+}
+
+
+@pytest.mark.parametrize("kind", FAULTS)
 def test_wrong_input_is_one_clear_error_before_anything_is_written(run, data, kind):
-    fault(data, kind)
+    FAULTS[kind](data)
     before = sorted(data.rglob("*"))
     with pytest.raises(InputError) as error:
         run("--preview", "9", regions="boxes" if kind == "malformed regions" else "proposals")
@@ -300,17 +274,17 @@ def test_wrong_input_is_one_clear_error_before_anything_is_written(run, data, ki
 @pytest.mark.parametrize(
     "extra",
     [
-        ["--workers", "0"],
-        ["--similarity-threshold", "2"],
-        ["--distance-scale", "nan"],
-        ["--published", "{data}/out/../out/local.h5"],
-        ["--format", "csv"],
-        ["--regions", "nowhere"],
-        ["--classes", "{data}/train_filename.txt"],
-        ["--coco-images", "{data}/train_filename.txt"],
+        "--workers 0",
+        "--similarity-threshold 2",
+        "--distance-scale nan",
+        "--published {data}/out/../out/local.h5",
+        "--format csv",
+        "--regions nowhere",
+        "--classes {data}/train_filename.txt",
+        "--coco-images {data}/train_filename.txt",
     ],
 )
 def test_options_that_make_no_sense_are_refused(run, data, extra):
     with pytest.raises(InputError):
-        run(*(word.format(data=data) for word in extra))
+        run(*extra.format(data=data).split())
     assert not (data / "out").exists()

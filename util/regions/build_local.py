@@ -40,7 +40,8 @@ PROPOSALS = "proposals"
 def main() -> None:
     arguments = _parse()
     signal.signal(signal.SIGTERM, _stop)
-    names = image_names(arguments.data_path)
+    names = list(dict.fromkeys(name for part in ("train", "test") for name in read_names(arguments.data_path, part)))
+    keys = unique_keys(names, str(arguments.data_path))
     find_regions = proposed_regions if arguments.regions == PROPOSALS else detected_regions
     regions, attributes = find_regions(arguments, names)
     shown = np.linspace(0, len(names) - 1, min(arguments.preview, len(names))).astype(int)
@@ -50,7 +51,6 @@ def main() -> None:
     denoised, adjacency = drea(Bar(regions, "DREA", unit="image"), arguments.options)
     attributes |= {f"drea.{key}": value for key, value in asdict(arguments.options).items()}
     rep = np.stack([one.nodes for one in denoised])
-    keys = unique_keys(names, str(arguments.data_path))
     write_local(arguments.out, keys, rep, adjacency, attributes)
     shutil.rmtree(proposals_folder(arguments.out), ignore_errors=True)
     if arguments.published:
@@ -68,22 +68,15 @@ def main() -> None:
     logger.info(f"{arguments.out}: {len(names)} images; use it with --set dataset.local_path={arguments.out}")
 
 
-def image_names(data_path: Path) -> list[str]:
-    """Return the image names of the train list, then those of the test list, each once."""
-    names = list(dict.fromkeys(name for split in ("train", "test") for name in read_names(data_path, split)))
-    unique_keys(names, str(data_path))  # raises before any work is done
-    return names
-
-
 def detected_regions(arguments: argparse.Namespace, names: list[str]) -> tuple[list[Regions], dict[str, Any]]:
     """Return the regions of each image from a detector's files, and attributes that name their source."""
-    source = Path(arguments.regions)
+    source, class_map = Path(arguments.regions), parse_class_map(arguments.class_map)
     detections, form = read_detections(source, arguments.format, arguments.classes, arguments.coco_images)
 
     def size_of(name: str) -> tuple[int, int]:
         return image_size(safe_paths(arguments.image_path, [name])[0])
 
-    regions = to_regions(detections, names, size_of, arguments.allow_missing, parse_class_map(arguments.class_map))
+    regions = to_regions(detections, names, size_of, arguments.allow_missing, class_map)
     return regions, {"source": str(source), "format": form}
 
 
@@ -94,17 +87,15 @@ def proposed_regions(arguments: argparse.Namespace, names: list[str]) -> tuple[l
     paths = dict(zip(names, map(Path, safe_paths(arguments.image_path, names)), strict=True))
     if arguments.allow_missing:
         paths = {name: path for name, path in paths.items() if path.exists()}
-    done = Finished(proposals_folder(arguments.out), {"proposals": asdict(proposals.DEFAULTS)})
-    propose_all(paths, done, arguments)
-    results = done.results()
+    results = propose_all(paths, arguments, asdict(proposals.DEFAULTS))
     found = [np.array(results.get(name, ())).reshape(-1, 5 + len(proposals.DESCRIPTION)) for name in names]
     found = [proposals.Proposals(columns[:, 0], columns[:, 1:5], columns[:, 5:]) for columns in found]
     train = set(read_names(arguments.data_path, "train"))  # prototypes must not see test images
     of_train = [one.description for name, one in zip(names, found, strict=True) if name in train]
     prototypes = proposals.fit_prototypes(np.concatenate(of_train))
     attributes: dict[str, Any] = {"source": PROPOSALS, "prototypes.description": proposals.DESCRIPTION}
-    attributes |= {f"proposals.{key}": value for key, value in asdict(proposals.DEFAULTS).items()}
-    attributes |= {f"prototypes.{key}": value for key, value in prototypes._asdict().items()}
+    for prefix, rules in (("proposals", proposals.DEFAULTS), ("prototypes", prototypes)):
+        attributes |= {f"{prefix}.{key}": value for key, value in asdict(rules).items()}
     return [proposals.classify(one, prototypes) for one in found], attributes
 
 
@@ -113,8 +104,12 @@ def proposals_folder(out: Path) -> Path:
     return out.with_name(f".{out.name}.proposals")
 
 
-def propose_all(paths: dict[str, Path], done: Finished, arguments: argparse.Namespace) -> None:
-    """Propose regions for the images (name -> path) that are not done yet. Raise InputError for damaged ones last."""
+def propose_all(paths: dict[str, Path], arguments: argparse.Namespace, rules: dict[str, Any]) -> dict[str, list]:
+    """Return the proposals of the images (name -> path); work on those not done yet. Raise InputError for damaged ones.
+
+    Damaged images are named last, when the proposals of the others are kept.
+    """
+    done = Finished(proposals_folder(arguments.out), {"proposals": rules})
     left = {str(path): name for name, path in paths.items() if not done.has(name, path)}
     faults = find_damaged(list(left), arguments.workers, arguments.truncated)
     good = [path for path in left if path not in faults]
@@ -126,6 +121,7 @@ def propose_all(paths: dict[str, Path], done: Finished, arguments: argparse.Name
             f"{BadImages(faults, len(paths))}; the proposals of the others are kept: mend these, and run the same "
             "command again"
         )
+    return done.results()
 
 
 def _propose_file(path: str, truncated: Truncated) -> list[list[float]]:
@@ -136,12 +132,13 @@ def _propose_file(path: str, truncated: Truncated) -> list[list[float]]:
 
 def in_parallel(function: Callable, items: list, workers: int) -> Iterator:
     """Yield `function` of each item, in order, from several processes, with a progress bar."""
+    bar = functools.partial(Bar, desc=PROPOSALS, total=len(items), unit="image")
     if workers == 1:
-        yield from Bar(map(function, items), PROPOSALS, len(items), unit="image")
+        yield from bar(map(function, items))
         return
     pool = ProcessPoolExecutor(workers, initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN))
     try:
-        yield from Bar(pool.map(function, items, chunksize=4), PROPOSALS, len(items), unit="image")
+        yield from bar(pool.map(function, items, chunksize=4))
     except BrokenProcessPool:
         raise RunError("a worker process died; if memory was short, try --workers 1") from None
     finally:
@@ -169,9 +166,10 @@ def write_local(path: Path, stems: list[str], rep: np.ndarray, adj: np.ndarray, 
 
 def write_published(path: Path, stems: list[str], rep: np.ndarray, adj: np.ndarray) -> None:
     """Write the layout of the released files: one pickled dict, keyed by stem + '.txt', of nested lists."""
-    keys = [f"{name}.txt" for name in stems]
+    keys = [f"{stem}.txt" for stem in stems]
     layout = {
-        name: dict(zip(keys, part.tolist(), strict=True)) for name, part in (("adj_matrix", adj), ("local_rep", rep))
+        "adj_matrix": dict(zip(keys, adj.tolist(), strict=True)),
+        "local_rep": dict(zip(keys, rep.tolist(), strict=True)),
     }
     with atomic(path) as temporary, temporary.open("wb") as file:
         np.save(file, np.array(layout, dtype=object))
@@ -182,28 +180,25 @@ def _parse() -> argparse.Namespace:
         prog="python -m util.build_local",
         description="Turn detected regions into the local features that training reads (docs/data.md).",
     )
-    parser.add_argument("--data_path", type=Path, required=True, help="folder with {train,test}_filename.txt")
-    parser.add_argument("--image_path", type=Path, required=True, help="folder of the images")
-    parser.add_argument(
-        "--regions",
-        required=True,
-        help="a folder (DOTA, YOLO-OBB) or file (COCO) of detections, or the word proposals: no detector is needed",
-    )
-    parser.add_argument("--out", type=Path, required=True, help="the HDF5 file to write")
-    parser.add_argument("--published", type=Path, help="also write the layout of the released files (.npy)")
-    parser.add_argument("--preview", type=int, default=0, metavar="N", help="draw N images, on PNG sheets beside --out")
+    add, default = parser.add_argument, DreaOptions()
+    add("--data_path", type=Path, required=True, help="folder with {train,test}_filename.txt")
+    add("--image_path", type=Path, required=True, help="folder of the images")
+    source = "a folder (DOTA, YOLO-OBB) or file (COCO) of detections, or the word proposals: no detector is needed"
+    add("--regions", required=True, help=source)
+    add("--out", type=Path, required=True, help="the HDF5 file to write")
+    add("--published", type=Path, help="also write the layout of the released files (.npy)")
+    add("--preview", type=int, default=0, metavar="N", help="draw N images, on PNG sheets beside --out")
     add_detector_options(parser)
     add_truncated(parser)
-    parser.add_argument("--allow-missing", action="store_true", help="images without regions get zeros")
-    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes (default: one per core)")
-    default = DreaOptions()
-    parser.add_argument("--no-denoise", action="store_true", help="keep the most salient raw regions (ablation)")
-    parser.add_argument("--no-enhance", action="store_true", help="join all nodes alike (ablation)")
-    parser.add_argument("--similarity", choices=THRESHOLDS, default=default.similarity, help="what merges regions")
-    parser.add_argument("--similarity-threshold", type=float, help=f"default: {THRESHOLDS}".replace("'", ""))
+    add("--allow-missing", action="store_true", help="images without regions get zeros")
+    add("--workers", type=int, default=os.cpu_count(), help="processes (default: one per core)")
+    add("--no-denoise", action="store_true", help="keep the most salient raw regions (ablation)")
+    add("--no-enhance", action="store_true", help="join all nodes alike (ablation)")
+    add("--similarity", choices=THRESHOLDS, default=default.similarity, help="what merges regions")
+    add("--similarity-threshold", type=float, help=f"default: {THRESHOLDS}".replace("'", ""))
     for name in ("distance_scale", "saliency_weighting", "multiplicity_weighting"):
         value = getattr(default, name)
-        parser.add_argument(f"--{name.replace('_', '-')}", type=float, default=value, help=f"default {value:g}")
+        add(f"--{name.replace('_', '-')}", type=float, default=value, help=f"default {value:g}")
     arguments = parser.parse_args()
     given = {option.name: getattr(arguments, option.name) for option in fields(DreaOptions) if option.name in arguments}
     try:

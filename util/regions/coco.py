@@ -76,9 +76,8 @@ def read_coco(source: Path, classes: Path | None = None, coco_images: Path | Non
         found, image_of = Detections({}), {result.image_id: str(result.image_id) for result in results}
         first = max(0, min([1, *(result.category_id for result in results)]))
         category_of = dict(enumerate(read_classes(classes) if classes else CLASSES, first))
-        advice = (
-            f"is not from {first} to {first + len(category_of) - 1}; give the names with --classes, or --coco-images"
-        )
+        last = first + len(category_of) - 1
+        advice = f"is not from {first} to {last}; give the names with --classes, or --coco-images"
         logger.info(
             f"regions {source}: no file names the categories (--coco-images); they are taken by their position in "
             f"{classes or 'the order of DOTA-v1.0'}, counted from {first}"

@@ -52,21 +52,15 @@ DONE = ".detections"  # the folder in --out that keeps the results of each image
 def main() -> None:
     arguments = _parse()
     classes = read_classes(arguments.classes) if arguments.classes else list(CLASSES)
-    other = {path.name for path in arguments.out.glob("*.txt")} - {f"Task2_{name}.txt" for name in classes}
-    if other:
+    if other := {path.name for path in arguments.out.glob("*.txt")} - {f"Task2_{name}.txt" for name in classes}:
         raise InputError(f"{arguments.out} holds other text files ({some(sorted(other))}); choose another --out")
     check_writable(arguments.out, "results go to")
     device = pick_device(arguments.device)
     paths = image_paths(arguments.image_path)
-    model = load_detector(
-        arguments.arch, arguments.weights, len(classes), arguments.threshold, arguments.min_size, arguments.max_size
-    )
-    settings = {
-        "weights": hashlib.sha256(arguments.weights.read_bytes()).hexdigest(),
-        "classes": classes,
-        **{name: getattr(arguments, name) for name in ("arch", "threshold", "min_size", "max_size")},
-    }
-    done = Finished(arguments.out / DONE, settings)
+    rules = {name: getattr(arguments, name) for name in ("arch", "threshold", "min_size", "max_size")}
+    model = load_detector(weights=arguments.weights, classes=len(classes), **rules)
+    digest = hashlib.sha256(arguments.weights.read_bytes()).hexdigest()
+    done = Finished(arguments.out / DONE, {"weights": digest, "classes": classes, **rules})
     left = [path for path in paths if not done.has(whole_stem(path.name), path)]
     faults = find_damaged([str(path) for path in left], arguments.workers, arguments.truncated)
     good = [path for path in left if str(path) not in faults]
@@ -125,12 +119,7 @@ def image_paths(folder: Path) -> list[Path]:
 
 @torch.inference_mode()
 def detect(
-    model: torch.nn.Module,
-    paths: list[Path],
-    device: torch.device,
-    batch_size: int,
-    workers: int,
-    truncated: Truncated = "error",
+    model: torch.nn.Module, paths: list[Path], device: torch.device, batch_size: int, workers: int, truncated: Truncated
 ) -> Iterator[tuple[Path, list[list[float]]]]:
     """Yield each image with its detections; a detection is label, score, left, top, right, bottom, in pixels."""
     with ThreadPoolExecutor(workers) as pool, memory_advice("lower --batch_size"):
@@ -162,18 +151,17 @@ def _rows(output: dict[str, torch.Tensor]) -> list[list[float]]:
 
 def _parse() -> argparse.Namespace:
     parser = Parser(prog="python -m util.detect", description="Detect regions with a torchvision detector.")
-    parser.add_argument("--image_path", type=Path, required=True, help="folder of the images")
-    parser.add_argument("--weights", type=Path, required=True, help="the detector's weights (a state dict)")
-    parser.add_argument("--out", type=Path, required=True, help="folder for the DOTA result text; --regions reads it")
-    parser.add_argument("--arch", choices=ARCHITECTURES, default=ARCHITECTURES[0], help="torchvision's name")
-    parser.add_argument(
-        "--classes", type=Path, help="class names, one a line, for labels 1, 2, ... (default: DOTA-v1.0)"
-    )
-    parser.add_argument("--threshold", type=float, default=0.3, help="lowest score that is kept (default 0.3)")
-    parser.add_argument("--min-size", type=int, help="scale the shorter side to this (default: the architecture's)")
-    parser.add_argument("--max-size", type=int, help="but the longer side to no more than this")
-    parser.add_argument("--batch_size", type=int, default=8, help="images at a time (default 8)")
-    parser.add_argument("--workers", type=int, default=2, help="threads that decode images (default 2)")
+    add = parser.add_argument
+    add("--image_path", type=Path, required=True, help="folder of the images")
+    add("--weights", type=Path, required=True, help="the detector's weights (a state dict)")
+    add("--out", type=Path, required=True, help="folder for the DOTA result text; --regions reads it")
+    add("--arch", choices=ARCHITECTURES, default=ARCHITECTURES[0], help="torchvision's name")
+    add("--classes", type=Path, help="class names, one a line, for labels 1, 2, ... (default: DOTA-v1.0)")
+    add("--threshold", type=float, default=0.3, help="lowest score that is kept (default 0.3)")
+    add("--min-size", type=int, help="scale the shorter side to this (default: the architecture's)")
+    add("--max-size", type=int, help="but the longer side to no more than this")
+    add("--batch_size", type=int, default=8, help="images at a time (default 8)")
+    add("--workers", type=int, default=2, help="threads that decode images (default 2)")
     add_truncated(parser)
     parser.add_device()
     arguments = parser.parse_args()

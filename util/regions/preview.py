@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 
 matplotlib.use("Agg")
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.collections import EllipseCollection, LineCollection, PolyCollection
+from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from PIL import Image
 
 from layers.drea import CLASSES, Denoised, Regions
@@ -47,50 +49,31 @@ def sheet(cases: list[Case]) -> Figure:
         box = regions.box * [*size, *size]
         colour = matplotlib.colormaps["hsv"](np.arange(len(CLASSES)) / len(CLASSES))[regions.class_id]
         row[0].set_title(f"{name}: {len(box)} regions", fontsize=10)
-        _boxes(row[0], box, colour, 1.2)
-        _merges(row[1], box, colour, denoised)
-        _graph(row[2], box, colour, denoised, adjacency)
+        _boxes(row[0], box, colour, linewidth=1.2)
+
+        kept = denoised.region_of_node
+        merged = np.setdiff1d(np.flatnonzero(denoised.node_of_region >= 0), kept)
+        into = kept[denoised.node_of_region[merged]]
+        _boxes(row[1], box[merged], colour[merged], linewidth=1.0, linestyle="dotted")
+        _lines(row[1], box[merged], box[into], colors="white", linewidths=0.8)
+        _boxes(row[1], box[kept], colour[kept], linewidth=1.8)
+        dropped = len(box) - len(kept) - len(merged)
+        row[1].set_title(f"{len(kept)} nodes, {len(merged)} merged (dotted), {dropped} dropped", fontsize=10)
+
+        i, j = np.triu_indices(len(kept), 1)
+        weight = adjacency[i, j] / max(adjacency[i, j].max(initial=0), 1e-9)
+        white = [(1, 1, 1, one) for one in weight]
+        _lines(row[2], box[kept[i]], box[kept[j]], colors=white, linewidths=3 * weight)
+        area = 60 * denoised.multiplicity[: len(kept)]
+        row[2].scatter(*box[kept, :2].T, s=area, c=colour[kept], edgecolors="white", zorder=3)
+        row[2].set_title("graph: edges by weight, discs by multiplicity", fontsize=10)
     return figure
 
 
-def _boxes(axes: Axes, box: np.ndarray, colour: np.ndarray, width: float, style: str = "solid") -> None:
-    sign = np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]]) / 2
-    corners = box[:, None, :2] + sign * box[:, None, 2:]
-    axes.add_collection(
-        PolyCollection(corners, facecolors="none", edgecolors=colour, linewidths=width, linestyles=style)
-    )
+def _boxes(axes: Axes, box: np.ndarray, colour: np.ndarray, **style: Any) -> None:
+    for (x, y, width, height), edge in zip(box, colour, strict=True):
+        axes.add_patch(Rectangle((x - width / 2, y - height / 2), width, height, fill=False, edgecolor=edge, **style))
 
 
-def _merges(axes: Axes, box: np.ndarray, colour: np.ndarray, denoised: Denoised) -> None:
-    kept = denoised.region_of_node
-    merged = np.setdiff1d(np.flatnonzero(denoised.node_of_region >= 0), kept)
-    into = kept[denoised.node_of_region[merged]]
-    _boxes(axes, box[merged], colour[merged], 1.0, "dotted")
-    axes.add_collection(
-        LineCollection(np.stack([box[merged, :2], box[into, :2]], axis=1), colors="white", linewidths=0.8)
-    )
-    _boxes(axes, box[kept], colour[kept], 1.8)
-    dropped = len(box) - len(kept) - len(merged)
-    axes.set_title(f"{len(kept)} nodes, {len(merged)} merged (dotted), {dropped} dropped", fontsize=10)
-
-
-def _graph(axes: Axes, box: np.ndarray, colour: np.ndarray, denoised: Denoised, adjacency: np.ndarray) -> None:
-    centre = box[denoised.region_of_node, :2]
-    i, j = np.triu_indices(len(centre), 1)
-    weight = adjacency[i, j] / max(adjacency[i, j].max(initial=0), 1e-9)
-    shade = np.column_stack([np.ones((len(weight), 3)), weight])
-    axes.add_collection(LineCollection(np.stack([centre[i], centre[j]], axis=1), colors=shade, linewidths=3 * weight))
-    diameter = 12 * np.sqrt(denoised.multiplicity[: len(centre)])
-    axes.add_collection(
-        EllipseCollection(
-            diameter,
-            diameter,
-            np.zeros(len(centre)),
-            units="xy",
-            offsets=centre,
-            offset_transform=axes.transData,
-            facecolors=colour[denoised.region_of_node],
-            edgecolors="white",
-        )
-    )
-    axes.set_title("graph: edges by weight, discs by multiplicity", fontsize=10)
+def _lines(axes: Axes, starts: np.ndarray, ends: np.ndarray, **style: Any) -> None:
+    axes.add_collection(LineCollection(np.stack([starts[:, :2], ends[:, :2]], axis=1), **style))

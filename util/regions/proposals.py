@@ -64,10 +64,8 @@ class Proposals(NamedTuple):
     description: np.ndarray
 
 
-NOTHING = Proposals(np.zeros(0), np.zeros((0, 4)), np.zeros((0, len(DESCRIPTION))))
-
-
-class Prototypes(NamedTuple):
+@dataclass(frozen=True)
+class Prototypes:
     """Hold appearance prototypes: centres (at most 15, 9) in units of `deviation` from `mean`, both (9,)."""
 
     centres: np.ndarray
@@ -77,9 +75,8 @@ class Prototypes(NamedTuple):
 
 def propose(image: Image.Image, options: ProposalOptions = DEFAULTS) -> Proposals:
     found = []
-    shrink_to_side = options.side / max(image.size)
     for shrink in options.shrink:
-        size = [max(8, round(side * shrink_to_side / shrink)) for side in image.size]
+        size = [max(8, round(side * (options.side / max(image.size)) / shrink)) for side in image.size]
         rgb = np.asarray(image.convert("RGB").resize(size, Image.Resampling.BOX))
         found.append(_segments(rgb, options))
     return Proposals(*(np.concatenate(part) for part in zip(*found, strict=True)))
@@ -88,8 +85,7 @@ def propose(image: Image.Image, options: ProposalOptions = DEFAULTS) -> Proposal
 def fit_prototypes(description: np.ndarray, most: int = 50_000, seed: int = 0) -> Prototypes:
     """Fit one k-means prototype for each class of a node to `most` evenly spaced of the descriptions (n, 9)."""
     if len(description) == 0:
-        none = np.zeros(len(DESCRIPTION))
-        return Prototypes(np.zeros((0, len(DESCRIPTION))), none, none + 1)
+        return Prototypes(np.zeros((0, len(DESCRIPTION))), np.zeros(len(DESCRIPTION)), np.ones(len(DESCRIPTION)))
     description = description[np.linspace(0, len(description) - 1, min(len(description), most)).astype(int)]
     mean, deviation = description.mean(axis=0), description.std(axis=0)
     deviation[deviation < 1e-9] = 1
@@ -120,9 +116,8 @@ def _segments(rgb: np.ndarray, options: ProposalOptions) -> Proposals:
     def mean(values: np.ndarray) -> np.ndarray:  # regionprops_table gives the same and takes as long as all the rest
         return np.bincount(flat, values.ravel()) / count
 
-    colour = np.stack([mean(lab[..., channel]) for channel in range(3)], axis=1)
-    variance = np.stack([mean(lab[..., channel] ** 2) for channel in range(3)], axis=1) - colour**2
-    variance = np.maximum(variance, 0)
+    colour, square = (np.stack([mean(image[..., i]) for i in range(3)], axis=1) for image in (lab, lab**2))
+    variance = np.maximum(square - colour**2, 0)
     edges = mean(np.hypot(*np.gradient(lab[..., 0])))
 
     y, x = (axis + 0.5 for axis in np.mgrid[:height, :width])

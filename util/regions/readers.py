@@ -24,7 +24,6 @@ from utils import InputError, read_text
 
 logger = logging.getLogger("galr")
 
-GUIDE = "docs/data.md"
 CLASS_FILE = "classes.txt"  # labelling tools write it among the label files
 HEADERS = ("imagesource:", "gsd:")  # of DOTA annotations
 _RESULT_PREFIX = re.compile(r"^Task[12]_", re.IGNORECASE)
@@ -64,7 +63,12 @@ def read_detections(
         raise InputError(f"regions {source} are in the {form} format; --{name.replace('_', '-')} belongs to {takers}")
     found = reader.read(source, **options)
     found.source = str(source)
-    _check_unit(found, form)
+    hulls = np.array([row.hull for rows in found.rows.values() for row in rows])
+    if not found.normalised and hulls.size and hulls.min() >= -1 and hulls.max() <= 2:
+        raise InputError(
+            f"regions {source}: all coordinates are within 0 to 1, or nearly; these look like units of the image "
+            f"sides, and the {form} format is in pixels"
+        )
     return found, form
 
 
@@ -78,48 +82,40 @@ def detect_format(source: Path) -> str:
     paths = label_files(source)
     result = all(_RESULT_PREFIX.match(path.name) or class_index(path.stem) is not None for path in paths)
     for path in paths:
-        for number, line in lines_of(path, headers=True):
+        for number, line in lines_of(path):
             for form, reader in READERS.items():
                 if reader.fits(line.split(), result):
                     return form
             raise InputError(
-                f"regions {path}, line {number}: neither DOTA nor YOLO-OBB text ({line[:60]!r}); see {GUIDE}, or say "
-                f"--format {'|'.join(READERS)} for a clearer message"
+                f"regions {path}, line {number}: neither DOTA nor YOLO-OBB text ({line[:60]!r}); see docs/data.md, or "
+                f"say --format {'|'.join(READERS)} for a clearer message"
             )
     return "dota-result" if result else "dota"  # only empty files: nothing was found in any image
 
 
 def add_detector_options(parser: argparse.ArgumentParser) -> None:
     """Add --format, --classes, --class-map and --coco-images, which describe the files that --regions names."""
-    group = parser.add_argument_group("a detector's files")
-    group.add_argument("--format", choices=("auto", *READERS), default="auto", help="default: told from the content")
-    group.add_argument(
-        "--classes", type=Path, help="YOLO-OBB, COCO: class names in index order (default: a classes.txt, or DOTA-v1.0)"
-    )
-    group.add_argument(
-        "--class-map",
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="NAME=CLASS",
-        help="what other names of classes mean; NAME=none drops them",
-    )
-    group.add_argument("--coco-images", type=Path, help="COCO: the JSON file that names images and categories")
+    add = parser.add_argument_group("a detector's files").add_argument
+    add("--format", choices=("auto", *READERS), default="auto", help="default: told from the content")
+    classes = "YOLO-OBB, COCO: class names in index order (default: a classes.txt, or DOTA-v1.0)"
+    add("--classes", type=Path, help=classes)
+    class_map = "what other names of classes mean; NAME=none drops them"
+    add("--class-map", nargs="+", action="extend", default=[], metavar="NAME=CLASS", help=class_map)
+    add("--coco-images", type=Path, help="COCO: the JSON file that names images and categories")
 
 
 def add_truncated(parser: argparse.ArgumentParser) -> None:
     """Add --truncated, which says what becomes of damaged images."""
-    parser.add_argument(
-        "--truncated",
-        choices=get_args(Truncated),
-        default="error",
-        help="truncated image files: raise an error (default) or decode what is readable",
-    )
+    text = "truncated image files: raise an error (default) or decode what is readable"
+    parser.add_argument("--truncated", choices=get_args(Truncated), default="error", help=text)
+
+
+# ---------------------------------------------------------------- formats
 
 
 def read_dota(folder: Path) -> Detections:
     """Read annotations: a file per image of `x1 y1 x2 y2 x3 y3 x4 y4 class [difficulty]` in pixels; scores are 1."""
-    return Detections(_per_image(folder, _dota_row, headers=True))
+    return Detections(_per_image(folder, _dota_row))
 
 
 def _dota_row(line: str) -> Row:
@@ -130,6 +126,10 @@ def _dota_row(line: str) -> Row:
     if not names or is_number(names[0]):
         raise ValueError("must be 8 coordinates and a class")
     return _row(" ".join(names), 1.0, numbers(words[:8], 8))
+
+
+def _like_dota(words: list[str], result: bool) -> bool:
+    return len(words) >= 9 and all(map(is_number, words[:8])) and not is_number(words[8])
 
 
 def read_results(folder: Path) -> Detections:
@@ -159,6 +159,10 @@ def _result_row(line: str, class_name: str, coordinates: int | None) -> tuple[st
     return name, _row(class_name, score, place)
 
 
+def _like_result(words: list[str], result: bool) -> bool:
+    return len(words) in (6, 10) and all(map(is_number, words[1:])) and (result or not is_number(words[0]))
+
+
 def read_yolo(folder: Path, classes: Path | None = None) -> Detections:
     """Read Ultralytics' text: `class x1 y1 x2 y2 x3 y3 x4 y4 confidence [track]`, in units of the image sides."""
     if classes is None and (folder / CLASS_FILE).is_file():
@@ -186,14 +190,6 @@ def _yolo_row(line: str, names: list[str]) -> Row:
     return _row(names[int(words[0])], confidence, corners)
 
 
-def _like_dota(words: list[str], result: bool) -> bool:
-    return len(words) >= 9 and all(map(is_number, words[:8])) and not is_number(words[8])
-
-
-def _like_result(words: list[str], result: bool) -> bool:
-    return len(words) in (6, 10) and all(map(is_number, words[1:])) and (result or not is_number(words[0]))
-
-
 def _like_yolo(words: list[str], result: bool) -> bool:
     return len(words) in (9, 10, 11) and all(map(is_number, words))
 
@@ -206,37 +202,39 @@ READERS = {
 }
 
 
+# ---------------------------------------------------------------- lines
+
+
 def label_files(folder: Path) -> list[Path]:
     """Return the text files of a folder, sorted, without a `classes.txt` of names. Raise InputError for none."""
-    paths = sorted(path for path in folder.iterdir() if path.suffix.lower() == ".txt" and not path.name.startswith("."))
-    paths = [path for path in paths if path.name != CLASS_FILE]
+    paths = sorted(p for p in folder.glob("[!.]*") if p.suffix.lower() == ".txt" and p.name != CLASS_FILE)
     if not paths:
         raise InputError(f"regions {folder} holds no .txt files of labels")
     return paths
 
 
-def lines_of(path: Path, headers: bool = False) -> Iterator[tuple[int, str]]:
-    """Yield line numbers and lines that are not blank; with `headers`, without DOTA's headers."""
+def lines_of(path: Path) -> Iterator[tuple[int, str]]:
+    """Yield line numbers and lines, without blank ones and DOTA's headers."""
     for number, line in enumerate(read_text(path, "regions").split("\n"), 1):
-        if line.strip() and not (headers and line.strip().lower().startswith(HEADERS)):
+        if line.strip() and not line.strip().lower().startswith(HEADERS):
             yield number, line
 
 
-def parsed(path: Path, parse: Callable[[str], Any], headers: bool = False) -> Iterator[Any]:
+def parsed(path: Path, parse: Callable[[str], Any]) -> Iterator[Any]:
     """Yield each line through `parse`. Raise its ValueError as an InputError with file and line."""
-    for number, line in lines_of(path, headers):
+    for number, line in lines_of(path):
         try:
             yield parse(line)
         except ValueError as error:
             raise InputError(f"regions {path}, line {number}: {error}; the line is {line[:60]!r}") from None
 
 
-def _per_image(folder: Path, row: Callable[[str], Row], headers: bool = False) -> dict[str, list[Row]]:
+def _per_image(folder: Path, row: Callable[[str], Row]) -> dict[str, list[Row]]:
     rows: dict[str, list[Row]] = {}
     for path in label_files(folder):
         if path.stem in rows:
             raise InputError(f"regions {path}: a second file for image {path.stem}")
-        rows[path.stem] = list(parsed(path, row, headers))
+        rows[path.stem] = list(parsed(path, row))
     return rows
 
 
@@ -255,16 +253,9 @@ def is_number(word: str) -> bool:
 
 def numbers(words: list[str], count: int) -> list[float]:
     """Parse `count` numbers. Raise ValueError for anything else."""
-    wrong = [word for word in words if not is_number(word)]
-    if wrong or len(words) != count:
-        raise ValueError(f"{wrong[0]!r} is not a number" if wrong else f"must be {count} numbers, got {len(words)}")
-    return [float(word) for word in words]
-
-
-def _check_unit(found: Detections, form: str) -> None:
-    hulls = np.array([row.hull for rows in found.rows.values() for row in rows])
-    if not found.normalised and hulls.size and hulls.min() >= -1 and hulls.max() <= 2:
-        raise InputError(
-            f"regions {found.source}: all coordinates are within 0 to 1, or nearly; these look like units of the image "
-            f"sides, and the {form} format is in pixels"
-        )
+    if len(words) != count:
+        raise ValueError(f"must be {count} numbers, got {len(words)}")
+    for word in words:
+        if not is_number(word):
+            raise ValueError(f"{word!r} is not a number")
+    return list(map(float, words))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -37,27 +38,25 @@ class LocalRules:
         """Return local_rep and local_adj (20, 20) float32 of an image, from a detector's regions if they are given."""
         if self.source == ZEROS:
             return np.zeros(SHAPE, np.float32), np.zeros(SHAPE, np.float32)
-        if regions is None and self.source == PROPOSALS:
-            regions = classify(propose(image, self.proposals), self.prototypes)
-        found = denoise(Regions.empty() if regions is None else regions, self.drea)
+        if regions is None:
+            proposed = self.source == PROPOSALS
+            regions = classify(propose(image, self.proposals), self.prototypes) if proposed else Regions.empty()
+        found = denoise(regions, self.drea)
         return found.nodes, enhanced_adjacency(found.nodes, found.multiplicity, self.drea)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values that are the same before and after JSON."""
-        table = asdict(self)
-        if self.source == PROPOSALS:
-            table["proposals"]["shrink"] = list(self.proposals.shrink)
-            table["prototypes"] = {name: part.tolist() for name, part in self.prototypes._asdict().items()}
-        return table
+        return json.loads(json.dumps(asdict(self), default=np.ndarray.tolist))
 
     @classmethod
     def from_dict(cls, table: dict[str, Any]) -> LocalRules:
         """Build the rules that `to_dict` gave."""
+        drea = DreaOptions(**table["drea"])
         if table["source"] != PROPOSALS:
-            return cls(table["source"], DreaOptions(**table["drea"]))
-        proposals = ProposalOptions(**table["proposals"] | {"shrink": tuple(table["proposals"]["shrink"])})
+            return cls(table["source"], drea)
+        proposals = ProposalOptions(**table["proposals"] | {"shrink": tuple(map(int, table["proposals"]["shrink"]))})
         prototypes = Prototypes(**{name: np.array(part) for name, part in table["prototypes"].items()})
-        return cls(PROPOSALS, DreaOptions(**table["drea"]), proposals, prototypes)
+        return cls(PROPOSALS, drea, proposals, prototypes)
 
 
 def read_rules(path: str | Path) -> LocalRules:
@@ -72,31 +71,20 @@ def read_rules(path: str | Path) -> LocalRules:
         return LocalRules(DETECTOR, DreaOptions())
     try:
         with h5py.File(path) as file:
-            plain = (np.ndarray, np.generic)
-            attributes = {key: one.tolist() if isinstance(one, plain) else one for key, one in file.attrs.items()}
+            attributes = {key: one.tolist() if hasattr(one, "tolist") else one for key, one in file.attrs.items()}
     except Exception as error:  # h5py raises errors of many kinds on damaged files
         raise InputError(f"local features {path}: not the HDF5 form of docs/data.md, or damaged ({error})") from None
     try:
-        drea = _group(attributes, "drea", DreaOptions)
-        if attributes.get("source") != PROPOSALS:
-            return LocalRules(DETECTOR, DreaOptions(**drea))
-        proposals = _group(attributes, "proposals", ProposalOptions)
-        proposals["shrink"] = [int(number) for number in proposals["shrink"]]
-        prototypes = {name: attributes[f"prototypes.{name}"] for name in Prototypes._fields}
-        return LocalRules.from_dict(
-            {"source": PROPOSALS, "drea": drea, "proposals": proposals, "prototypes": prototypes}
-        )
+        table: dict[str, Any] = {"source": PROPOSALS if attributes.get("source") == PROPOSALS else DETECTOR}
+        for prefix, kind in (("drea", DreaOptions), ("proposals", ProposalOptions), ("prototypes", Prototypes)):
+            names = {f"{prefix}.{field.name}": field.name for field in fields(kind)}
+            table[prefix] = {names[key]: value for key, value in attributes.items() if key in names}
+        return LocalRules.from_dict(table)
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(
             f"local features {path}: its attributes do not say how they were made ({error}); make it anew with "
             "python -m util.build_local"
         ) from None
-
-
-def _group(attributes: dict[str, Any], prefix: str, kind: type) -> dict[str, Any]:
-    """Return the attributes `prefix.NAME` that are fields of the dataclass."""
-    names = [field.name for field in fields(kind)]
-    return {name: attributes[f"{prefix}.{name}"] for name in names if f"{prefix}.{name}" in attributes}
 
 
 def sample(image: Image.Image, size: int, rules: LocalRules, regions: Regions | None = None) -> Sample:
