@@ -20,31 +20,19 @@ import cv2
 import numpy as np
 import rasterio
 import rasterio.features
-import rasterio.warp
 from matplotlib import colormaps
 from PIL import Image
+from rasterio.warp import transform_geom
 from scipy.ndimage import find_objects
 
 from layers.drea import Regions
-from search.encoder import load_encoder
-from search.pictures import (
-    BATCH,
-    Pictures,
-    add_model,
-    add_scene_options,
-    check_scene_options,
-    given_regions,
-    picture_size,
-    read_options,
-    warn_once,
-)
-from search.query import note_unknown_words
+from search.encoder import add_model_and_scenes, encode_records, note_unknown_words, read_model
+from search.pictures import given_regions, picture_size, warn_once
 from search.rasters import RasterRules, open_scene
 from search.store import Record
 from search.windows import SCALES, selo_map, selo_windows
-from util.device import pick_device
 from util.encoder import Encoder, check_sentence
-from utils import Bar, InputError, Parser, atomic, check_writable_file, run_command, write_text
+from utils import InputError, Parser, atomic, check_writable_file, run_command, write_text
 
 logger = logging.getLogger("galr")
 
@@ -67,13 +55,12 @@ class SceneVectors(NamedTuple):
 
 def main() -> None:
     arguments = _parse()
-    options, local, rules = read_options(arguments)
-    encoder = load_encoder(options, arguments.resume, pick_device(arguments.device), local)
+    path = arguments.scene
+    encoder, rules = read_model(arguments)
     note_unknown_words(encoder, arguments.text)
     sentence = encoder.sentences([arguments.text])[0]
-    path = arguments.scene
-    regions = given_regions(arguments, [path.name], lambda _: picture_size(path, rules)) or {}
-    scene = encode_scene(encoder, path, rules, arguments.scales, arguments.workers, regions.get(path.name))
+    regions = given_regions(arguments, {path.name: path}, rules)
+    scene = encode_scene(encoder, path, rules, arguments.scales, arguments.workers, regions and regions[path.name])
     write_map(arguments.out, path, scene.map_of(sentence), rules, arguments.threshold)
     logger.info(f"written: {arguments.out}, from {len(scene.windows)} windows")
 
@@ -93,15 +80,12 @@ def encode_scene(
     width, height = picture_size(path, rules)
     windows = selo_windows(height, width, scales)
     records = [Record(path.name, 0, 0, *window, max(2, len(windows))) for window in windows.tolist()]
-    of_scene = {path.name: regions} if regions else None
-    pictures = Pictures(path.parent, records, encoder.options.dataset.image_size, encoder.rules, rules, of_scene)
+    of_scene = None if regions is None else {path.name: regions}
     vectors = []
-    with Bar(total=len(records), desc=f"encoding {path.name}", unit="window") as bar:
-        for _, samples in pictures.batches(BATCH, workers):
-            if fault := next((one for one in samples if isinstance(one, InputError)), None):
-                raise fault
-            vectors.append(encoder.encode(*(np.stack(part) for part in zip(*samples, strict=True))))
-            bar.update(len(samples))
+    for _, part, faults in encode_records(encoder, path.parent, records, rules, workers, of_scene):
+        if faults:
+            raise InputError(faults[path.name])
+        vectors.append(part)
     return SceneVectors(height, width, windows, np.concatenate(vectors))
 
 
@@ -119,8 +103,8 @@ def write_map(out: Path, path: Path, grey: np.ndarray, rules: RasterRules, thres
             with atomic(out) as temporary, rasterio.open(temporary, "w", **form) as file:
                 file.write(grey, 1)
         else:
-            regions = regions_above(grey, threshold, scene.crs, scene.transform)
-            write_text(out, json.dumps(regions) + "\n")
+            place = (scene.crs, scene.transform) if scene.place((0, scene.height, 0, scene.width)) else ()
+            write_text(out, json.dumps(regions_above(grey, threshold, *place)) + "\n")
 
 
 def overlay(picture: Image.Image, grey: np.ndarray, strength: float = STRENGTH) -> Image.Image:
@@ -136,53 +120,39 @@ def overlay(picture: Image.Image, grey: np.ndarray, strength: float = STRENGTH) 
 def regions_above(grey: np.ndarray, threshold: float, crs: Any = None, transform: Any = None) -> dict[str, Any]:
     """Return GeoJSON of the outlines of what lies at or above a threshold in (0, 1], with mean, largest value and area.
 
-    Coordinates are degrees (WGS 84) where the scene says where it lies and PROJ can follow, else pixels (x, y).
+    Coordinates are degrees (WGS 84) with a reference system and a transform, else pixels (x, y).
     """
     mask = grey >= np.ceil(255 * threshold)
     _, labels = cv2.connectedComponents(mask.astype(np.uint8), connectivity=8)
     boxes = find_objects(labels)
+    place = {} if transform is None else {"transform": transform}
     features = []
-    for geometry, label in rasterio.features.shapes(labels, mask=mask, connectivity=8):
+    for geometry, label in rasterio.features.shapes(labels, mask=mask, connectivity=8, **place):
         box = boxes[int(label) - 1]
         values = grey[box][labels[box] == label] / 255
         properties = {
             "mean": round(float(values.mean()), 4),
             "largest": round(float(values.max()), 4),
             "pixels": len(values),
-            "coordinates": "pixels",
+            "coordinates": "WGS 84" if place else "pixels",
         }
-        if crs is not None and transform is not None and (degrees := _in_degrees(geometry, crs, transform)):
-            geometry, properties["coordinates"] = degrees, "WGS 84"
+        if place:
+            geometry = transform_geom(crs, "EPSG:4326", geometry)
         features.append({"type": "Feature", "geometry": geometry, "properties": properties})
     features.sort(key=lambda feature: -feature["properties"]["mean"])
     return {"type": "FeatureCollection", "features": features}
 
 
-def _in_degrees(geometry: dict[str, Any], crs: Any, transform: Any) -> dict[str, Any] | None:
-    rings = [[transform @ tuple(point) for point in ring] for ring in geometry["coordinates"]]
-    try:
-        return rasterio.warp.transform_geom(crs, "EPSG:4326", {"type": "Polygon", "coordinates": rings})
-    except Exception:  # a reference system that PROJ cannot follow: an engineering one, say
-        return None
-
-
 def _parse() -> argparse.Namespace:
     parser = Parser(prog="python -m search.localise", description="Find the place in a scene that a sentence means.")
-    add_model(parser)
+    add_model_and_scenes(parser)
     parser.add_argument("--scene", type=Path, required=True, metavar="FILE", help="a GeoTIFF or another large picture")
     parser.add_argument("--text", required=True, help="the sentence")
-    parser.add_argument(
-        "--out",
-        type=Path,
-        required=True,
-        metavar="FILE",
-        help=".png: over the scene; .tif: the map as GeoTIFF; .geojson: outlines",
-    )
+    text = ".png: over the scene; .tif: the map as GeoTIFF; .geojson: outlines"
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help=text)
     parser.add_argument("--threshold", type=float, default=0.5, help="of the outlines (default 0.5)")
-    add_scene_options(parser)
     arguments = parser.parse_args()
     check_sentence(arguments.text)
-    check_scene_options(arguments)
     if arguments.out.suffix not in (".png", ".tif", ".geojson"):
         raise InputError(f"--out {arguments.out}: the name must end in .png, .tif or .geojson")
     if not 0 < arguments.threshold <= 1:

@@ -23,19 +23,19 @@ from typing import Any, NamedTuple
 import gradio as gr
 import numpy as np
 from PIL import Image
+from starlette.middleware import Middleware
 
 from search import query
 from search.localise import STRENGTH, SceneVectors, encode_scene, overlay
 from search.pictures import PICTURES, picture_size
 from search.rasters import SUFFIXES, open_scene
-from search.server import serve
 from search.store import Index, Record, open_index, read_mark
 from search.windows import SCALES, selo_windows
-from search.within import Within, narrowed
 from util.device import pick_device
 from util.encoder import LONGEST, Encoder
+from util.images import formats
 from util.lists import safe_paths
-from utils import InputError, Interrupted, Parser, RunError, printable, run_command, write_json, write_text
+from utils import InputError, Interrupted, Parser, describe, printable, run_command, write_json, write_text
 
 logger = logging.getLogger("galr")
 
@@ -46,15 +46,25 @@ THUMBNAIL = 256  # pixels
 PICTURE = 1024  # pixels: the longer side of a heat map
 WINDOWS = 20_000  # of an uploaded scene, at most
 PRIVATE = {"api_visibility": "private"}
+BESIDES = 2**20  # bytes of a request beside the picture that it may hold
+STYLE = """
+#gallery .grid-wrap { max-height: none }
+#gallery .caption-label { white-space: normal; overflow-wrap: anywhere; max-width: 100%; text-align: left }
+"""
+POLICY = (
+    b"default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
+    b"img-src 'self' data: blob:; font-src 'self' data:; frame-ancestors 'self'"
+)  # the browser asks no other machine for anything
+HEADERS = [(b"content-security-policy", POLICY), (b"x-content-type-options", b"nosniff")]
 
 
 class Question(NamedTuple):
-    """Hold what was asked: its vector (D,), in words, and the number of answers wanted."""
+    """Hold what was asked: its vector (D,), in words, what narrows it, and the number of answers wanted."""
 
     vector: np.ndarray
     words: str
-    within: Within
-    fold: bool
+    within: str
+    fold: float | None
     top: int = PAGE
 
 
@@ -71,26 +81,21 @@ class Site:
         self.rules = query.raster_rules_of(self.mark)
         self.encoded = functools.lru_cache(maxsize=4)(lambda path, _: encode_scene(encoder, path, self.rules))
 
-    def ask(self, sentence: str, upload: str | None, within: Within, fold: bool) -> Question:
+    def ask(self, sentence: str, upload: str | None, within: str = "", fold: float | None = None) -> Question:
         """Ask with a sentence, a picture, or both. Raises InputError."""
-        vector = query.question_vector(self.encoder, self.mark, sentence.strip(), upload)
-        unknown = self.encoder.unknown_words(sentence) if sentence.strip() else []
-        words = sentence.strip() + (f" (the model does not know: {', '.join(unknown)})" if unknown else "")
-        like = ["what looks like the picture"] if upload else []
-        return Question(vector, ", and ".join([words] * bool(words) + like), within, fold)
-
-    def further(self, question: Question | None) -> Question:
-        """Ask the same for more answers. Raises InputError."""
-        if question is None:
-            raise InputError("ask something first")
-        return question._replace(top=min(question.top + PAGE, MOST))
+        sentence = sentence.strip()
+        vector = query.question_vector(self.encoder, self.mark, sentence, upload)
+        unknown = self.encoder.unknown_words(sentence) if sentence else []
+        words = sentence + (f" (the model does not know: {', '.join(unknown)})" if unknown else "")
+        asked = [words] * bool(words) + ["what looks like the picture"] * bool(upload)
+        return Question(vector, ", and ".join(asked), within, fold)
 
     def like(self, record: Record, question: Question) -> Question:
         """Ask for pictures like one of the index. Raises InputError."""
         found = [vector for other, vector in self.index.find(record.path) if other.key == record.key]
         if not found:
-            raise InputError(f"{query.describe(record)} is no longer in the index")
-        return question._replace(vector=found[0], words=f"what looks like {query.describe(record)}", top=PAGE)
+            raise InputError(f"{record} is no longer in the index")
+        return question._replace(vector=found[0], words=f"what looks like {record}", top=PAGE)
 
     def thumbnail(self, record: Record) -> Image.Image:
         """Return a picture or window of the index, small; grey where its file is gone or damaged."""
@@ -110,7 +115,7 @@ class Site:
         return str(folder / "answers.csv"), str(folder / "answers.geojson")
 
     def heat(self, name: str | None, upload: str | None, sentence: str) -> tuple[Image.Image, np.ndarray]:
-        """Return a scene, uploaded or else of the index, reduced, and the map (h, w) uint8 of a sentence over it."""
+        """Return a scene, uploaded or else of the index, reduced, and the map (H, W) uint8 of a sentence over it."""
         if not upload and name not in self.scenes:
             raise InputError("choose a scene of the index, or upload one")
         path = Path(upload or safe_paths(self.images, [name])[0])
@@ -165,28 +170,30 @@ def _search_tab(site: Site) -> None:
         as_csv = gr.DownloadButton("CSV", elem_id="csv")
         as_geojson = gr.DownloadButton("GeoJSON", elem_id="geojson")
     shown = [gallery, status, as_csv, as_geojson, question, answers]
+    errors_in_status = _errors_in(status, shown)
 
-    @_errors_in(status, shown)
     def show(asked: Question, request: gr.Request) -> tuple:
-        found = query.ask(site.index, asked.vector, asked.top, asked.within, FOLD if asked.fold else None)
+        found = query.ask(site.index, asked.vector, asked.top, asked.within, asked.fold)
         tiles = [(site.thumbnail(one.record), _caption(one)) for one in found]
         files = site.files(found, request.session_hash or "")
         return tiles, f"{len(found)} for: {printable(asked.words)}", *files, asked, found
 
+    @errors_in_status
     def by_question(
         text: str, picture: str, hide: bool, where: str, bounds: str, first: str, last: str, request: gr.Request
     ) -> tuple:
-        def question() -> Question:
-            within = narrowed(where, bounds.replace(",", " ").split(), first.strip(), last.strip())
-            return site.ask(text, picture, within, hide)
+        within = query.narrowed(where, bounds.replace(",", " ").split(), first.strip(), last.strip())
+        return show(site.ask(text, picture, within, FOLD if hide else None), request)
 
-        return show(question, request)
-
+    @errors_in_status
     def extend(asked: Question | None, request: gr.Request) -> tuple:
-        return show(lambda: site.further(asked), request)
+        if asked is None:
+            raise InputError("ask something first")
+        return show(asked._replace(top=min(asked.top + PAGE, MOST)), request)
 
+    @errors_in_status
     def alike(event: gr.SelectData, asked: Question, found: list[query.Answer], request: gr.Request) -> tuple:
-        return show(lambda: site.like(found[int(event.index)].record, asked), request)
+        return show(site.like(found[int(event.index)].record, asked), request)
 
     asked = [sentence, upload, fold, folder, area, since, until]
     gr.on([search.click, sentence.submit, upload.upload], by_question, asked, shown, **PRIVATE)
@@ -196,7 +203,7 @@ def _search_tab(site: Site) -> None:
 
 def _caption(answer: query.Answer) -> str:
     more = f" · and {len(answer.duplicates)} alike" if answer.duplicates else ""
-    return f"{answer.rank} · {answer.score:.4f} · {query.describe(answer.record)}{more}"
+    return f"{answer.rank} · {answer.score:.4f} · {answer.record}{more}"
 
 
 def _scene_tab(site: Site) -> None:
@@ -215,11 +222,9 @@ def _scene_tab(site: Site) -> None:
     shown = [picture, status, heat]
 
     @_errors_in(status, shown)
-    def show(found: tuple, share: float) -> tuple:
-        return overlay(*found, share), "the redder, the more like the sentence", found
-
     def by_map(scene: str | None, file: str | None, text: str, share: float) -> tuple:
-        return show(lambda: site.heat(scene, file, text), share)
+        found = site.heat(scene, file, text)
+        return overlay(*found, share), "the redder, the more like the sentence", found
 
     def change(found: tuple | None, share: float) -> Any:
         return overlay(*found, share) if found else None
@@ -229,18 +234,72 @@ def _scene_tab(site: Site) -> None:
 
 
 def _errors_in(status: gr.Textbox, outputs: list[Any]) -> Callable:
-    """Decorate a function so that it takes its first argument from a call, and shows an error of either in `status`."""
+    """Return a decorator that shows an error in `status`, and leaves the other outputs as they are."""
 
     def decorate(function: Callable) -> Callable:
-        def told(get: Callable, *arguments: Any) -> tuple:
+        @functools.wraps(function)
+        def told(*arguments: Any) -> tuple:
             try:
-                return function(get(), *arguments)
-            except (InputError, RunError) as error:
-                return tuple(f"error: {printable(str(error))}" if one is status else gr.skip() for one in outputs)
+                return function(*arguments)
+            except Exception as error:  # of Milvus, too
+                message = f"error: {printable(describe(error)[0])}"
+                return tuple(message if one is status else gr.skip() for one in outputs)
 
         return told
 
     return decorate
+
+
+# ---------------------------------------------------------------- serving
+
+
+class Guard:
+    """Cut a request off that is longer than `limit` bytes; add our headers to all answers."""
+
+    def __init__(self, app: Callable, limit: int) -> None:
+        self.app, self.limit = app, limit
+
+    async def __call__(self, scope: dict, receive: Callable, send: Callable) -> None:
+        received = 0
+
+        async def bounded() -> dict:
+            nonlocal received
+            message = await receive()
+            received += len(message.get("body", b""))
+            return message if received <= self.limit else {"type": "http.disconnect"}
+
+        async def with_headers(message: dict) -> None:
+            if message["type"] == "http.response.start":
+                message = {**message, "headers": [*message.get("headers", []), *HEADERS]}
+            await send(message)
+
+        await self.app(scope, bounded, with_headers)
+
+
+def serve(page: gr.Blocks, host: str, port: int, upload_mb: int) -> str:
+    """Start serving in the background and return the address. Raises InputError for a port that is taken."""
+    for name in Image.OPEN.keys() - set(formats()):
+        del Image.OPEN[name]  # Gradio opens uploads by Pillow: a format of programs (EPS) is none of ours
+        Image.ID.remove(name)
+    try:
+        _, address, _ = page.launch(
+            server_name=host,
+            server_port=port,
+            share=False,
+            quiet=True,
+            prevent_thread_lock=True,
+            enable_monitoring=False,
+            ssr_mode=False,
+            footer_links=[],
+            max_file_size=f"{upload_mb}mb",
+            css=STYLE,
+            theme=gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"]),
+            app_kwargs={"middleware": [Middleware(Guard, limit=upload_mb * 2**20 + BESIDES)]},
+        )
+    except OSError as error:
+        reason = str(error).partition(".")[0]
+        raise InputError(f"cannot listen on {host}:{port} ({reason}); choose another --port or --host") from None
+    return address
 
 
 def main() -> None:
@@ -262,19 +321,12 @@ def _stop(signum: int, _: Any) -> None:
 
 def _parse() -> argparse.Namespace:
     parser = Parser(prog="python -m search.page", description="Serve a page to search an index, for this machine.")
-    parser.add_argument("--index", required=True, help="a folder NAME.db, or the address of a Milvus server")
+    query.add_index(parser)
     parser.add_argument("--port", type=int, default=7860, help="default 7860")
     parser.add_argument("--host", default="127.0.0.1", help="default 127.0.0.1: this machine alone; 0.0.0.0: everyone")
     parser.add_argument("--upload_mb", type=int, default=20, help="largest upload in megabytes (default 20)")
-    query.add_moved_model(parser)
     parser.add_argument("--images", metavar="DIR", help="where the folder of its images is now, if it has moved")
-    parser.add_device()
-    arguments = parser.parse_args()
-    if not 1 <= arguments.port <= 65535:
-        raise InputError(f"--port must be from 1 to 65535, got {arguments.port}")
-    if arguments.upload_mb < 1:
-        raise InputError(f"--upload_mb must be at least 1, got {arguments.upload_mb}")
-    return arguments
+    return parser.parse_args()
 
 
 if __name__ == "__main__":

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import argparse
 import csv
-import hashlib
 import io
 import json
 import logging
 from collections.abc import Sequence
+from datetime import date, datetime, time, timedelta
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,15 +19,13 @@ import torch
 from pydantic import ValidationError
 
 from option import Options
-from search.encoder import load_encoder
+from search.encoder import digest_of, load_encoder, note_unknown_words
 from search.rasters import RasterRules, open_scene
-from search.store import NOWHERE, Hit, Index, Mark, Record, open_index, read_mark
-from search.within import Within, narrowed
+from search.store import NOWHERE, Hit, Index, Mark, Record, open_index, quoted, read_mark
 from util.device import pick_device
 from util.encoder import Encoder, check_sentence
-from util.model_folder import weights_file
 from util.regions.rules import DETECTOR, LocalRules, sample
-from utils import InputError, Parser, existing_file, printable, run_command
+from utils import InputError, Parser, run_command
 
 logger = logging.getLogger("galr")
 
@@ -40,11 +38,7 @@ class Answer(NamedTuple):
     rank: int
     score: float
     record: Record
-    duplicates: tuple[Record, ...] = ()
-
-    def __str__(self) -> str:
-        more = f" (and {len(self.duplicates)} alike)" if self.duplicates else ""
-        return f"{self.rank:4d}  {self.score:.4f}  {describe(self.record)}{more}"
+    duplicates: Sequence[Record] = ()
 
 
 def main() -> None:
@@ -60,24 +54,23 @@ def main() -> None:
         answers = ask(index, vector, arguments.top, arguments.within, arguments.fold)
     if arguments.json:
         print(json.dumps(to_table(answers), indent=2))
-    else:
-        print("\n".join(str(answer) for answer in answers) or "nothing found")
+        return
+    for rank, score, record, duplicates in answers:
+        alike = f" (and {len(duplicates)} alike)" if duplicates else ""
+        print(f"{rank:4d}  {score:.4f}  {record}{alike}")
+    if not answers:
+        print("nothing found")
 
 
-def ask(
-    index: Index,
-    vector: np.ndarray,
-    top: int,
-    within: Within = Within(),  # noqa: B008 - immutable
-    fold: float | None = None,
-) -> list[Answer]:
+def ask(index: Index, vector: np.ndarray, top: int, within: str = "", fold: float | None = None) -> list[Answer]:
     """Return the best `top` answers to a vector (D,).
 
-    fold: hide what has at least this cosine with a better answer under that one.
+    within: the filter that they meet (`narrowed`). fold: hide what has at least this cosine with a better answer under
+    that one.
     """
     wanted = top
     while True:
-        hits = index.search(vector, wanted, within.filter())
+        hits = index.search(vector, wanted, within)
         answers = hide_duplicates(hits, fold)
         if len(answers) >= top or len(hits) < wanted:
             return answers[:top]
@@ -88,15 +81,67 @@ def hide_duplicates(hits: Sequence[Hit], least: float | None) -> list[Answer]:
     """Return answers in order; a hit that has at least the cosine `least` with better ones goes under the best such."""
     kept: list[tuple[Hit, list[Record]]] = []
     for hit in hits:
-        same = None
+        same = []
         if least is not None and kept:
-            cosines = np.stack([other.vector for other, _ in kept]) @ hit.vector
-            same = next((i for i, cosine in enumerate(cosines) if cosine >= least), None)
-        if same is None:
-            kept.append((hit, []))
+            same = np.flatnonzero(np.stack([other.vector for other, _ in kept]) @ hit.vector >= least)
+        if len(same):
+            kept[same[0]][1].append(hit.record)
         else:
-            kept[same][1].append(hit.record)
-    return [Answer(rank, hit.score, hit.record, tuple(under)) for rank, (hit, under) in enumerate(kept, start=1)]
+            kept.append((hit, []))
+    return [Answer(rank, hit.score, hit.record, under) for rank, (hit, under) in enumerate(kept, start=1)]
+
+
+# ---------------------------------------------------------------- what narrows a search
+
+
+def narrowed(folder: str = "", bbox: Sequence[float | str] | None = None, since: str = "", until: str = "") -> str:
+    """Return the filter of Milvus that narrows a search; what is empty does not.
+
+    folder: only paths in it. bbox: only what meets west, south, east, north in degrees; west > east where they cross
+    the meridian of 180 degrees. since, until: only files with a time stamp from these days (2024-12-31), both included.
+    Raises InputError for numbers that are no bounds, and for what is no day.
+
+    >>> narrowed("far/")
+    'path >= "far/" and path < "far0"'
+    """
+    conditions = []
+    if name := folder.strip("/"):
+        conditions += [f"path >= {quoted(name + '/')}", f"path < {quoted(name + '0')}"]  # 0 comes after /
+    if bbox:
+        west, south, east, north = _bounds(bbox)
+        east += 360 * (west > east)
+        turns = (f"(west <= {east + turn} and east >= {west + turn})" for turn in (-360, 0, 360))
+        conditions += [f"({' or '.join(turns)})", f"south <= {north}", f"north >= {south}", f"west < {NOWHERE}"]
+    if since:
+        conditions.append(f"mtime_ns >= {_nanoseconds(since)}")
+    if until:
+        conditions.append(f"mtime_ns < {_nanoseconds(until, days=1)}")
+    return " and ".join(conditions)
+
+
+def _bounds(bbox: Sequence[float | str]) -> list[float]:
+    try:
+        west, south, east, north = map(float, bbox)
+        if -180 <= west <= 180 and -180 <= east <= 180 and -90 <= south <= north <= 90:
+            return [west, south, east, north]
+    except ValueError:
+        pass
+    given = " ".join(map(str, bbox))
+    raise InputError(f"bounds must be west, south, east, north in degrees, got {given}")
+
+
+def _nanoseconds(day: str, days: int = 0) -> int:
+    """Return the time stamp at which a day begins here, or so many days later."""
+    try:
+        start = datetime.combine(date.fromisoformat(day) + timedelta(days), time())
+        if 1677 < start.year < 2262:  # as far as 64 bits reach
+            return int(start.timestamp()) * 10**9
+    except (ValueError, OverflowError):
+        pass
+    raise InputError(f"a day must be written as 2024-12-31, got {day}")
+
+
+# ---------------------------------------------------------------- what is asked
 
 
 def encoder_of(mark: Mark, resume: str | None, device: torch.device) -> Encoder:
@@ -105,14 +150,13 @@ def encoder_of(mark: Mark, resume: str | None, device: torch.device) -> Encoder:
     Raises InputError where that file is not there, or is another.
     """
     path = resume or mark.checkpoint
-    with existing_file(weights_file(path), "checkpoint", "--model says where it is now").open("rb") as file:
-        if hashlib.file_digest(file, "sha256").hexdigest() != mark.sha256:
-            raise InputError(f"checkpoint {path} is not the one that made this index; --model names that one")
+    if digest_of(path) != mark.sha256:
+        raise InputError(f"checkpoint {path} is not the one that made this index; --model names that one")
     try:
         options = Options(**mark.options)
     except ValidationError as error:
         raise InputError(f"the options of this index do not fit this version ({error.errors()[0]['msg']})") from None
-    return load_encoder(options, path, device, LocalRules.from_dict(mark.rules), tuple(mark.words))
+    return load_encoder(options, path, device, LocalRules.from_dict(mark.rules), mark.words)
 
 
 def question_vector(encoder: Encoder, mark: Mark, text: str | None, image: str | None) -> np.ndarray:
@@ -139,10 +183,12 @@ def image_vector(encoder: Encoder, mark: Mark, path: str) -> np.ndarray:
     return encoder.encode(*(np.stack([part]) for part in one))[0]
 
 
-def add_moved_model(parser: Parser) -> None:
-    """Add --model, and its other name --resume."""
+def add_index(parser: Parser) -> None:
+    """Add --index, --device, and --model with its other name --resume."""
+    parser.add_argument("--index", required=True, help="a folder NAME.db, or the address of a Milvus server")
     moved = "where the index's model folder or checkpoint is now, if it has moved"
     parser.add_argument("--model", "--resume", dest="resume", metavar="FOLDER|CKPT", help=moved)
+    parser.add_device()
 
 
 def raster_rules_of(mark: Mark) -> RasterRules:
@@ -151,35 +197,21 @@ def raster_rules_of(mark: Mark) -> RasterRules:
     return RasterRules(bands, mark.stretch, mark.options["dataset"].get("truncated", "error"))
 
 
-def note_unknown_words(encoder: Encoder, text: str) -> None:
-    """Name the words of a sentence that the model does not know. Raises InputError where it knows none."""
-    if unknown := encoder.unknown_words(text):
-        logger.info(f"note: the model does not know: {', '.join(unknown)}")
-
-
-# ---------------------------------------------------------------- answers as text, JSON, CSV and GeoJSON
-
-
-def describe(record: Record) -> str:
-    """Return a path, and the window in it if it is one of several, fit to be shown."""
-    path = printable(record.path)
-    if record.windows == 1:
-        return path
-    return f"{path} [rows {record.top}-{record.bottom}, columns {record.left}-{record.right}]"
+# ---------------------------------------------------------------- answers as JSON, CSV and GeoJSON
 
 
 def to_table(answers: Sequence[Answer]) -> list[dict[str, Any]]:
     """Return rows for JSON. window: top, bottom, left, right in pixels. place: bounds in degrees, or null."""
     return [
         {
-            "rank": answer.rank,
-            "score": round(answer.score, 6),
-            "path": answer.record.path,
-            "window": list(answer.record.window),
-            "place": _place(answer.record),
-            "folded": [describe(record) for record in answer.duplicates],
+            "rank": rank,
+            "score": round(score, 6),
+            "path": record.path,
+            "window": list(record.window),
+            "place": record.place,
+            "folded": list(map(str, duplicates)),
         }
-        for answer in answers
+        for rank, score, record, duplicates in answers
     ]
 
 
@@ -193,7 +225,7 @@ def to_csv(answers: Sequence[Answer]) -> str:
     writer.writerow(["rank", "score", "path", "top", "bottom", "left", "right", "west", "south", "east", "north"])
     for rank, score, record, _ in answers:
         path = f" {record.path}" if record.path[0] in "=+-@\t\r" else record.path
-        writer.writerow([rank, f"{score:.6f}", path, *record.window, *(_place(record) or [""] * 4)])
+        writer.writerow([rank, f"{score:.6f}", path, *record.window, *(record.place or [""] * 4)])
     return text.getvalue()
 
 
@@ -201,44 +233,28 @@ def to_geojson(answers: Sequence[Answer]) -> dict[str, Any]:
     """Return a feature for each answer: its bounds (WGS 84), or no geometry if its file does not say where it lies."""
     features = []
     for row, answer in zip(to_table(answers), answers, strict=True):
-        geometry = None
-        if row["place"]:
-            west, south, east, north = answer.record[-4:]
-            ring = [[west, south], [east, south], [east, north], [west, north], [west, south]]
-            geometry = {"type": "Polygon", "coordinates": [ring]}
+        west, south, east, north = answer.record[-4:]
+        ring = [[west, south], [east, south], [east, north], [west, north], [west, south]]
+        geometry = {"type": "Polygon", "coordinates": [ring]} if row["place"] else None
         features.append({"type": "Feature", "geometry": geometry, "properties": row})
     return {"type": "FeatureCollection", "features": features}
 
 
-def _place(record: Record) -> list[float] | None:
-    """Return west, south, east, north; west > east for bounds that cross the meridian of 180 degrees."""
-    if record.west == NOWHERE:
-        return None
-    return [record.west, record.south, record.east - 360 * (record.east > 180), record.north]
-
-
 def _parse() -> argparse.Namespace:
     parser = Parser(prog="python -m search.query", description="Ask an index of pictures.")
-    parser.add_argument("--index", required=True, help="a folder NAME.db, or the address of a Milvus server")
+    add_index(parser)
     parser.add_argument("--text", help="a sentence: what the picture shows")
     parser.add_argument("--image", metavar="FILE", help="a picture: what it looks like; with --text, both count alike")
     parser.add_argument("--top", type=int, default=20, help="number of answers (default 20)")
     parser.add_argument("--json", action="store_true", help="print JSON: rank, score, path, window, place")
     parser.add_argument("--folder", default="", help="only pictures in this folder of the index")
-    parser.add_argument(
-        "--bbox",
-        nargs=4,
-        type=float,
-        metavar=("WEST", "SOUTH", "EAST", "NORTH"),
-        help="only pictures whose file says that they meet these bounds, in degrees (WEST > EAST crosses 180)",
-    )
+    bounds = "WEST", "SOUTH", "EAST", "NORTH"
+    text = "only pictures whose file says that they meet these bounds, in degrees (WEST > EAST crosses 180)"
+    parser.add_argument("--bbox", nargs=4, type=float, metavar=bounds, help=text)
     parser.add_argument("--since", default="", metavar="DAY", help="only files of this day (2024-12-31) or later")
     parser.add_argument("--until", default="", metavar="DAY", help="only files of this day or before")
-    parser.add_argument(
-        "--fold", type=float, metavar="COSINE", help="hide what is this similar to a better answer, such as 0.98"
-    )
-    add_moved_model(parser)
-    parser.add_device()
+    text = "hide what is this similar to a better answer, such as 0.98"
+    parser.add_argument("--fold", type=float, metavar="COSINE", help=text)
     arguments = parser.parse_args()
     if not 1 <= arguments.top <= 10_000:
         raise InputError(f"--top must be from 1 to 10000, got {arguments.top}")

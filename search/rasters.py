@@ -80,12 +80,11 @@ class Scene:
     a file in the same place. turned: a TIFF that is read as a picture, for its orientation mark.
     """
 
-    crs, transform, rpcs = None, None, None
+    crs, transform, rpcs, georeference = None, None, None, {}
 
     def __init__(self, path: Path, rules: RasterRules, turned: bool = False) -> None:
         self.path, self.rules, self.turned = path, rules, turned
         self.width, self.height = image_size(path)
-        self.georeference: dict[str, Any] = {}
 
     def read(self, window: Window) -> Image.Image:
         """Read a window as RGB. Raises InputError for damaged pixels."""
@@ -124,12 +123,14 @@ class Scene:
     def notes(self) -> list[str]:
         """Return what the user had better know of scenes of this kind: why they have no place, though it seems so."""
         if self.crs is not None and self.transform is not None:
-            return []
+            if self.place((0, self.height, 0, self.width)):
+                return []
+            return [f"PROJ cannot follow the reference system {str(self.crs)[:60]}: no place is kept; see PROJ_DATA"]
         if self.turned:
             return ["TIFF files with an orientation mark: they are turned by it, and their place is not read"]
-        name, suffix = self.path.stem.lower(), self.path.suffix.lower()
+        suffix = self.path.suffix.lower()
         ends = (f"{suffix[:2]}{suffix[-1:]}w", f"{suffix}w", ".wld", f"{suffix}.aux.xml", ".rpb", "_rpc.txt")
-        if not _names(self.path.parent, self.path.parent.stat().st_mtime_ns).isdisjoint(name + end for end in ends):
+        if any(self.path.with_name(self.path.stem + end).exists() for one in ends for end in (one, one.upper())):
             return [
                 "scenes with a file beside them that holds their place (.tfw, .aux.xml, _rpc.txt): it is not read, and "
                 "they have no place; gdal_translate OLD NEW.tif takes it in"
@@ -145,12 +146,6 @@ class Scene:
 
 
 @functools.lru_cache(maxsize=1)
-def _names(folder: Path, _: int) -> set[str]:
-    """Return the names in a folder, in small letters, and keep them while its time stamp stays."""
-    return {path.name.lower() for path in folder.iterdir()}
-
-
-@functools.lru_cache(maxsize=1)
 def _decoded(path: str, mtime_ns: int, truncated: Truncated) -> Image.Image:
     """Open a picture, and keep the last one for its other windows."""
     return open_image(path, truncated)
@@ -162,20 +157,23 @@ class Raster(Scene):
     def __init__(self, path: Path, file: rasterio.DatasetReader, rules: RasterRules) -> None:
         if file.tags(ns="OVERVIEWS"):  # before anything is read
             raise InputError(f"scene {path} names another file as its overviews (domain OVERVIEWS); take that name out")
-        self.path, self.rules, self.turned, self._file = path, rules, False, file
-        self.height, self.width = file.height, file.width
+        self.path, self.rules, self.turned, self.file = path, rules, False, file
+        self.height, self.width, self.rpcs = file.height, file.width, file.rpcs
         _check_promises(path, file)
-        self.crs, self.transform = file.crs, None if file.transform.is_identity else file.transform
-        self.georeference = {} if self.transform is None else {"crs": self.crs, "transform": self.transform}
         points, crs = file.gcps
-        if points and self.transform is None:
-            self.georeference = {"crs": crs, "gcps": points}
+        if not file.transform.is_identity:
+            self.crs, self.transform = file.crs, file.transform
+            self.georeference = {"crs": self.crs, "transform": self.transform}
+        elif points:
             self.crs, self.transform = crs, _fitted(points)
-        self.rpcs = file.rpcs
+            self.georeference = {"crs": crs, "gcps": points}
+        else:
+            self.crs = file.crs
         self.bands = _chosen_bands(path, file, rules)
         self._form = _stored_form(file, self.bands)
         self._raw = self._form["palette"] is not None or set(file.dtypes) == {"uint8"}
-        self._range = None if self._raw else self._percentiles(rules.stretch)
+        if not self._raw:
+            self._low, self._high = self._percentiles(rules.stretch)
 
     def read(self, window: Window) -> Image.Image:
         """Read a window as RGB. Raises InputError for damaged pixels."""
@@ -191,25 +189,24 @@ class Raster(Scene):
 
     def notes(self) -> list[str]:
         """Return what the user had better know of scenes of this kind."""
-        notes, count = super().notes(), self._file.count
-        if count > 4 and not self.rules.bands and ColorInterp.red not in self._file.colorinterp:
+        notes, count = super().notes(), self.file.count
+        if count > 4 and not self.rules.bands and ColorInterp.red not in self.file.colorinterp:
             notes.append(f"scenes of {count} bands without names: the first three are shown; --bands chooses")
         return notes
 
     def _rgb(self, **how: Any) -> Image.Image:
         pixels = self._values(**how)
-        if self._range is not None:
-            low, high = self._range
-            pixels = np.nan_to_num((pixels - low) / (high - low) * 255, nan=0, posinf=255, neginf=0).clip(0, 255)
-            pixels = pixels.astype(np.uint8)
+        if not self._raw:
+            share = (pixels - self._low) / (self._high - self._low)
+            pixels = np.nan_to_num(share * 255, nan=0, posinf=255, neginf=0).clip(0, 255).astype(np.uint8)
         return from_bands(pixels, **self._form)
 
     def _values(self, **how: Any) -> np.ndarray:
         """Read the three bands (3, h, w): raw, or as float32 with NaN where the file says that there is no datum."""
         try:
             if self._raw:
-                return self._file.read(self.bands, **how)
-            masked = self._file.read(self.bands, masked=True, **how)
+                return self.file.read(self.bands, **how)
+            masked = self.file.read(self.bands, masked=True, **how)
         except Exception as error:  # GDAL raises errors of many kinds on damaged files
             raise InputError(f"scene {self.path} cannot be decoded ({_short(error)})") from None
         return masked.astype(np.float32).filled(np.nan)
@@ -218,8 +215,8 @@ class Raster(Scene):
         """Return the values of each band that become 0 and 255, (3, 1, 1) each."""
         shape = [min(SAMPLE, length) for length in (self.height, self.width)]
         values = self._values(out_shape=(3, *shape), resampling=Resampling.nearest).reshape(3, -1)
-        values = np.where(np.isfinite(values), values, np.nan)
-        kind = np.dtype(self._file.dtypes[0])
+        values[~np.isfinite(values)] = np.nan
+        kind = np.dtype(self.file.dtypes[0])
         limits = np.finfo(kind) if kind.kind == "f" else np.iinfo(kind)
         fills = np.array([*FILLS, limits.min, limits.max], np.float32)
         filled = (values == values[0]).all(axis=0) & np.isin(values[0], fills)
@@ -239,24 +236,23 @@ def open_scene(path: str | os.PathLike, rules: RasterRules = RasterRules()) -> I
         raise InputError(f"scene {path} is not " + ("a file" if os.path.lexists(path) else "there"))
     with path.open("rb") as file:
         head = file.read(16)
-    driver = next((name for magic, name in DRIVERS.items() if head.startswith(magic)), None)
     if head.startswith(b"EHFA"):
         raise InputError(
             f"scene {path}: an Erdas Imagine file may refer to others; make a GeoTIFF of it: gdal_translate OLD NEW.tif"
         )
+    driver = next((name for magic, name in DRIVERS.items() if head.startswith(magic)), None)
     if driver is None or _turned(path):
         yield Scene(path, rules, driver is not None)
         return
     with rasterio.Env(**GDAL), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of files without georeference
-        with contextlib.ExitStack() as stack:
-            try:
-                file = stack.enter_context(rasterio.DatasetReader(str(path.absolute()), driver=[driver]))
-                scene = Raster(path, file, rules)
-            except InputError:
-                raise
-            except Exception as error:  # as in Raster
-                raise InputError(f"scene {path} cannot be opened ({_short(error)})") from None
+        try:
+            scene = Raster(path, rasterio.DatasetReader(str(path.absolute()), driver=[driver]), rules)
+        except InputError:
+            raise
+        except Exception as error:  # as in Raster
+            raise InputError(f"scene {path} cannot be opened ({_short(error)})") from None
+        with scene.file:
             yield scene
 
 
@@ -288,9 +284,9 @@ def _check_promises(path: Path, file: rasterio.DatasetReader) -> None:
 
 def _chosen_bands(path: Path, file: rasterio.DatasetReader, rules: RasterRules) -> list[int]:
     if rules.bands:
-        if max(rules.bands) > file.count:
+        if min(rules.bands) < 1 or max(rules.bands) > file.count:
             asked = " ".join(map(str, rules.bands))
-            raise InputError(f"scene {path} has {file.count} bands; --bands {asked} asks for more")
+            raise InputError(f"scene {path} has {file.count} bands, from 1 on; --bands {asked} asks for others")
         return list(rules.bands)
     named = {colour: band for band, colour in enumerate(file.colorinterp, start=1)}
     colours = ColorInterp.red, ColorInterp.green, ColorInterp.blue
@@ -308,11 +304,8 @@ def _stored_form(file: rasterio.DatasetReader, bands: list[int]) -> dict[str, An
         for value, colour in file.colormap(1).items():
             palette[value] = colour[:3]
     bits = min(max(int(file.tags(1, ns="IMAGE_STRUCTURE").get("NBITS", 8)), 1), 8)
-    return {
-        "palette": palette,
-        "bits": bits,
-        "white_is_zero": file.tags(ns="IMAGE_STRUCTURE").get("MINISWHITE") == "YES",
-    }
+    white_is_zero = file.tags(ns="IMAGE_STRUCTURE").get("MINISWHITE") == "YES"
+    return {"palette": palette, "bits": bits, "white_is_zero": white_is_zero}
 
 
 def _fitted(points: Sequence[Any]) -> rasterio.Affine | None:

@@ -14,15 +14,15 @@ import logging
 import os
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import filelock
+import grpc
 import numpy as np
-from pymilvus import DataType, MilvusClient
+from pymilvus import DataType, MilvusClient, MilvusException
 
-from utils import InputError, RunError, check_writable
+from utils import InputError, RunError, check_writable, printable
 
 for chatty in ("pymilvus", "milvus_lite", "grpc"):  # they log errors that reach us as exceptions
     logging.getLogger(chatty).setLevel(logging.CRITICAL + 1)
@@ -30,14 +30,15 @@ for chatty in ("pymilvus", "milvus_lite", "grpc"):  # they log errors that reach
 ROWS, MARK = "galr", "galr_mark"
 NOWHERE = 1000.0  # degrees: the place of what has none; Milvus Lite knows no missing numbers
 PATH_BYTES = 4096
+PLACE = ("west", "south", "east", "north")
 CHUNK = 40_000  # bytes of the mark in a row: a text field holds 65,535
 MOST = 16_384  # rows that Milvus gives at once
 SERVER = re.compile(r"(https?|tcp)://")
 BATCH = 8192  # rows that are read at a time
-WRITING = ("create_collection", "upsert", "delete", "flush", "drop_index", "create_index")
 LARGE = 50_000  # rows from which FAISS scans a folder's vectors, in two thirds of the time of Milvus Lite's own code
 FLAT = {"index_type": "FLAT", "metric_type": "COSINE"}
 SCAN = {"index_type": "IVF_FLAT", "metric_type": "COSINE", "params": {"params": {"nlist": 1}}}  # one list holds all
+ESCAPES = str.maketrans({"\\": "\\\\", '"': '\\"', "\n": "\\n", "\r": "\\r", "\t": "\\t"})
 
 
 class Record(NamedTuple):
@@ -60,6 +61,13 @@ class Record(NamedTuple):
     east: float = NOWHERE
     north: float = NOWHERE
 
+    def __str__(self) -> str:
+        """Return the path, and the window in it if it is one of several, fit to be shown."""
+        path = printable(self.path)
+        if self.windows == 1:
+            return path
+        return f"{path} [rows {self.top}-{self.bottom}, columns {self.left}-{self.right}]"
+
     @property
     def key(self) -> str:
         """Return the row's primary key."""
@@ -70,6 +78,13 @@ class Record(NamedTuple):
         """Return first row, end row, first column, end column."""
         return self.top, self.bottom, self.left, self.right
 
+    @property
+    def place(self) -> list[float] | None:
+        """Return west, south, east, north from -180 to 180, west > east where they cross that meridian; or None."""
+        if self.west == NOWHERE:
+            return None
+        return [self.west, self.south, self.east - 360 * (self.east > 180), self.north]
+
 
 class Hit(NamedTuple):
     """Hold a row that was found: its cosine with the query, its record and its vector (D,)."""
@@ -79,8 +94,7 @@ class Hit(NamedTuple):
     vector: np.ndarray
 
 
-@dataclass(frozen=True)
-class Mark:
+class Mark(NamedTuple):
     """Describe the model and the options that made an index.
 
     checkpoint, sha256: its path and the digest of its content. options, words, rules: as the model takes them
@@ -102,30 +116,28 @@ class Mark:
 
     def differs(self, other: Mark) -> list[str]:
         """Return the names of what differs so that the vectors of two marks do not belong together."""
-
-        def compared(mark: Mark) -> dict[str, Any]:
-            options = {"model": mark.options["model"], "image_size": mark.options["dataset"]["image_size"]}
-            same = ("words", "rules", "images", "scales", "bands", "stretch")
-            return {"checkpoint": mark.sha256} | {name: getattr(mark, name) for name in same} | options
-
-        theirs = compared(other)
-        return [name for name, value in compared(self).items() if value != theirs[name]]
+        same = ("words", "rules", "images", "scales", "bands", "stretch")
+        found = [name for name in same if getattr(self, name) != getattr(other, name)]
+        found += ["checkpoint"] if self.sha256 != other.sha256 else []
+        found += ["model"] if self.options["model"] != other.options["model"] else []
+        sizes = {mark.options["dataset"]["image_size"] for mark in (self, other)}
+        return found + (["image_size"] if len(sizes) > 1 else [])
 
 
 class Index:
-    """Read and write an open index. Every method raises RunError where Milvus cannot go on."""
+    """Read and write an open index by Milvus's client, whose errors `open_index` puts into one line."""
 
     def __init__(self, address: str, client: MilvusClient) -> None:
-        self.address, self._client, self.is_folder = address, client, not SERVER.match(address)
+        self.address, self.client = address, client
         for name in (ROWS, MARK):
-            if self._call("has_collection", name):
-                self._call("load_collection", name)
+            if client.has_collection(name):
+                client.load_collection(name)
 
     def mark(self) -> Mark | None:
         """Return the mark; None for a new index. Raises InputError for a damaged one."""
-        if not self._call("has_collection", MARK):
+        if not self.client.has_collection(MARK):
             return None
-        rows = self._call("query", MARK, filter='key >= ""', output_fields=["key", "text"])
+        rows = self.client.query(MARK, filter='key >= ""', output_fields=["key", "text"])
         text = "".join(row["text"] for row in sorted(rows, key=lambda row: row["key"]))
         if not text:
             return None  # killed between making the collection and writing the mark
@@ -136,99 +148,86 @@ class Index:
 
     def write_mark(self, mark: Mark) -> None:
         """Make the collections where they are missing, and write the mark."""
-        text = json.dumps(asdict(mark))
-        chunks = [text[i : i + CHUNK] for i in range(0, len(text), CHUNK)]
         none = [0.0, 1.0]  # Milvus wants a vector in every row
-        self._make(ROWS, mark.dim, {"path": PATH_BYTES}, Record._fields[1:])
-        self._make(MARK, len(none), {"text": 65_535}, ())
-        rows = [{"key": f"{i:04d}", "vector": none, "text": chunk} for i, chunk in enumerate(chunks)]
-        self._call("upsert", MARK, rows)
-        self._call("flush", MARK)
+        self._make(ROWS, mark.dim, path=PATH_BYTES)
+        self._make(MARK, len(none), text=65_535)
+        text = json.dumps(mark._asdict())
+        chunks = [text[i : i + CHUNK] for i in range(0, len(text), CHUNK)]
+        self.client.upsert(MARK, [{"key": f"{i:04d}", "vector": none, "text": one} for i, one in enumerate(chunks)])
+        self.client.flush(MARK)
 
-    def complete(self, mark: Mark) -> None:
-        """Note that every file was seen to, flush everything to disk, and let FAISS scan a large folder."""
-        self._call("flush", ROWS)
-        kind = self._call("describe_index", ROWS, "vector") or {}
-        if self.is_folder and self.count() >= LARGE and kind.get("index_type") != SCAN["index_type"]:
-            self._call("release_collection", ROWS)
-            if kind:  # not where a run was killed after the next line
-                self._call("drop_index", ROWS, "vector")
-            self._call("create_index", ROWS, _vector_index(SCAN))
-            self._call("load_collection", ROWS)
-        self.write_mark(replace(mark, complete=True))
-
-    def _make(self, name: str, dim: int, texts: dict[str, int], numbers: Sequence[str]) -> None:
-        if self._call("has_collection", name):
+    def _make(self, name: str, dim: int, **lengths: int) -> None:
+        if self.client.has_collection(name):
             return
         schema = MilvusClient.create_schema(auto_id=False, enable_dynamic_field=False)
         schema.add_field("key", DataType.VARCHAR, is_primary=True, max_length=32)
         schema.add_field("vector", DataType.FLOAT_VECTOR, dim=dim)
-        for field, length in texts.items():
+        for field, length in lengths.items():
             schema.add_field(field, DataType.VARCHAR, max_length=length)
-        for field in numbers:
-            in_degrees = field in ("west", "south", "east", "north")
-            schema.add_field(field, DataType.DOUBLE if in_degrees else DataType.INT64)
-        how = {"schema": schema, "index_params": _vector_index(FLAT), "consistency_level": "Strong"}
-        self._call("create_collection", name, **how)
+        for field in Record._fields[1:] if name == ROWS else ():
+            schema.add_field(field, DataType.DOUBLE if field in PLACE else DataType.INT64)
+        how = {"schema": schema, "index_params": vector_index(FLAT), "consistency_level": "Strong"}
+        self.client.create_collection(name, **how)
 
-    def rows(self, vectors: bool = False, where: str = "") -> Iterator[tuple[Record, np.ndarray | None]]:
-        """Yield the record and, with `vectors`, the vector (D,) float32 of every row that meets a filter of Milvus."""
-        fields = [*Record._fields, "vector"] if vectors else list(Record._fields)
-        rows = self._call("query_iterator", ROWS, batch_size=BATCH, filter=where, output_fields=fields)
-        while batch := self._call("next", of=rows):
-            for row in batch:
-                yield _record(row), np.asarray(row["vector"], np.float32) if vectors else None
+    def complete(self, mark: Mark) -> None:
+        """Note that every file was seen to, flush everything to disk, and let FAISS scan a large folder."""
+        self.client.flush(ROWS)
+        kind = self.client.describe_index(ROWS, "vector") or {}
+        is_large = not SERVER.match(self.address) and self.count() >= LARGE
+        if is_large and kind.get("index_type") != SCAN["index_type"]:
+            self.client.release_collection(ROWS)
+            if kind:  # not where a run was killed after the next line
+                self.client.drop_index(ROWS, "vector")
+            self.client.create_index(ROWS, vector_index(SCAN))
+            self.client.load_collection(ROWS)
+        self.write_mark(mark._replace(complete=True))
+
+    def rows(self, where: str = "") -> Iterator[tuple[Record, np.ndarray]]:
+        """Yield the record and the vector (D,) float32 of every row that meets a filter of Milvus."""
+        for row in self._query(where, "vector"):
+            yield _record(row), np.asarray(row["vector"], np.float32)
 
     def records(self) -> Iterator[Record]:
         """Yield the record of every row."""
-        return (record for record, _ in self.rows())
+        return map(_record, self._query(""))
+
+    def _query(self, where: str, *more: str) -> Iterator[dict[str, Any]]:
+        fields = [*Record._fields, *more]
+        found = self.client.query_iterator(ROWS, batch_size=BATCH, filter=where, output_fields=fields)
+        while batch := found.next():
+            yield from batch
 
     def find(self, path: str) -> list[tuple[Record, np.ndarray]]:
         """Return the rows of a path, in the order of their windows; none for a path that is not in the index."""
-        return sorted(self.rows(vectors=True, where=f"path == {quoted(path)}"), key=lambda row: row[0])
+        return sorted(self.rows(f"path == {quoted(path)}"), key=lambda row: row[0])
 
     def put(self, records: Sequence[Record], vectors: np.ndarray) -> None:
         """Write rows (n, D), in place of those of the same key."""
         pairs = zip(records, vectors, strict=True)
-        self._call("upsert", ROWS, [{"key": one.key, "vector": vector, **one._asdict()} for one, vector in pairs])
+        self.client.upsert(ROWS, [{"key": one.key, "vector": vector, **one._asdict()} for one, vector in pairs])
 
     def drop(self, keys: Sequence[str]) -> None:
         """Delete rows by key."""
         for i in range(0, len(keys), MOST):
-            self._call("delete", ROWS, ids=list(keys[i : i + MOST]))
+            self.client.delete(ROWS, ids=list(keys[i : i + MOST]))
 
     def count(self) -> int:
         """Return the number of rows."""
-        return self._call("query", ROWS, output_fields=["count(*)"])[0]["count(*)"]
+        return self.client.query(ROWS, output_fields=["count(*)"])[0]["count(*)"]
 
     def search(self, vector: np.ndarray, top: int, where: str = "") -> list[Hit]:
         """Return the `top` rows of the largest cosine with a vector (D,), best first; equal ones by path and window.
 
         where: a filter of Milvus that they meet.
         """
-        how = {"limit": min(top, MOST), "filter": where, "output_fields": [*Record._fields, "vector"]}
-        [found] = self._call("search", ROWS, [vector], **how)
+        fields = [*Record._fields, "vector"]
+        [found] = self.client.search(ROWS, [vector], limit=min(top, MOST), filter=where, output_fields=fields)
         hits = [Hit(hit["distance"], _record(hit["entity"]), np.asarray(hit["entity"]["vector"])) for hit in found]
         return sorted(hits, key=lambda hit: (-hit.score, hit.record))
 
-    def _call(self, method: str, *arguments: Any, of: Any = None, **options: Any) -> Any:
-        """Call a method of the client, or `of` another object of Milvus. Raises RunError of one line."""
-        try:
-            return getattr(of or self._client, method)(*arguments, **options)
-        except MemoryError:
-            raise
-        except Exception as error:  # Milvus Lite lets errors of many kinds through
-            reason = _reason(error)
-            if any(sign in reason for sign in ("No space left", "File too large", "Disk quota")):
-                message = f"no room on the disk ({reason}); make room and run the same command again"
-            elif method in WRITING:
-                message = f"cannot be written ({reason}); run the same command again"
-            else:
-                message = f"cannot be read ({reason}); it may be damaged: remove it and make it anew"
-            raise RunError(f"index {self.address}: {message}") from None
 
-
-def _vector_index(how: dict[str, Any]) -> Any:
+def vector_index(how: dict[str, Any]) -> Any:
+    """Return what Milvus takes to index the vectors in one of its ways, such as FLAT."""
     index = MilvusClient.prepare_index_params()
     index.add_index("vector", **how)
     return index
@@ -236,17 +235,11 @@ def _vector_index(how: dict[str, Any]) -> Any:
 
 def quoted(text: str) -> str:
     """Return a text as Milvus reads it in a filter."""
-    for character, escape in (("\\", "\\\\"), ('"', '\\"'), ("\n", "\\n"), ("\r", "\\r"), ("\t", "\\t")):
-        text = text.replace(character, escape)
-    return f'"{text}"'
+    return f'"{text.translate(ESCAPES)}"'
 
 
 def _record(row: Any) -> Record:
     return Record(*(row[field] for field in Record._fields))
-
-
-def _reason(error: Exception) -> str:
-    return " ".join(str(getattr(error, "message", error)).split())[:200]
 
 
 # ---------------------------------------------------------------- opening
@@ -256,27 +249,29 @@ def _reason(error: Exception) -> str:
 def open_index(address: str, create: bool = False) -> Iterator[Index]:
     """Open an index, a folder NAME.db or a server; one process at a time has a folder open.
 
-    Raises InputError for one that is missing (unless `create`), damaged, in use, or in a folder that is not writable.
+    Raises InputError for one that is missing (unless `create`), damaged, in use, or in a folder that is not writable;
+    RunError where Milvus cannot go on.
     """
     is_server = bool(SERVER.match(address))
     if not is_server:
         _check_folder(Path(address), create)
+    client = None
     try:
         client = MilvusClient(address, token=os.environ.get("MILVUS_TOKEN", ""))
-    except Exception as error:  # as in Index
-        if is_server:
-            raise InputError(
-                f"no Milvus server answers at {address} ({_reason(error)}); if it asks for a token, set MILVUS_TOKEN"
-            ) from None
-        raise InputError(f"index {address} cannot be opened; it is damaged: remove it and make it anew") from None
-    try:
         index = Index(address, client)
         if not create:
             read_mark(index)
         yield index
+    except (MilvusException, grpc.RpcError) as error:
+        advice = "is the server there, and MILVUS_TOKEN set if it asks for one?"
+        if not is_server:
+            advice = "make room if the disk is full; if not, it may be damaged: remove it and make it anew"
+        reason = " ".join(str(getattr(error, "message", error)).split())[:200]
+        raise RunError(f"index {address}: Milvus failed ({reason}); {advice}") from None
     finally:
-        with contextlib.suppress(Exception):
-            client.close()
+        if client:
+            with contextlib.suppress(Exception):
+                client.close()
         if not is_server:
             from milvus_lite.server_manager import server_manager_instance
 
@@ -301,9 +296,10 @@ def _check_folder(path: Path, create: bool) -> None:
     check_writable(path, "Milvus Lite locks every index that it opens; index")
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.exists():
+        lock = filelock.FileLock(path / "LOCK")  # that Milvus Lite takes
         try:
-            with filelock.FileLock(path / "LOCK", timeout=0):  # the lock that Milvus Lite takes
-                pass
+            lock.acquire(timeout=0)
+            lock.release()
         except filelock.Timeout:
             raise InputError(
                 f"index {path} is in use by another program; wait for it, or serve it to many: milvus-lite server "

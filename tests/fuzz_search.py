@@ -26,18 +26,17 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import fuzz
 import numpy as np
 import rasterio
-from PIL import Image
 from rasterio.control import GroundControlPoint
-from rasterio.transform import from_origin
 
 from bench import peak_mib
 from search.pictures import records_of
 from search.rasters import RasterRules, open_scene
 from search.store import Mark, Record, open_index, read_mark
+from tests.searching import write
+from tests.test_search_forms import FORMS, WIDE
 from tests.test_search_leaks import unopened
 from utils import InputError, RunError
 
-SIDE = 48
 ROWS = 60
 SECRETS = ("secret.tif", "fuzzed.tif.ovr", "fuzzed.tif.msk", "fuzzed.tfw", "fuzzed.tif.aux.xml", "fuzzed_RPC.TXT")
 LIBRARIES = (sys.prefix, sys.base_prefix, str(Path(np.__file__).parents[1]), str(Path(__file__).resolve().parents[1]))
@@ -54,41 +53,21 @@ def watch(event: str, arguments: tuple) -> None:
 
 
 def scene_files(folder: Path) -> None:
-    """Write a scene of every form that is read, small."""
-    folder.mkdir()
-    rng = np.random.default_rng(0)
-    rgb = rng.integers(0, 256, (3, SIDE, SIDE), np.uint8)
-    picture = Image.fromarray(np.moveaxis(rgb, 0, -1))
-    place = {"crs": "EPSG:32633", "transform": from_origin(5e5, 5e6, 1, 1)}
-    forms = {
-        "plain": (rgb, place),
-        "tiled": (rgb, place | {"tiled": True, "blockxsize": 16, "blockysize": 16, "compress": "deflate"}),
-        "jpeg": (rgb, {"compress": "jpeg", "photometric": "ycbcr"}),
-        "wide": (rgb.astype(np.uint16) * 9, {"compress": "lzw", "predictor": 2, "nodata": 0}),
-        "float": (rgb.astype(np.float32), {"compress": "zstd", "bigtiff": "yes"}),
-        "bits": (rgb[:1] >> 7, {"nbits": 1, "photometric": "MINISWHITE"}),
-        "bands": (np.repeat(rgb, 3, axis=0), {"interleave": "band"}),
-    }
-    for name, (bands, how) in forms.items():
-        size = {"count": len(bands), "height": SIDE, "width": SIDE, "dtype": bands.dtype.name}
-        with rasterio.open(folder / f"{name}.tif", "w", driver="GTiff", **size | how) as file:
-            file.write(bands)
-            if name == "wide":
-                file.gcps = [GroundControlPoint(y, x, 15 + x, 45 - y) for y in (0, 9) for x in (0, 9)], "EPSG:4326"
-            if name == "tiled":
-                file.update_tags(ns="OVERVIEW", FILE="secret.tif")
-                file.build_overviews([2])
-    how = {"driver": "JP2OpenJPEG", "count": 3, "height": SIDE, "width": SIDE, "dtype": "uint8"}
-    with rasterio.open(folder / "a.jp2", "w", **how | place) as file:
-        file.write(rgb)
-    for suffix in ("png", "jpg", "gif", "webp", "bmp"):
-        picture.save(folder / f"a.{suffix}")
-    for stray in folder.glob("*.aux.xml"):
-        stray.unlink()
+    """Write a small scene of every form that is read."""
+    for i, save in enumerate((FORMS | WIDE).values()):
+        (folder / str(i)).mkdir(parents=True)
+        path = save(folder / str(i))
+        path.rename(folder / f"{i}{path.suffix}")
+    bands = np.random.default_rng(0).integers(0, 256, (9, 48, 48), np.uint8)
+    points = [GroundControlPoint(y, x, 15 + x, 45 - y) for y in (0, 9) for x in (0, 9)]
+    write(folder / "a.jp2", bands[:3], driver="JP2OpenJPEG", crs="EPSG:32633")
+    with rasterio.open(write(folder / "bands.tif", bands, gcps=points, crs="EPSG:4326"), "r+") as file:
+        file.update_tags(ns="OVERVIEW", FILE="secret.tif")
+        file.build_overviews([2])
 
 
 def scenes(folder: Path, rng: random.Random) -> None:
-    source = rng.choice(sorted((folder / "scenes").iterdir()))
+    source = rng.choice(sorted(path for path in (folder / "scenes").iterdir() if path.suffix not in ("", ".xml")))
     path = folder / f"fuzzed{source.suffix}"
     path.write_bytes(fuzz.mutate(source.read_bytes(), rng))
     strays.clear()
@@ -140,7 +119,7 @@ def ask(path: Path, fault: Path) -> None:
             read_mark(index)
             index.search(np.ones(8, np.float32), 20, 'path >= "a/"')
             index.find("a/7.png")
-            list(index.rows(vectors=True))
+            list(index.rows())
         assert not strays, strays
         assert peak_mib() < before + 2048, f"{peak_mib() - before:.0f} MiB more"
     except BaseException:  # the parent tells of it
@@ -149,29 +128,27 @@ def ask(path: Path, fault: Path) -> None:
     os._exit(0)
 
 
-READERS: tuple[Callable, ...] = (scenes, indexes)
+READERS: dict[str, Callable] = {"scenes": scenes, "indexes": indexes}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=20, help="in all (default 20)")
     parser.add_argument("--seed", type=int, default=0, help="another seed, other inputs (default 0)")
-    parser.add_argument("--readers", nargs="+", choices=[reader.__name__ for reader in READERS], help="default: both")
+    parser.add_argument("--readers", nargs="+", choices=READERS, default=list(READERS), help="default: both")
     parser.add_argument("--faults", type=Path, default=Path("faults"), help="folder for what went wrong")
     arguments = parser.parse_args()
-    readers = [reader for reader in READERS if not arguments.readers or reader.__name__ in arguments.readers]
     fuzz.MEMORY = 2 * 2**30
     with tempfile.TemporaryDirectory() as temporary:
         template = Path(temporary) / "template"
-        template.mkdir()
         scene_files(template / "scenes")
         for name in SECRETS:
-            shutil.copy(template / "scenes/plain.tif", template / name)
+            shutil.copy(template / "scenes/bands.tif", template / name)
         maker = multiprocessing.get_context("spawn").Process(target=make_index, args=(template,))
         maker.start()  # Milvus Lite leaves threads behind, which a fork does not bear
         maker.join()
         sys.addaudithook(watch)
-        sys.exit(fuzz.fuzz(readers, template, arguments))
+        sys.exit(fuzz.fuzz([READERS[name] for name in arguments.readers], template, arguments))
 
 
 if __name__ == "__main__":

@@ -16,15 +16,12 @@ import numpy as np
 import pytest
 import torch
 
-pytest.importorskip("cv2", reason="pip install -r requirements-search.txt")
-pytest.importorskip("pymilvus", reason="pip install -r requirements-search.txt")
-pytest.importorskip("rasterio", reason="pip install -r requirements-search.txt")
-
 import vocab
 from layers import build_model
 from option import load_options
 from search.store import open_index
-from tests.conftest import Outcome, command_line, environment, run_process
+from tests.conftest import command_line, environment, run_process
+from tests.searching import vectors
 
 pytestmark = pytest.mark.slow
 COPIES = 20  # of each of the 20 images
@@ -57,19 +54,15 @@ def started(line: str, folder: Path) -> subprocess.Popen[str]:
     return subprocess.Popen(command_line(line), cwd=folder, env=environment(), **quiet)
 
 
-def rows(index: str) -> dict[str, np.ndarray]:
-    """Path -> vector. A path that is there twice is an error."""
-    found: dict[str, np.ndarray] = {}
-    with open_index(index) as opened:
-        assert opened.count() == sum(1 for _ in opened.records())
-        for record, vector in opened.rows(vectors=True):
-            assert record.path not in found
-            found[record.path] = vector
-    return found
+def wait_for(path: str, process: subprocess.Popen[str]) -> None:
+    """Wait until a process has made a file, has ended, or a minute is over."""
+    latest = time.monotonic() + 60
+    while not Path(path).exists() and process.poll() is None and time.monotonic() < latest:
+        time.sleep(0.02)
 
 
 def assert_equal(index: str, whole: dict[str, np.ndarray]) -> None:
-    found = rows(index)
+    found = vectors(index)
     assert found.keys() == whole.keys()
     for path, vector in whole.items():
         np.testing.assert_allclose(found[path], vector, atol=1e-5, err_msg=path)
@@ -77,14 +70,12 @@ def assert_equal(index: str, whole: dict[str, np.ndarray]) -> None:
 
 def test_kills_lose_nothing_and_double_nothing(folder: Path) -> None:
     assert run_process(command("whole.db"), folder).status == 0
-    whole = rows("whole.db")
+    whole = vectors("whole.db")
     assert len(whole) == 20 * COPIES
     rng, counts = random.Random(0), []
     for _ in range(KILLS):
         with started(command("i.db"), folder) as process:
-            latest = time.monotonic() + 60
-            while not Path("i.db/LOCK").exists() and process.poll() is None and time.monotonic() < latest:
-                time.sleep(0.02)
+            wait_for("i.db/LOCK", process)
             time.sleep(rng.uniform(0, 8) if not counts or counts[-1] < 350 else rng.uniform(0, 3))
             process.send_signal(signal.SIGKILL)
         if (folder / "i.db").exists():
@@ -98,30 +89,25 @@ def test_kills_lose_nothing_and_double_nothing(folder: Path) -> None:
     assert_equal("i.db", whole)
 
 
-def limited(command: str, folder: Path, limit: int) -> Outcome:
-    """Run a command whose files cannot grow beyond so many bytes."""
-    return run_process(command, folder, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)))
-
-
 def test_a_full_disk_is_one_line_and_the_same_command_goes_on(folder: Path) -> None:
     assert run_process(command("whole.db"), folder).status == 0
-    ended = limited(command("i.db"), folder, 60_000)
+    limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))  # noqa: E731 - bytes of a file
+    ended = run_process(command("i.db"), folder, preexec_fn=limit)
     assert ended.status == 3, ended.err
-    assert "no room on the disk" in ended.message and "i.db" in ended.message
+    assert "make room if the disk is full" in ended.message and "i.db" in ended.message
     assert run_process(command("i.db"), folder).status == 0
-    assert_equal("i.db", rows("whole.db"))
+    assert_equal("i.db", vectors("whole.db"))
 
 
 def test_files_that_vanish_meanwhile_are_counted_and_stop_nothing(folder: Path) -> None:
     with started(command("i.db"), folder) as process:
-        while not Path("i.db/collections/galr").exists() and process.poll() is None:
-            time.sleep(0.02)
+        wait_for("i.db/collections/galr", process)
         for copy in range(10, COPIES):
             shutil.rmtree(f"many/{copy}")
         _, error = process.communicate(timeout=120)
     assert process.returncode == 0 and "Traceback" not in error, error
     assert run_process(command("i.db"), folder).status == 0
-    assert len(rows("i.db")) == 200
+    assert len(vectors("i.db")) == 200
 
 
 def obey_modes() -> None:
@@ -140,8 +126,7 @@ def test_a_folder_that_is_read_only_is_named(folder: Path) -> None:
 
 def test_two_writers_are_kept_apart(folder: Path) -> None:
     with started(command("i.db"), folder) as process:
-        while not Path("i.db/collections/galr").exists() and process.poll() is None:
-            time.sleep(0.02)
+        wait_for("i.db/collections/galr", process)
         second = run_process(command("i.db"), folder)
         first_had_ended = process.poll() is not None
         process.communicate(timeout=120)
@@ -149,4 +134,4 @@ def test_two_writers_are_kept_apart(folder: Path) -> None:
     assert second.status == (0 if first_had_ended else 2), second.err
     if not first_had_ended:
         assert "is in use" in second.message
-    assert len(rows("i.db")) == 400
+    assert len(vectors("i.db")) == 400

@@ -9,66 +9,50 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
-pytest.importorskip("cv2", reason="pip install -r requirements-search.txt")
-pytest.importorskip("milvus_lite", reason="pip install -r requirements-search.txt")
-pytest.importorskip("pymilvus", reason="pip install -r requirements-search.txt")
-pytest.importorskip("rasterio", reason="pip install -r requirements-search.txt")
-
 import rasterio
 from PIL import Image
 
-from search.rasters import open_scene
 from search.store import open_index, read_mark
 from tests.conftest import Outcome
-from tests.searching import rows, write_scene
+from tests.searching import SENTENCE, rows, seen, write, write_scene
 from util.images import decode
 from util.regions.rules import read_rules, sample
 
 pytestmark = pytest.mark.usefixtures("short_trunk")
-SENTENCE = "there are two red vehicles in the road"
 
 
-def test_hostile_files_are_counted_and_stop_nothing(index: Callable[..., Outcome], work: Path) -> None:
-    folder = work / "mine"
-    folder.mkdir()
-    shutil.copy(work / "data/images/demo_0000.png", folder / "good.png")
-    source = "<SourceFilename>/etc/passwd</SourceFilename>"
-    (folder / "reads_others.tif").write_text(
+@pytest.fixture
+def mine(work: Path) -> Path:
+    """Make a folder of one good picture."""
+    (work / "mine").mkdir()
+    shutil.copy(work / "data/images/demo_0000.png", work / "mine/good.png")
+    return work / "mine"
+
+
+def test_hostile_files_are_counted_and_stop_nothing(index: Callable[..., Outcome], work: Path, mine: Path) -> None:
+    (mine / "reads_others.tif").write_text(
         '<VRTDataset rasterXSize="9" rasterYSize="9"><VRTRasterBand dataType="Byte" band="1"><SimpleSource>'
-        f"{source}</SimpleSource></VRTRasterBand></VRTDataset>"
+        "<SourceFilename>/etc/passwd</SourceFilename></SimpleSource></VRTRasterBand></VRTDataset>"
     )
-    huge = {"driver": "GTiff", "count": 3, "dtype": "uint8", "sparse_ok": True, "tiled": True}
-    with rasterio.open(
-        folder / "promises.tif", "w", height=60_000, width=60_000, blockxsize=4096, blockysize=4096, **huge
-    ):
+    huge = {"driver": "GTiff", "count": 3, "dtype": "uint8", "tiled": True}
+    tiles = {"sparse_ok": True, "blockxsize": 4096, "blockysize": 4096}
+    with rasterio.open(mine / "promises.tif", "w", height=60_000, width=60_000, **huge | tiles):
         pass
-    with rasterio.open(
-        folder / "one_block.tif",
-        "w",
-        height=9600,
-        width=9600,
-        blockxsize=9600,
-        blockysize=9600,
-        compress="deflate",
-        **huge | {"sparse_ok": False},
-    ) as file:
+    block = {"compress": "deflate", "blockxsize": 9600, "blockysize": 9600}
+    with rasterio.open(mine / "one_block.tif", "w", height=9600, width=9600, **huge | block) as file:
         file.write(np.zeros((3, 16, 16), np.uint8), window=rasterio.windows.Window(0, 0, 16, 16))
-    with rasterio.open(folder / "complex.tif", "w", driver="GTiff", count=1, height=9, width=9, dtype="complex64"):
-        pass
-    (folder / "cut.tif").write_bytes((folder / "complex.tif").read_bytes()[:200])
-    (folder / "outside.png").symlink_to(work / "data/images/demo_0001.png")
-    (folder / "nowhere.png").symlink_to("nothing.png")
+    write(mine / "complex.tif", np.zeros((1, 9, 9), np.complex64))
+    (mine / "cut.tif").write_bytes((mine / "complex.tif").read_bytes()[:200])
+    (mine / "outside.png").symlink_to(work / "data/images/demo_0001.png")
+    (mine / "nowhere.png").symlink_to("nothing.png")
     ended = index("", "mine", "none")
     assert ended.status == 0
     assert "7 files were not read" in ended.message
     assert rows().keys() == {"good.png"}
 
 
-def test_of_a_scene_that_is_damaged_in_part_no_window_is_kept(index: Callable[..., Outcome], work: Path) -> None:
-    path = work / "mine/scene.tif"
-    write_scene(path, bands=3, dtype="uint8")
-    shutil.copy(work / "data/images/demo_0000.png", work / "mine/good.png")
+def test_of_a_scene_that_is_damaged_in_part_no_window_is_kept(index: Callable[..., Outcome], mine: Path) -> None:
+    path = write_scene(mine / "scene.tif", bands=3, dtype="uint8")
     path.write_bytes(path.read_bytes()[: path.stat().st_size * 2 // 3])
     ended = index("--scales 64", "mine", "none")
     assert ended.status == 0 and "1 files were not read" in ended.err and "scene.tif" in ended.err
@@ -79,30 +63,27 @@ def test_of_a_scene_that_is_damaged_in_part_no_window_is_kept(index: Callable[..
 def test_a_picture_becomes_the_pixels_that_training_makes_of_it(work: Path) -> None:
     rng = np.random.default_rng(0)
     Image.fromarray(rng.integers(0, 255, (90, 130, 3)).astype(np.uint8)).save("a.png")
-    with open_scene("a.png") as scene:
-        made = sample(scene.read((0, 90, 0, 130)), 64, read_rules("zeros"))
+    made = sample(Image.fromarray(seen(Path("a.png"))), 64, read_rules("zeros"))
     np.testing.assert_array_equal(made[0], decode("a.png", 64))
 
 
 def test_a_folder_that_was_moved_is_named_and_nothing_is_encoded_again(
-    index: Callable[..., Outcome], run: Callable[[str], Outcome], work: Path
+    index: Callable[..., Outcome], work: Path
 ) -> None:
     assert index().status == 0
     (work / "data/images").rename(work / "elsewhere")
-    assert "--moved" in index("--add", "elsewhere").message
+    refused = index("--add", "elsewhere")
+    assert refused.status == 2 and "--moved" in refused.message and str(work / "data/images") in refused.message
     ended = index("--add --moved", "elsewhere")
     assert ended.status == 0 and "0 files new or changed, 0 gone" in ended.out
     with open_index("i.db") as opened:
         assert read_mark(opened).images == str(work / "elsewhere")
 
 
-def test_what_is_left_out_is_counted_and_named(index: Callable[..., Outcome], work: Path) -> None:
-    folder = work / "mine"
-    folder.mkdir()
-    shutil.copy(work / "data/images/demo_0000.png", folder / "good.png")
+def test_what_is_left_out_is_counted_and_named(index: Callable[..., Outcome], work: Path, mine: Path) -> None:
     for name in ("a.heic", "b.heic", "notes.txt"):
-        (folder / name).write_bytes(b"x")
-    (folder / "linked").symlink_to(work / "data/images")
+        (mine / name).write_bytes(b"x")
+    (mine / "linked").symlink_to(work / "data/images")
     ended = index("", "mine", "none")
     assert "2 .heic, 1 .txt" in ended.out
     assert "1 files were not read" in ended.err and "linked" in ended.err
@@ -111,21 +92,19 @@ def test_what_is_left_out_is_counted_and_named(index: Callable[..., Outcome], wo
 
 
 def test_control_characters_of_a_name_are_escaped(
-    index: Callable[..., Outcome], run: Callable[[str], Outcome], work: Path
+    index: Callable[..., Outcome], run: Callable[[str], Outcome], mine: Path
 ) -> None:
-    folder = work / "mine"
-    folder.mkdir()
     names = ["new\nline.png", "\x1b[31mRED.png", "\x9b31m.png", "right\u202eleft.png"]
     for name in names:
-        shutil.copy(work / "data/images/demo_0000.png", folder / name)
-    (folder / "\x1b[2Jbad.png").write_bytes(b"x")
+        shutil.copy(mine / "good.png", mine / name)
+    (mine / "\x1b[2Jbad.png").write_bytes(b"x")
     made = index("", "mine", "none")
     query = f"-m search.query --index i.db --text '{SENTENCE}' --device cpu"
     shown, as_json = run(query), run(f"{query} --json")
     for text in (made.out, made.err, shown.out, as_json.out):
         assert not set(text) & {"\x1b", "\x9b", "\u202e"}
-    assert len([line for line in shown.out.splitlines() if line[:4].strip().isdigit()]) == 4
+    assert len([line for line in shown.out.splitlines() if line[:4].strip().isdigit()]) == 5
     assert "new\\nline.png" in shown.out and "\\x1b[2Jbad.png" in made.err
-    assert {one["path"] for one in json.loads(as_json.out)} == set(names)
+    assert {one["path"] for one in json.loads(as_json.out)} == {"good.png", *names}
     refused = run("-m search.query --index i.db --image '\x1b[31mno.png' --device cpu")
     assert "\\x1b[31mno.png" in refused.message and "\x1b" not in refused.message

@@ -9,21 +9,16 @@ import shutil
 import socket
 from collections.abc import Iterator
 from pathlib import Path
-from xml.sax.saxutils import escape
 
 import numpy as np
 import pytest
-
-pytest.importorskip("cv2", reason="pip install -r requirements-search.txt")
-pytest.importorskip("pymilvus", reason="pip install -r requirements-search.txt")
-pytest.importorskip("rasterio", reason="pip install -r requirements-search.txt")
-
 import rasterio
 from PIL import EpsImagePlugin
 from rasterio.transform import from_origin
 
 from search.pictures import records_of
 from search.rasters import RasterRules, open_scene
+from tests.searching import write
 from utils import InputError
 
 IN_OPEN = 0x20  # linux/inotify.h
@@ -47,12 +42,9 @@ def unopened(*paths: Path) -> Iterator[None]:
         os.close(watch)
 
 
-def write(path: Path, value: int = OWN, side: int = 2048, **more: object) -> Path:
+def flat(path: Path, value: int = OWN, side: int = 2048, **more: object) -> Path:
     """Write a raster of one value, large enough that an overview is worth while."""
-    how = {"driver": "GTiff", "count": 3, "height": side, "width": side, "dtype": "uint8"} | more
-    with rasterio.open(path, "w", **how) as file:
-        file.write(np.full((how["count"], side, side), value, "uint8"))
-    return path
+    return write(path, np.full((3, side, side), value, np.uint8), **more)
 
 
 def look(path: Path) -> np.ndarray:
@@ -63,51 +55,31 @@ def look(path: Path) -> np.ndarray:
         return np.stack([np.asarray(scene.read((0, 64, 0, 64))), np.asarray(scene.overview(64))])
 
 
-def raw_vrt(secret: Path) -> str:
-    """Return a VRT that shows the bytes of any file as pixels."""
-    band = (
-        '<VRTRasterBand dataType="Byte" band="{}" subClass="VRTRawRasterBand"><SourceFilename relativeToVRT="0">'
-        f"{escape(str(secret))}</SourceFilename><ImageOffset>0</ImageOffset><PixelOffset>1</PixelOffset>"
-        "<LineOffset>64</LineOffset></VRTRasterBand>"
-    )
-    inner = f'<VRTDataset rasterXSize="64" rasterYSize="64">{"".join(map(band.format, (1, 2, 3)))}</VRTDataset>'
-    source = (
-        '<VRTRasterBand dataType="Byte" band="{0}"><SimpleSource><SourceFilename relativeToVRT="0">'
-        + escape(inner).replace("{", "{{").replace("}", "}}")
-        + "</SourceFilename><SourceBand>{0}</SourceBand>"
-        '<SrcRect xOff="0" yOff="0" xSize="64" ySize="64"/><DstRect xOff="0" yOff="0" xSize="1024" ySize="1024"/>'
-        "</SimpleSource></VRTRasterBand>"
-    )
-    return f'<VRTDataset rasterXSize="1024" rasterYSize="1024">{"".join(map(source.format, (1, 2, 3)))}</VRTDataset>'
-
-
-@pytest.mark.parametrize("form", ["vrt", "path", ":::BASE:::", "/vsizip/", "lower case"])
-def test_a_file_that_is_named_as_overviews_is_not_opened(tmp_path: Path, form: str) -> None:
-    secret = write(tmp_path / "secret.tif", SECRET, 1024)
-    if form == "/vsizip/":
-        secret = Path(shutil.make_archive(str(tmp_path / "z"), "zip", tmp_path, "secret.tif"))
-    names = {"vrt": raw_vrt(secret), ":::BASE:::": ":::BASE:::secret.tif", "/vsizip/": f"/vsizip/{secret}/secret.tif"}
-    path = write(tmp_path / "scene.tif")
-    with rasterio.open(path, "r+") as file:
-        key = "overview_file" if form == "lower case" else "OVERVIEW_FILE"
-        file.update_tags(ns="OVERVIEWS", **{key: names.get(form, str(secret))})
-    with unopened(secret), pytest.raises(InputError, match="names another file"):
-        look(path)
-
-
-@pytest.mark.parametrize(
-    "name", ["/vsicurl/http://{}/x.tif", "http://{}/x.tif", "/vsis3/bucket/x.tif", "WMS:http://{}"]
+RAW_VRT = (  # shows the bytes of any file as pixels
+    '<VRTDataset rasterXSize="64" rasterYSize="64"><VRTRasterBand dataType="Byte" band="1" subClass="VRTRawRasterBand">'
+    '<SourceFilename relativeToVRT="0">{secret}</SourceFilename><ImageOffset>0</ImageOffset>'
+    "<PixelOffset>1</PixelOffset><LineOffset>64</LineOffset></VRTRasterBand></VRTDataset>"
 )
-def test_an_address_is_not_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+NAMES = [RAW_VRT, "{secret}", ":::BASE:::secret.tif", "/vsizip/{folder}/z.zip/secret.tif"]
+ADDRESSES = ["/vsicurl/http://{host}/x.tif", "http://{host}/x.tif", "/vsis3/bucket/x.tif", "WMS:http://{host}"]
+
+
+@pytest.mark.parametrize("key", ["OVERVIEW_FILE", "overview_file"])
+@pytest.mark.parametrize("name", NAMES + ADDRESSES)
+def test_what_is_named_as_overviews_is_not_opened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, key: str
+) -> None:
+    secret = flat(tmp_path / "secret.tif", SECRET, 1024)
+    archive = Path(shutil.make_archive(str(tmp_path / "z"), "zip", tmp_path, "secret.tif"))
+    path = flat(tmp_path / "scene.tif")
     with socket.create_server(("127.0.0.1", 0)) as listener:
         listener.setblocking(False)
         host = f"127.0.0.1:{listener.getsockname()[1]}"
-        for key in ("AWS_S3_ENDPOINT", "http_proxy"):
-            monkeypatch.setenv(key, host)
-        path = write(tmp_path / "scene.tif")
+        monkeypatch.setenv("AWS_S3_ENDPOINT", host)
+        monkeypatch.setenv("http_proxy", host)
         with rasterio.open(path, "r+") as file:
-            file.update_tags(ns="OVERVIEWS", OVERVIEW_FILE=name.format(host))
-        with pytest.raises(InputError, match="names another file"):
+            file.update_tags(ns="OVERVIEWS", **{key: name.format(secret=secret, folder=tmp_path, host=host)})
+        with unopened(secret, archive), pytest.raises(InputError, match="names another file"):
             look(path)
         with pytest.raises(BlockingIOError):
             listener.accept()
@@ -119,10 +91,10 @@ def test_an_address_is_not_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 )
 def test_files_beside_a_scene_are_not_opened(tmp_path: Path, driver: str, suffix: str, place: bool) -> None:
     where = {"crs": "EPSG:32633", "transform": from_origin(5e5, 5e6, 1, 1)} if place else {}
-    path = write(tmp_path / f"scene{suffix}", driver=driver, **where)
+    path = flat(tmp_path / f"scene{suffix}", driver=driver, **where)
     for stray in tmp_path.glob("*.aux.xml"):
         stray.unlink()
-    secret = write(tmp_path / "secret.tif", SECRET, 1024)
+    secret = flat(tmp_path / "secret.tif", SECRET, 1024)
     beside = []
     ends = (".ovr", ".msk", ".aux", ".aux.xml", ".OVR")
     for end in (*ends, ".tfw", ".wld", ".j2w", ".pgw", ".rrd", ".prj", ".tab", "_RPC.TXT", ".RPB", "_rpc.txt", ".IMD"):
@@ -136,14 +108,14 @@ def test_files_beside_a_scene_are_not_opened(tmp_path: Path, driver: str, suffix
 @pytest.mark.parametrize("name", ["GTIFF_DIR:1:secret.tif", "zip!secret.tif", "secret.tif,x.tif", "a?b#c&d=%2e%2e.tif"])
 def test_a_name_is_a_name_and_no_connection(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.chdir(tmp_path)
-    secret = write(Path("secret.tif"), SECRET)
-    write(tmp_path / "plain.tif").rename(tmp_path / name)
+    secret = flat(Path("secret.tif"), SECRET)
+    flat(tmp_path / "plain.tif").rename(tmp_path / name)
     with unopened(secret):
         assert (look(Path(name)) == OWN).all()
 
 
 def test_overviews_within_the_file_are_read(tmp_path: Path) -> None:
-    path = write(tmp_path / "scene.tif", tiled=True)
+    path = flat(tmp_path / "scene.tif", tiled=True)
     with rasterio.open(path, "r+") as file:
         file.build_overviews([2, 4])
         assert file.overviews(1) == [2, 4]

@@ -9,20 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-pytest.importorskip("cv2", reason="pip install -r requirements-search.txt")
-pytest.importorskip("pymilvus", reason="pip install -r requirements-search.txt")
-pytest.importorskip("rasterio", reason="pip install -r requirements-search.txt")
-pytest.importorskip("safetensors", reason="pip install -r requirements-search.txt")
-
-from search import pictures
-from search.store import open_index
+from search import encoder
 from tests.conftest import Outcome
-from tests.searching import write_scene
+from tests.searching import SENTENCE, vectors, write_scene
 
 pytestmark = pytest.mark.usefixtures("short_trunk")
 Run = Callable[[str], Outcome]
 INDEX = "-m search.index --images data/images --workers 0 --device cpu"
-ASK = "-m search.query --text 'two red vehicles in the road' --top 20 --json --device cpu --index"
+ASK = f"-m search.query --text '{SENTENCE}' --top 20 --json --device cpu --index"
 
 
 @pytest.fixture
@@ -35,12 +29,7 @@ def shared(scored_run: Path, run: Run) -> Path:
     return scored_run / "models/tiny"
 
 
-def vectors(index: str) -> dict[str, np.ndarray]:
-    with open_index(index) as opened:
-        return {record.path: vector for record, vector in opened.rows(vectors=True)}
-
-
-def test_an_index_of_a_folder_is_that_of_its_checkpoint(shared: Path, run: Run) -> None:
+def test_an_index_of_a_folder_is_that_of_its_checkpoint_and_knows_it_by_its_weights(shared: Path, run: Run) -> None:
     checkpoint = "--path_opt tiny.yaml --resume checkpoint/tiny/0/GaLR_best.pth.tar"
     for how, out in (("--model models/tiny", "a.db"), (checkpoint, "b.db")):
         ended = run(f"{INDEX} {how} --out {out}")
@@ -51,9 +40,15 @@ def test_an_index_of_a_folder_is_that_of_its_checkpoint(shared: Path, run: Run) 
     first, second = (json.loads(run(f"{ASK} {index}").out) for index in ("a.db", "b.db"))
     assert [one["path"] for one in first] == [one["path"] for one in second]
 
+    shared.rename("moved")
+    assert "--model says where it is now" in run(f"{ASK} a.db").message
+    assert run(f"{ASK} a.db --model moved").status == 0
+    assert run("-m util.share --run checkpoint/tiny --out other").status == 0  # in fp16: other weights
+    assert "is not the one that made this index" in run(f"{ASK} a.db --model other").message
+
 
 def test_without_a_name_the_model_in_the_box_is_taken(shared: Path, run: Run, monkeypatch) -> None:
-    monkeypatch.setattr(pictures, "BOX", shared)
+    monkeypatch.setattr(encoder, "BOX", shared)
     assert run(f"{INDEX} --out a.db").status == 0
     assert len(json.loads(run(f"{ASK} a.db").out)) == 20
     write_scene(Path("scene.tif"), 3, "uint8", 128)
@@ -61,19 +56,6 @@ def test_without_a_name_the_model_in_the_box_is_taken(shared: Path, run: Run, mo
     assert ended.status == 0 and Path("map.png").is_file(), ended.err
     ended = run(f"{INDEX} --path_opt tiny.yaml --out b.db")
     assert ended.status == 2 and "--path_opt without --resume" in ended.message
-
-
-def test_where_the_box_is_missing_one_line_says_what_to_give(work: Path, run: Run, monkeypatch) -> None:
-    monkeypatch.setattr(pictures, "BOX", work / "models/rs_lite")
-    ended = run(f"{INDEX} --out a.db")
-    assert ended.status == 2 and "models/rs_lite is not there" in ended.message and "--model" in ended.message
-    assert not Path("a.db").exists()
-
-
-def test_an_index_knows_its_folder_by_the_weights_when_it_has_moved(shared: Path, run: Run) -> None:
-    assert run(f"{INDEX} --model models/tiny --out a.db").status == 0
-    shared.rename("moved")
-    assert "--model says where it is now" in run(f"{ASK} a.db").message
-    assert run(f"{ASK} a.db --model moved").status == 0
-    assert run("-m util.share --run checkpoint/tiny --out other").status == 0  # in fp16: other weights
-    assert "is not the one that made this index" in run(f"{ASK} a.db --model other").message
+    monkeypatch.setattr(encoder, "BOX", shared / "nothing")
+    ended = run(f"{INDEX} --out b.db")
+    assert ended.status == 2 and "nothing is not there; give --model" in ended.message and not Path("b.db").exists()

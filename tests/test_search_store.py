@@ -1,4 +1,4 @@
-"""search.store: rows keep apart what differs, answers are in order, and bounds and folders narrow them."""
+"""search.store: rows keep apart what differs, answers are in order, and bounds, days and folders narrow them."""
 
 from __future__ import annotations
 
@@ -9,14 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-pytest.importorskip("cv2", reason="pip install -r requirements-search.txt")
-pytest.importorskip("milvus_lite", reason="pip install -r requirements-search.txt")
-pytest.importorskip("pymilvus", reason="pip install -r requirements-search.txt")
-pytest.importorskip("rasterio", reason="pip install -r requirements-search.txt")
-
-from search.query import ask
-from search.store import Index, Mark, Record, open_index
-from search.within import Within, narrowed
+from search.query import ask, hide_duplicates, narrowed
+from search.store import Hit, Index, Mark, Record, open_index
 from utils import InputError
 
 DIM = 4
@@ -31,8 +25,8 @@ def index(tmp_path: Path) -> Iterator[Index]:
         yield opened
 
 
-def picture(path: str, place: Sequence[float] = ()) -> Record:
-    return Record(path, 1, 1, 0, 8, 0, 8, 1, *place)
+def picture(path: str, place: Sequence[float] = (), mtime_ns: int = 1) -> Record:
+    return Record(path, 1, mtime_ns, 0, 8, 0, 8, 1, *place)
 
 
 def unit(*angles: float) -> np.ndarray:
@@ -42,6 +36,11 @@ def unit(*angles: float) -> np.ndarray:
 
 
 QUERY = unit(0)[0]
+
+
+def found(index: Index, **narrow: object) -> list[str]:
+    """Return the paths of what a narrowed search finds, best first."""
+    return [hit.record.path for hit in index.search(QUERY, 99, narrowed(**narrow))]
 
 
 def test_answers_come_best_first_and_equal_ones_by_path(index: Index) -> None:
@@ -71,26 +70,23 @@ def test_only_what_meets_the_bounds_is_found_on_each_side(index: Index) -> None:
         "nowhere": (),
     }
     index.put([picture(name, place) for name, place in places.items()], unit(*range(len(places))))
-    found = {hit.record.path for hit in index.search(QUERY, 99, Within(bbox=(10, 50, 20, 55)).filter())}
-    assert found == {name for name in places if name.startswith(("inside", "around", "touches"))}
-    inside = Within(bbox=(11.5, 51.5, 11.6, 51.6)).filter()
-    assert [hit.record[8:] for hit in index.search(QUERY, 1, inside)] == [(11, 51, 12, 52)]
+    assert found(index, bbox=(10, 50, 20, 55)) == [
+        name for name in places if name.startswith(("in", "around", "touch"))
+    ]
 
 
 def test_bounds_that_meet_the_meridian_of_180_degrees(index: Index) -> None:
-    places = {
-        "across": (179.5, -17, 180.5, -16),
-        "west of it": (178, -17, 179, -16),
-        "east of it": (-179, -17, -178, -16),
-    }
-    index.put([picture(name, place) for name, place in places.items()], unit(0, 1, 2))
-
-    def found(west: float, east: float) -> set[str]:
-        return {hit.record.path for hit in index.search(QUERY, 9, Within(bbox=(west, -18, east, -15)).filter())}
-
-    assert found(179.2, 180) == {"across"} and found(-180, -179.2) == {"across"}
-    assert found(178.5, -178.5) == set(places) and found(179.2, -179.2) == {"across"}
-    assert found(-178.5, 178.5) == {"west of it", "east of it"} and found(0, 10) == set()
+    places = {"across": (179.5, 180.5), "west of it": (178, 179), "east of it": (-179, -178)}
+    index.put([picture(name, (west, -17, east, -16)) for name, (west, east) in places.items()], unit(0, 1, 2))
+    for west, east, names in (
+        (179.2, 180, ["across"]),
+        (-180, -179.2, ["across"]),
+        (179.2, -179.2, ["across"]),
+        (178.5, -178.5, list(places)),
+        (-178.5, 178.5, ["west of it", "east of it"]),
+        (0, 10, []),
+    ):
+        assert found(index, bbox=(west, -18, east, -15)) == names, (west, east)
 
 
 def test_files_are_found_by_the_day_of_their_time_stamp(index: Index) -> None:
@@ -100,38 +96,30 @@ def test_files_are_found_by_the_day_of_their_time_stamp(index: Index) -> None:
         "last": (2024, 3, 1, 23, 59),
         "after": (2024, 3, 2),
     }
-    stamps = {name: int(datetime(*day).timestamp()) * 10**9 for name, day in days.items()}
-    index.put([Record(name, 1, stamp, 0, 8, 0, 8, 1) for name, stamp in stamps.items()], unit(*range(4)))
-
-    def found(since: str, until: str) -> list[str]:
-        return [hit.record.path for hit in index.search(QUERY, 9, narrowed("", None, since, until).filter())]
-
-    assert found("2024-02-29", "2024-03-01") == ["first", "last"]
-    assert found("2024-03-01", "") == ["last", "after"] and found("", "2024-02-29") == ["before", "first"]
-    assert found("0001-01-02", "9999-12-30") == list(stamps)
+    stamps = [int(datetime(*day).timestamp()) * 10**9 for day in days.values()]
+    index.put([picture(name, mtime_ns=stamp) for name, stamp in zip(days, stamps, strict=True)], unit(*range(4)))
+    assert found(index, since="2024-02-29", until="2024-03-01") == ["first", "last"]
+    assert found(index, since="2024-03-01") == ["last", "after"]
+    assert found(index, until="2024-02-29") == ["before", "first"]
 
 
 @pytest.mark.parametrize("day", ["2024-02-30", "yesterday", "9999-12-31", "1", "31.12.2024"])
 def test_what_is_no_day_is_refused(day: str) -> None:
     with pytest.raises(InputError, match="a day must be written as 2024-12-31"):
-        narrowed("", None, "", day)
+        narrowed(until=day)
 
 
 def test_a_folder_holds_what_lies_in_it_and_not_what_begins_alike(index: Index) -> None:
     names = ["far/a.png", "far/deep/b.png", "far.png", "farther/c.png", "near/far/d.png", "FAR/e.png", 'q"\\/f.png']
     index.put([picture(name) for name in names], unit(*range(len(names))))
     for folder in ("far", "far/", "/far"):
-        assert {hit.record.path for hit in index.search(QUERY, 99, Within(folder).filter())} == {
-            "far/a.png",
-            "far/deep/b.png",
-        }
-    assert [hit.record.path for hit in index.search(QUERY, 99, Within('q"\\').filter())] == ['q"\\/f.png']
+        assert found(index, folder=folder) == ["far/a.png", "far/deep/b.png"]
+    assert found(index, folder='q"\\') == ['q"\\/f.png']
 
 
 def test_windows_of_two_scales_at_one_corner_are_two_rows(index: Index) -> None:
     windows = [(0, 64, 0, 64), (0, 128, 0, 128), (0, 64, 0, 128), (64, 128, 0, 64), (0, 64, 64, 128)]
-    records = [Record("scene.tif", 1, 1, *window, len(windows)) for window in windows]
-    index.put(records, unit(*range(len(windows))))
+    index.put([Record("scene.tif", 1, 1, *window, len(windows)) for window in windows], unit(*range(len(windows))))
     assert index.count() == len(windows)
     assert {record[3:7] for record, _ in index.find("scene.tif")} == set(windows)
 
@@ -164,25 +152,32 @@ def test_hiding_duplicates_still_gives_as_many_answers_as_were_asked_for(index: 
     assert len(answers[0].duplicates) == 19
 
 
+def test_hiding_puts_near_duplicates_under_the_best_of_them() -> None:
+    angles = {"a": 0, "b": 60, "a2": 1}
+    hits = [Hit(0.5, picture(name), unit(angle)[0]) for name, angle in angles.items()]
+    first, second = hide_duplicates(hits, 0.99)
+    assert (first.rank, first.record.path, [one.path for one in first.duplicates]) == (1, "a", ["a2"])
+    assert (second.rank, second.record.path, second.duplicates) == (2, "b", [])
+    assert [one.record.path for one in hide_duplicates(hits, None)] == ["a", "b", "a2"]
+
+
 @pytest.mark.parametrize(
-    ("field", "value", "says"),
+    ("fault", "more"),
     [
-        ("images", "elsewhere", "images"),
-        ("sha256", "1" * 64, "checkpoint"),
-        ("words", ["ship"], "words"),
-        ("rules", {"source": "zeros"}, "rules"),
-        ("scales", [256], "scales"),
-        ("bands", [4, 3, 2], "bands"),
-        ("stretch", 1.0, "stretch"),
+        ("images", {"images": "elsewhere"}),
+        ("checkpoint", {"sha256": "1" * 64}),
+        ("words", {"words": ["ship"]}),
+        ("rules", {"rules": {"source": "zeros"}}),
+        ("scales", {"scales": [256]}),
+        ("bands", {"bands": [4, 3, 2]}),
+        ("stretch", {"stretch": 1.0}),
+        ("image_size", {"options": {"model": {}, "dataset": {"image_size": 32}}}),
     ],
 )
-def test_vectors_made_in_another_way_do_not_belong_to_an_index(field: str, value: object, says: str) -> None:
-    from dataclasses import replace
-
-    mark = replace(MARK, options={"model": {}, "dataset": {"image_size": 64}})
-    [fault] = mark.differs(replace(mark, **{field: value}))
-    assert fault == says
-    assert not mark.differs(replace(mark, checkpoint="elsewhere/model.pth.tar", complete=True))
+def test_vectors_made_in_another_way_do_not_belong_to_an_index(fault: str, more: dict) -> None:
+    mark = MARK._replace(options={"model": {}, "dataset": {"image_size": 64}})
+    assert mark.differs(mark._replace(**more)) == [fault]
+    assert not mark.differs(mark._replace(checkpoint="elsewhere/model.pth.tar", complete=True))
 
 
 def test_a_large_folder_is_scanned_by_faiss_and_ranked_exactly_as_before(
@@ -197,19 +192,19 @@ def test_a_large_folder_is_scanned_by_faiss_and_ranked_exactly_as_before(
             opened.write_mark(MARK)
             opened.put(records, vectors)
             opened.complete(MARK)
-            assert opened._client.describe_index("galr", "vector")["index_type"] == kind
+            assert opened.client.describe_index("galr", "vector")["index_type"] == kind
     with open_index(str(tmp_path / "i.db")) as opened:
         opened.put([picture("f1/late.png")], QUERY[None])
         opened.drop([records[0].key])
         opened.complete(MARK)
+    scores = {one.path: float(vector @ QUERY) for one, vector in zip(records[1:], vectors[1:], strict=True)}
+    scores["f1/late.png"] = 1.0
     with open_index(str(tmp_path / "i.db")) as opened:
         for folder in ("", "f1", "f0"):
-            expected = {one.path: float(vector @ QUERY) for one, vector in zip(records[1:], vectors[1:], strict=True)}
-            expected["f1/late.png"] = 1.0
-            expected = {path: score for path, score in expected.items() if path.startswith(folder)}
-            hits = opened.search(QUERY, 50, Within(folder).filter())
-            assert [hit.record.path for hit in hits] == sorted(expected, key=lambda path: -expected[path])[:50]
-            assert [hit.score for hit in hits] == pytest.approx(sorted(expected.values(), reverse=True)[:50], abs=1e-5)
+            expected = sorted((path for path in scores if path.startswith(folder)), key=lambda path: -scores[path])[:50]
+            hits = opened.search(QUERY, 50, narrowed(folder))
+            assert [hit.record.path for hit in hits] == expected
+            assert [hit.score for hit in hits] == pytest.approx([scores[path] for path in expected], abs=1e-5)
 
 
 def test_an_index_that_was_killed_while_its_kind_changed_is_mended(
@@ -219,10 +214,10 @@ def test_an_index_that_was_killed_while_its_kind_changed_is_mended(
     with open_index(str(tmp_path / "i.db"), create=True) as opened:
         opened.write_mark(MARK)
         opened.put([picture(f"{i}.png") for i in range(40)], unit(*range(40)))
-        opened._client.flush("galr")
-        opened._client.release_collection("galr")
-        opened._client.drop_index("galr", "vector")
+        opened.client.flush("galr")
+        opened.client.release_collection("galr")
+        opened.client.drop_index("galr", "vector")
     with open_index(str(tmp_path / "i.db")) as opened:
         opened.complete(MARK)
         assert opened.search(QUERY, 1)[0].record.path == "0.png"
-        assert opened._client.describe_index("galr", "vector")["index_type"] == "IVF_FLAT"
+        assert opened.client.describe_index("galr", "vector")["index_type"] == "IVF_FLAT"

@@ -11,14 +11,14 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
-from pymilvus import MilvusClient
 
 from bench import measured
-from search.store import FLAT, ROWS, SCAN, Mark, Record, _vector_index, open_index
+from search.store import FLAT, ROWS, SCAN, Mark, Record, open_index, vector_index
 
 CHUNK, QUERIES, TOP = 2000, 20, 20
 KINDS = {  # the index, and the parameters of a query
@@ -42,55 +42,38 @@ def chunks(rows: int, dim: int) -> Iterator[np.ndarray]:
         yield unit(centres[rng.integers(len(centres), size=number)] + noise)
 
 
-def queries(rows: int, dim: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return queries (QUERIES, dim) and the rows (QUERIES, TOP) that the exact ranking gives for each."""
-    rng = np.random.default_rng(2)
-    first = next(chunks(rows, dim))
-    asked = unit(first[:QUERIES] + 0.1 * rng.standard_normal((QUERIES, dim), np.float32))
+def write(path: str, rows: int, dim: int) -> None:
+    with open_index(path, create=True) as index:
+        mark = Mark("m", "0" * 64, {"model": {}}, ["plane"], {}, "images", dim, [512], None, 2.0)
+        index.write_mark(mark)
+        for i, chunk in enumerate(chunks(rows, dim)):
+            index.put([Record(f"{CHUNK * i + j}.png", 1, 1, 0, 8, 0, 8, 1) for j in range(len(chunk))], chunk)
+        index.complete(mark)
+
+
+def build(path: str, kind: str) -> None:
+    with open_index(path) as index:
+        index.client.release_collection(ROWS)
+        index.client.drop_index(ROWS, "vector")
+        index.client.create_index(ROWS, vector_index(KINDS[kind][0]))
+        index.client.load_collection(ROWS)
+
+
+def ask(path: str, kind: str, rows: int, dim: int) -> tuple[float, float]:
+    """Return the median time of a query in seconds, and the mean share of the exact ranking's rows that it finds."""
+    noise = np.random.default_rng(2).standard_normal((QUERIES, dim), np.float32)
+    asked = unit(next(chunks(rows, dim))[:QUERIES] + 0.1 * noise)
     scores = np.concatenate([asked @ chunk.T for chunk in chunks(rows, dim)], axis=1)
-    return asked, np.argsort(-scores, axis=1)[:, :TOP]
-
-
-def write(path: str, rows: int, dim: int) -> Callable[[], None]:
-    def work() -> None:
-        with open_index(path, create=True) as index:
-            mark = Mark("m", "0" * 64, {"model": {}}, ["plane"], {}, "images", dim, [512], None, 2.0)
-            index.write_mark(mark)
-            for i, chunk in enumerate(chunks(rows, dim)):
-                names = [f"{CHUNK * i + j}.png" for j in range(len(chunk))]
-                index.put([Record(name, 1, 1, 0, 8, 0, 8, 1) for name in names], chunk)
-            index.complete(mark)
-
-    return work
-
-
-def build(path: str, kind: str) -> Callable[[], None]:
-    def work() -> None:
-        with open_index(path) as index:
-            client: MilvusClient = index._client
-            client.release_collection(ROWS)
-            client.drop_index(ROWS, "vector")
-            client.create_index(ROWS, _vector_index(KINDS[kind][0]))
-            client.load_collection(ROWS)
-
-    return work
-
-
-def ask(path: str, kind: str, rows: int, dim: int) -> Callable[[], tuple[float, float]]:
-    def work() -> tuple[float, float]:
-        asked, exact = queries(rows, dim)
-        seconds, shares = [], []
-        with open_index(path) as index:
-            for vector, best in zip(asked, exact, strict=True):
-                start = time.perf_counter()
-                how = {"limit": TOP, "search_params": {"params": KINDS[kind][1]}, "output_fields": ["path"]}
-                [hits] = index._client.search(ROWS, [vector], **how)
-                seconds.append(time.perf_counter() - start)
-                found = {int(hit["entity"]["path"].removesuffix(".png")) for hit in hits}
-                shares.append(len(found.intersection(best.tolist())) / TOP)
-        return float(np.median(seconds)), float(np.mean(shares))
-
-    return work
+    seconds, shares = [], []
+    with open_index(path) as index:
+        for vector, best in zip(asked, np.argsort(-scores, axis=1)[:, :TOP], strict=True):
+            start = time.perf_counter()
+            how = {"limit": TOP, "search_params": {"params": KINDS[kind][1]}, "output_fields": ["path"]}
+            [hits] = index.client.search(ROWS, [vector], **how)
+            seconds.append(time.perf_counter() - start)
+            found = {int(hit["entity"]["path"].removesuffix(".png")) for hit in hits}
+            shares.append(len(found.intersection(best.tolist())) / TOP)
+    return float(np.median(seconds)), float(np.mean(shares))
 
 
 def main() -> None:
@@ -102,11 +85,11 @@ def main() -> None:
     size = arguments.rows, arguments.dim
     with tempfile.TemporaryDirectory() as folder:
         path = str(Path(folder) / "i.db")
-        written = measured(write, path, *size)
+        written = measured(partial, write, path, *size)
         print(f"{size[0]} vectors of {size[1]} numbers, written in {written.seconds:.0f} s\n")
         print("| index | built in s | query ms | recall@20 | GiB |\n|---|---|---|---|---|")
         for kind in arguments.kinds:
-            built, asked = measured(build, path, kind), measured(ask, path, kind, *size)
+            built, asked = measured(partial, build, path, kind), measured(partial, ask, path, kind, *size)
             median, recall = asked.answer
             gib = asked.peak_mib / 1024
             print(f"| {kind} | {built.seconds:.1f} | {1000 * median:.0f} | {recall:.3f} | {gib:.1f} |", flush=True)
