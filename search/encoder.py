@@ -101,9 +101,8 @@ def load_encoder(
     encoder = make_encoder(load_model(state, options, words, device), options, words, device, rules)
     if not encoder.unit:
         raise InputError(
-            f"model.name {options.model.name}: its similarity is not a cosine but a function of each pair of "
-            "image and sentence, so an index has no vectors to rank by; use a checkpoint of GaLR, VSE++ "
-            "(image_norm: true) or CLIP, or score lists of images with test_single.py --sims"
+            f"model.name {options.model.name}: its similarity is a function of each pair, not a cosine, and gives no "
+            "vectors to rank; use GaLR, VSE++ (image_norm: true) or CLIP, or score lists with test_single.py --sims"
         )
     return encoder
 

@@ -174,7 +174,8 @@ def _search_tab(site: Site) -> None:
 
     def show(asked: Question, request: gr.Request) -> tuple:
         found = query.ask(site.index, asked.vector, asked.top, asked.within, asked.fold)
-        tiles = [(site.thumbnail(one.record), _caption(one)) for one in found]
+        captions = [f"{one.rank} · {one.score:.4f} · {one.record}{one.alike}" for one in found]
+        tiles = [(site.thumbnail(one.record), caption) for one, caption in zip(found, captions, strict=True)]
         files = site.files(found, request.session_hash or "")
         return tiles, f"{len(found)} for: {printable(asked.words)}", *files, asked, found
 
@@ -199,11 +200,6 @@ def _search_tab(site: Site) -> None:
     gr.on([search.click, sentence.submit, upload.upload], by_question, asked, shown, **PRIVATE)
     more.click(extend, [question], shown, **PRIVATE)
     gallery.select(alike, [question, answers], shown, **PRIVATE)
-
-
-def _caption(answer: query.Answer) -> str:
-    more = f" · and {len(answer.duplicates)} alike" if answer.duplicates else ""
-    return f"{answer.rank} · {answer.score:.4f} · {answer.record}{more}"
 
 
 def _scene_tab(site: Site) -> None:

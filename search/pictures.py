@@ -25,6 +25,7 @@ from util.regions.rules import LocalRules, Sample, sample
 from utils import InputError
 
 logger = logging.getLogger("galr")
+warn_once = functools.cache(logger.warning)  # once for all files of a kind
 
 PICTURES = (".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".webp", ".gif", ".avif")
 SCENE = 2  # times the largest window: a file whose longer side exceeds that is a scene
@@ -83,12 +84,6 @@ def records_of(
         Record(name, status.st_size, status.st_mtime_ns, *window, len(windows), *place)
         for window, place in zip(windows, places, strict=True)
     ]
-
-
-@functools.cache
-def warn_once(message: str) -> None:
-    """Log a warning once for all files of its kind."""
-    logger.warning(message)
 
 
 class Pictures(Dataset):

@@ -40,6 +40,11 @@ class Answer(NamedTuple):
     record: Record
     duplicates: Sequence[Record] = ()
 
+    @property
+    def alike(self) -> str:
+        """Return the number of duplicates, in words that follow a path."""
+        return f" (and {len(self.duplicates)} alike)" if self.duplicates else ""
+
 
 def main() -> None:
     arguments = _parse()
@@ -55,11 +60,8 @@ def main() -> None:
     if arguments.json:
         print(json.dumps(to_table(answers), indent=2))
         return
-    for rank, score, record, duplicates in answers:
-        alike = f" (and {len(duplicates)} alike)" if duplicates else ""
-        print(f"{rank:4d}  {score:.4f}  {record}{alike}")
-    if not answers:
-        print("nothing found")
+    lines = [f"{one.rank:4d}  {one.score:.4f}  {one.record}{one.alike}" for one in answers]
+    print("\n".join(lines) or "nothing found")
 
 
 def ask(index: Index, vector: np.ndarray, top: int, within: str = "", fold: float | None = None) -> list[Answer]:
@@ -141,9 +143,6 @@ def _nanoseconds(day: str, days: int = 0) -> int:
     raise InputError(f"a day must be written as 2024-12-31, got {day}")
 
 
-# ---------------------------------------------------------------- what is asked
-
-
 def encoder_of(mark: Mark, resume: str | None, device: torch.device) -> Encoder:
     """Return the encoder that made an index; resume: the path of its checkpoint now, if it has moved.
 
@@ -164,23 +163,17 @@ def question_vector(encoder: Encoder, mark: Mark, text: str | None, image: str |
 
     Raises InputError for a sentence that is empty, and for a file that cannot be read.
     """
-    vector = image_vector(encoder, mark, image) if image else np.float32(0)
+    vector = np.float32(0)
     if text or not image:
-        vector = vector + encoder.sentences([text or ""])[0]
+        vector = encoder.sentences([text or ""])[0]
+    if image:
+        with open_scene(image, raster_rules_of(mark)) as scene:
+            picture = scene.overview(OVERVIEW)
+        if encoder.rules.source == DETECTOR:
+            logger.info("note: a detector's regions are not known for this picture: its global part alone is compared")
+        one = sample(picture, encoder.options.dataset.image_size, encoder.rules)
+        vector = vector + encoder.encode(*(np.stack([part]) for part in one))[0]
     return vector / np.linalg.norm(vector)
-
-
-def image_vector(encoder: Encoder, mark: Mark, path: str) -> np.ndarray:
-    """Return the unit vector (D,) of a picture, read and with local features by the rules of the index.
-
-    Raises InputError for a file that cannot be read.
-    """
-    with open_scene(path, raster_rules_of(mark)) as scene:
-        image = scene.overview(OVERVIEW)
-    if encoder.rules.source == DETECTOR:
-        logger.info("note: a detector's regions are not known for this picture: its global part alone is compared")
-    one = sample(image, encoder.options.dataset.image_size, encoder.rules)
-    return encoder.encode(*(np.stack([part]) for part in one))[0]
 
 
 def add_index(parser: Parser) -> None:

@@ -77,13 +77,13 @@ class Scene:
     """Read an open picture of `height` x `width` pixels. Use it through `open_scene`, which closes it.
 
     crs, transform: as rasterio gives them, None where the file does not say. georeference: for rasterio.open, to write
-    a file in the same place. turned: a TIFF that is read as a picture, for its orientation mark.
+    a file in the same place.
     """
 
     crs, transform, rpcs, georeference = None, None, None, {}
 
-    def __init__(self, path: Path, rules: RasterRules, turned: bool = False) -> None:
-        self.path, self.rules, self.turned = path, rules, turned
+    def __init__(self, path: Path, rules: RasterRules) -> None:
+        self.path, self.rules = path, rules
         self.width, self.height = image_size(path)
 
     def read(self, window: Window) -> Image.Image:
@@ -98,10 +98,7 @@ class Scene:
         return image
 
     def place(self, window: Window) -> Bounds | None:
-        """Return the bounds of a window on the earth; None where the file does not say.
-
-        West is from -180, below 180; east is beyond 180 where the window crosses that meridian.
-        """
+        """Return the bounds of a window, west from -180 and below 180, east of it; None where the file does not say."""
         if self.crs is None or self.transform is None:
             return None
         top, bottom, left, right = window
@@ -122,24 +119,21 @@ class Scene:
 
     def notes(self) -> list[str]:
         """Return what the user had better know of scenes of this kind: why they have no place, though it seems so."""
+        suffix = self.path.suffix.lower()
+        ends = (f"{suffix[:2]}{suffix[-1:]}w", f"{suffix}w", ".wld", f"{suffix}.aux.xml", ".rpb", "_rpc.txt")
         if self.crs is not None and self.transform is not None:
             if self.place((0, self.height, 0, self.width)):
                 return []
-            return [f"PROJ cannot follow the reference system {str(self.crs)[:60]}: no place is kept; see PROJ_DATA"]
-        if self.turned:
-            return ["TIFF files with an orientation mark: they are turned by it, and their place is not read"]
-        suffix = self.path.suffix.lower()
-        ends = (f"{suffix[:2]}{suffix[-1:]}w", f"{suffix}w", ".wld", f"{suffix}.aux.xml", ".rpb", "_rpc.txt")
-        if any(self.path.with_name(self.path.stem + end).exists() for one in ends for end in (one, one.upper())):
-            return [
-                "scenes with a file beside them that holds their place (.tfw, .aux.xml, _rpc.txt): it is not read, and "
-                "they have no place; gdal_translate OLD NEW.tif takes it in"
-            ]
-        if self.rpcs:
-            return ["scenes with rational polynomials (RPC) alone: they have no place; gdalwarp -rpc OLD NEW.tif helps"]
-        if self.crs is not None or self.transform is not None:
-            return ["scenes with a transform but no reference system, or the reverse: they have no place in degrees"]
-        return []
+            why = f"PROJ cannot follow their reference system {str(self.crs)[:60]}; see PROJ_DATA"
+        elif any(self.path.with_name(self.path.stem + end).exists() for one in ends for end in (one, one.upper())):
+            why = "a file beside them (.tfw, .aux.xml, _rpc.txt) is not read; gdal_translate OLD NEW.tif takes it in"
+        elif self.rpcs:
+            why = "they have rational polynomials (RPC) alone; gdalwarp -rpc OLD NEW.tif helps"
+        elif self.crs is not None or self.transform is not None:
+            why = "they have a transform but no reference system, or the reverse"
+        else:
+            return []
+        return [f"scenes without a place on the earth: {why}"]
 
     def _picture(self) -> Image.Image:
         return _decoded(str(self.path), self.path.stat().st_mtime_ns, self.rules.truncated)
@@ -157,18 +151,15 @@ class Raster(Scene):
     def __init__(self, path: Path, file: rasterio.DatasetReader, rules: RasterRules) -> None:
         if file.tags(ns="OVERVIEWS"):  # before anything is read
             raise InputError(f"scene {path} names another file as its overviews (domain OVERVIEWS); take that name out")
-        self.path, self.rules, self.turned, self.file = path, rules, False, file
+        self.path, self.rules, self.file = path, rules, file
         self.height, self.width, self.rpcs = file.height, file.width, file.rpcs
         _check_promises(path, file)
-        points, crs = file.gcps
+        points, self.crs = file.gcps if file.gcps[0] else ([], file.crs)
         if not file.transform.is_identity:
             self.crs, self.transform = file.crs, file.transform
             self.georeference = {"crs": self.crs, "transform": self.transform}
         elif points:
-            self.crs, self.transform = crs, _fitted(points)
-            self.georeference = {"crs": crs, "gcps": points}
-        else:
-            self.crs = file.crs
+            self.transform, self.georeference = _fitted(points), {"crs": self.crs, "gcps": points}
         self.bands = _chosen_bands(path, file, rules)
         self._form = _stored_form(file, self.bands)
         self._raw = self._form["palette"] is not None or set(file.dtypes) == {"uint8"}
@@ -242,7 +233,7 @@ def open_scene(path: str | os.PathLike, rules: RasterRules = RasterRules()) -> I
         )
     driver = next((name for magic, name in DRIVERS.items() if head.startswith(magic)), None)
     if driver is None or _turned(path):
-        yield Scene(path, rules, driver is not None)
+        yield Scene(path, rules)
         return
     with rasterio.Env(**GDAL), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of files without georeference

@@ -24,14 +24,10 @@ def selo_windows(height: int, width: int, scales: Sequence[int] = SCALES) -> np.
 
     >>> selo_windows(4, 6, [4]).tolist()
     [[0, 4, 0, 4], [0, 4, 2, 6]]
-
-    Raises ValueError for sizes below 1.
     """
-    if min(height, width, *scales) < 1:
-        raise ValueError(f"an image of {width} x {height} pixels, windows of {tuple(scales)}: sizes from 1 are needed")
     windows = set()
     for scale in scales:
-        for first in {0, scale // 2}:
+        for first in (0, scale // 2):
             rows, columns = (_intervals(side, scale, first) for side in (height, width))
             windows |= {(*row, *column) for row in rows for column in columns}
     return np.array(sorted(windows), np.int64)

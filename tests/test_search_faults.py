@@ -122,16 +122,3 @@ def test_a_folder_that_is_read_only_is_named(folder: Path) -> None:
     for line in (command("i.db"), "-m search.query --index i.db --text plane"):
         ended = run_process(line, folder, preexec_fn=obey_modes)
         assert ended.status == 2 and "i.db" in ended.message and "that you may write to" in ended.message
-
-
-def test_two_writers_are_kept_apart(folder: Path) -> None:
-    with started(command("i.db"), folder) as process:
-        wait_for("i.db/collections/galr", process)
-        second = run_process(command("i.db"), folder)
-        first_had_ended = process.poll() is not None
-        process.communicate(timeout=120)
-    assert process.returncode == 0
-    assert second.status == (0 if first_had_ended else 2), second.err
-    if not first_had_ended:
-        assert "is in use" in second.message
-    assert len(vectors("i.db")) == 400

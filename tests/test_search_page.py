@@ -5,14 +5,12 @@ from __future__ import annotations
 import contextlib
 import csv
 import functools
-import http.server
 import io
 import json
 import os
 import shutil
 import socket
 import sys
-import threading
 import time
 import urllib.error
 import urllib.parse
@@ -241,55 +239,25 @@ def test_a_sentence_of_a_gigabyte_is_cut_off_and_not_kept(address: str) -> None:
     assert fetch(f"{address}config")[0] == 200  # it lives
 
 
-def test_the_page_narrows_by_folder_area_and_day_and_escapes_names(address: str) -> None:
+def test_the_page_asks_as_it_is_told_and_escapes_names(address: str) -> None:
     day = time.strftime("%Y-%m-%d", time.localtime(time.time() - 86400))
     status, captions, table = answers(address, SENTENCE, None, False, "odd", "", day, "")
     assert status.startswith(f"1 for: {SENTENCE}") and len(table) == 1
     assert [caption.split(" · ")[2] for caption in captions] == ["odd/\\x1b[2Jred\\u202e\\n.png"]
     assert answers(address, SENTENCE, None, False, "odd", "", "", day)[0].startswith("0 for")
     assert answers(address, SENTENCE, None, False, "", "14,45 15,46", "", "")[0].startswith("0 for")  # none has a place
+    picture = uploaded(address, "a.png", Path("data/images/demo_0003.png").read_bytes())
+    status, captions, table = answers(address, SENTENCE, picture, *WIDE)
+    assert status.startswith(f"20 for: {SENTENCE}") and status.endswith(BOTH) and len(captions) == len(table) == 20
     for narrow, says in ((["9 9 9", "", ""], "bounds"), (["a b c d", "", ""], "bounds"), (["", "1.5.24", ""], "a day")):
         assert says in answers(address, SENTENCE, None, False, "", *narrow)[0]
     assert "the sentence is empty" in answers(address, " ", None, *WIDE)[0]
 
 
-class Proxy(http.server.BaseHTTPRequestHandler):
-    """Pass what lies under /galr on to the page at PORT + 2000, as a server in front of it does."""
-
-    def do_GET(self) -> None:
-        body = self.rfile.read(int(self.headers.get("Content-Length", 0))) or None
-        if not self.path.startswith("/galr/"):
-            self.send_error(404)
-            return
-        url = f"http://127.0.0.1:{PORT + 2000}{self.path.removeprefix('/galr')}"
-        kept = {name: value for name, value in self.headers.items() if name in ("Host", "Content-Type", "Cookie")}
-        with urllib.request.urlopen(urllib.request.Request(url, body, kept), timeout=20) as answer:
-            content = answer.read()
-            self.send_response(answer.status)
-            self.send_header("Content-Type", answer.headers["Content-Type"])
-            self.end_headers()
-            self.wfile.write(content)
-
-    do_POST = do_GET
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-
-def test_the_page_works_under_a_path_behind_a_proxy(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("GRADIO_ROOT_PATH", "/galr")
-    page = build_page(site)
-    serve(page, "127.0.0.1", PORT + 2000, upload_mb=1)
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Proxy) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        public = f"http://127.0.0.1:{server.server_port}/galr/"
-        html = fetch(public)[1].decode()
-        assert f'"root":"{public.rstrip("/")}"' in html.replace(" ", "")
-        picture = uploaded(public, "a.png", Path("data/images/demo_0003.png").read_bytes())
-        status, captions, table = answers(public, SENTENCE, picture, *WIDE)
-        assert status.startswith(f"20 for: {SENTENCE}") and status.endswith(BOTH) and len(captions) == len(table) == 20
-        server.shutdown()
-    page.close(verbose=False)
+def test_a_sentence_and_a_picture_ask_for_the_middle_of_both(site: Site) -> None:
+    path = "data/images/demo_0003.png"
+    sentence, picture, both = (site.ask(*one).vector for one in ((SENTENCE, None), ("", path), (SENTENCE, path)))
+    np.testing.assert_allclose(both, (sentence + picture) / np.linalg.norm(sentence + picture), atol=1e-6)
 
 
 def test_a_port_that_is_taken_is_named(address: str) -> None:
