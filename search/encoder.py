@@ -7,7 +7,6 @@ import hashlib
 import logging
 import multiprocessing
 import os
-import signal
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from torch.utils.data import DataLoader
 from engine import load_model
 from layers.drea import Regions
 from option import Options
-from search.pictures import Pictures
+from search.pictures import Pictures, leave_signals
 from search.rasters import RasterRules
 from search.store import Record
 from search.windows import SCALES
@@ -119,11 +118,6 @@ def note_unknown_words(encoder: Encoder, text: str) -> None:
         logger.info(f"note: the model does not know: {', '.join(unknown)}")
 
 
-def _leave_signals(_: int) -> None:
-    """Leave Ctrl-C to the main process."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
 def encode_records(
     encoder: Encoder,
     root: Path,
@@ -141,10 +135,9 @@ def encode_records(
     if len(records) >= WORTH_WORKERS and workers > 0:  # not forked from here: Milvus Lite has threads in this process
         server = multiprocessing.get_context("forkserver")
         server.set_forkserver_preload([Pictures.__module__])  # imported once, not by each worker
-        how = {"num_workers": workers, "multiprocessing_context": server, "worker_init_fn": _leave_signals}
+        how = {"num_workers": workers, "multiprocessing_context": server, "worker_init_fn": leave_signals}
     with Bar(total=len(records), desc="encoding", unit="picture") as bar:
-        for samples in DataLoader(pictures, batch_size=BATCH, collate_fn=list, **how):
-            pairs = list(zip(records[bar.n : bar.n + len(samples)], samples, strict=True))
+        for pairs in DataLoader(pictures, batch_size=BATCH, collate_fn=list, **how):
             faults = {record.path: str(one) for record, one in pairs if isinstance(one, InputError)}
             good = [(record, one) for record, one in pairs if not isinstance(one, InputError)]
             vectors = np.zeros((0, 0), np.float32)
@@ -152,4 +145,4 @@ def encode_records(
                 parts = zip(*(one for _, one in good), strict=True)
                 vectors = encoder.encode(*(np.stack(part) for part in parts))
             yield [record for record, _ in good], vectors, faults
-            bar.update(len(samples))
+            bar.update(len(pairs))

@@ -8,6 +8,7 @@ import contextlib
 import functools
 import logging
 import os
+import signal
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -86,10 +87,15 @@ def records_of(
     ]
 
 
-class Pictures(Dataset):
-    """Read the samples of records in loader workers. A fault comes as a value: raised there, it would end the work.
+def leave_signals(_: int) -> None:
+    """Leave Ctrl-C to the main process."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
-    regions: a detector's, by path.
+
+class Pictures(Dataset):
+    """Read records and their samples in loader workers; regions: a detector's, by path.
+
+    A fault comes in place of a sample: raised there, it would end the work.
     """
 
     def __init__(
@@ -109,16 +115,16 @@ class Pictures(Dataset):
     def __len__(self) -> int:
         return len(self.records)
 
-    def __getitem__(self, row: int) -> Sample | InputError:
+    def __getitem__(self, row: int) -> tuple[Record, Sample | InputError]:
         record = self.records[row]
         try:
             scene = self._scene_of(self.root / record.path)
             regions = None if self.regions is None else self.regions[record.path]
             if regions is not None and record.windows > 1:
                 regions = crop_regions(regions, (scene.width, scene.height), record.window)
-            return sample(scene.read(record.window), self.size, self.rules, regions)
+            return record, sample(scene.read(record.window), self.size, self.rules, regions)
         except (InputError, OSError) as error:
-            return InputError(str(error))
+            return record, InputError(str(error))
 
     def _scene_of(self, path: Path) -> Scene:
         """Return the scene of a file, which stays open for its other windows."""

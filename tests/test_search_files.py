@@ -10,13 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import rasterio
-from PIL import Image
 
 from search.store import open_index, read_mark
 from tests.conftest import Outcome
-from tests.searching import SENTENCE, rows, seen, write, write_scene
-from util.images import decode
-from util.regions.rules import read_rules, sample
+from tests.searching import SENTENCE, rows, write, write_scene
 
 pytestmark = pytest.mark.usefixtures("short_trunk")
 
@@ -58,13 +55,6 @@ def test_of_a_scene_that_is_damaged_in_part_no_window_is_kept(index: Callable[..
     assert ended.status == 0 and "1 files were not read" in ended.err and "scene.tif" in ended.err
     assert rows().keys() == {"good.png"}
     assert "scene.tif" in Path("i.log").read_text()
-
-
-def test_a_picture_becomes_the_pixels_that_training_makes_of_it(work: Path) -> None:
-    rng = np.random.default_rng(0)
-    Image.fromarray(rng.integers(0, 255, (90, 130, 3)).astype(np.uint8)).save("a.png")
-    made = sample(Image.fromarray(seen(Path("a.png"))), 64, read_rules("zeros"))
-    np.testing.assert_array_equal(made[0], decode("a.png", 64))
 
 
 def test_a_folder_that_was_moved_is_named_and_nothing_is_encoded_again(

@@ -58,7 +58,7 @@ def index_pixels(path: Path, scale: int, size: int) -> tuple[list, list[np.ndarr
     """Return the windows of a file in an index, and the pixels of each as the model gets them."""
     records = records_of(path.parent, path.name, path.stat(), [scale], RasterRules())
     pictures = Pictures(path.parent, records, size, read_rules("zeros"), RasterRules())
-    return [record.window for record in records], [pictures[row][0] for row in range(len(records))]
+    return [record.window for record in records], [pictures[row][1][0] for row in range(len(records))]
 
 
 def look(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
