@@ -14,12 +14,12 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from textwrap import fill
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from postprocessing.matrices import gallery_file, load, load_gallery
-from postprocessing.recall import CUTS, DIRECTIONS, SIX, TRANSPOSED
+from postprocessing.recall import CUTS, DIRECTIONS, SIX
 from postprocessing.rerank import multivariate_order
 from postprocessing.results import History, Results, Setting
 from postprocessing.results import load as load_file
@@ -27,6 +27,7 @@ from postprocessing.tables import AT_RANDOM, gallery_of, published
 from utils import InputError, Parser, atomic, run_command
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 logger = logging.getLogger("galr")
@@ -34,6 +35,7 @@ logger = logging.getLogger("galr")
 INK, GREY, PALE = "#262626", "#8c8c8c", "#d0d0d0"
 RIGHT = "#118833"
 COLORS = {"": "#2b6cb0", "+ rerank": "#dd7711", "+ query bank": "#2f8f6b", "+ dynamic bank": "#2f8f6b"}
+TIED = {"": "#9dbfe0", "+ rerank": "#f0bd8a", "+ query bank": "#a3d0bd", "+ dynamic bank": "#a3d0bd"}  # ties at random
 RUN, RERANK = COLORS[""], COLORS["+ rerank"]
 SEVEN = (*SIX, "mr")
 PLAIN = {"parse_math": False}  # a dollar sign in a caption or a name is a dollar sign
@@ -58,7 +60,7 @@ def save_figure(figure: Figure, path: str | os.PathLike) -> None:
         figure.savefig(temporary, format="png")
 
 
-def quiet(axes, grid: str) -> None:
+def quiet(axes: Axes, grid: str) -> None:
     """Leave the axes without a frame, over a pale grid."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis=grid, color=PALE, linewidth=0.5)
@@ -102,80 +104,40 @@ def training_curve(history: History, title: str = "") -> Figure:
     return figure
 
 
-class Series(NamedTuple):
-    """Bars of one colour: the six recalls and mR of each fold of a run; or of a published row (1, 7)."""
-
-    name: str
-    color: str
-    folds: np.ndarray
-
-    def bars(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return mean and deviation of the seven; a single fold has the deviation 0."""
-        return self.folds.mean(axis=0), self.folds.std(axis=0, ddof=min(1, len(self.folds) - 1))
-
-
 def recall_bars(results: Results) -> Figure:
-    """Draw the recalls of a run: mean, deviation and every fold; plain, with rerank and query bank; published ones.
-
-    Left the six recalls, with GaLR's where they are published; right mR, with all published. Where ties matter, mR with
-    ties broken at random has bars of its own.
-    """
+    """Draw the recalls and mR of a run (mean, deviation, folds), those of GaLR as published, and chance."""
     gallery = gallery_of(results.folds, results.lists)
     folds = f"{len(results.folds)} fold{'s' * (len(results.folds) != 1)}"
     sizes = f"{gallery.split} split, {gallery.images} images, {gallery.captions} captions, {folds}"
     figure = new_figure(13, 5.2, f"{results.experiment} on {results.dataset}: {sizes}")
-    left, right = figure.subplots(1, 2, width_ratios=[1.9, 1])
-    figure.subplots_adjust(left=0.05, right=0.985, top=0.84, bottom=0.1, wspace=0.4)
-    series = {"against": [], "random": []}
+    axes = figure.subplots()
+    figure.subplots_adjust(left=0.05, right=0.985, top=0.84, bottom=0.1)
+    rows = []  # name, colour, numbers (folds, 7)
     for name, part in results.parts().items():
         for ties in part.mean.ties:
-            values = np.array([[fold.flat(ties)[key] for key in SEVEN] for fold in part.folds])
-            words = AT_RANDOM if ties == "random" else ""
-            series[ties].append(Series(f"this run {name}".strip() + words, COLORS[name], values))
-    rows = published(results.dataset)
-    others = [Series(row.name, "#c4c4c4", np.array([[row.flat[key] for key in SEVEN]], float)) for row in rows]
-    galrs = [row for row in others if row.name.startswith("GaLR") and np.isfinite(row.folds).all()]
-    shaded = [row._replace(color=shade) for row, shade in zip(galrs, ("#b5b5b5", "#dcdcdc"), strict=False)]
-    chance = gallery.chance
-    _six_bars(left, [*series["against"], *shaded], chance and [*chance.i2t[:3], *chance.t2i[:3]])
-    _mr_bars(right, [*series["against"], *series["random"], *others], chance and chance.mr)
-    return figure
-
-
-def _six_bars(axes, series: list[Series], chance: list[float] | None) -> None:
-    width = 0.84 / len(series)
-    for at, row in enumerate(series):
-        place, (mean, std) = np.arange(6) - 0.42 + width * (at + 0.5), row.bars()
-        bars = axes.bar(place, mean[:6], width * 0.94, yerr=std[:6], color=row.color, label=row.name, ecolor=INK)
+            numbers = np.array([[fold.flat(ties)[key] for key in SEVEN] for fold in part.folds])
+            note, color = (AT_RANDOM, TIED[name]) if ties == "random" else ("", COLORS[name])
+            rows.append((f"this run {name}".strip() + note, color, numbers))
+    for row in published(results.dataset):
+        if row.name.startswith("GaLR") and None not in row.flat.values():
+            numbers = np.array([[row.flat[key] for key in SEVEN]])
+            rows.append((f"{row.name}, published", "#dcdcdc" if "rerank" in row.name else "#b5b5b5", numbers))
+    places, width = np.arange(7), 0.84 / len(rows)
+    for at, (name, color, numbers) in enumerate(rows):
+        x, deviation = places - 0.42 + width * (at + 0.5), numbers.std(axis=0, ddof=1) if len(numbers) > 1 else None
+        bars = axes.bar(x, numbers.mean(axis=0), width * 0.94, yerr=deviation, color=color, label=name, ecolor=INK)
         axes.bar_label(bars, fmt="%.3g", padding=2, fontsize=7, color=INK)
-        if len(row.folds) > 1:
-            axes.plot(place, row.folds[:, :6].T, ".", color=INK, markersize=3, alpha=0.6)
-    if chance:
-        places = np.arange(6)
-        axes.hlines(chance, places - 0.45, places + 0.45, color=INK, linestyle="--", linewidth=1.2, label="chance")
-    axes.set_xticks(range(6), [f"{way}\nR@{k}" for way in DIRECTIONS for k in CUTS])
+        if len(numbers) > 1:
+            axes.plot(x, numbers.T, ".", color=INK, markersize=3, alpha=0.6)
+    if chance := gallery.chance:
+        levels = [*chance.i2t[:3], *chance.t2i[:3], chance.mr]
+        axes.hlines(levels, places - 0.45, places + 0.45, color=INK, linestyle="--", linewidth=1.2, label="chance")
+    axes.set_xticks(places, [*(f"{way}\nR@{k}" for way in DIRECTIONS for k in CUTS), "mR"])
     axes.set_ylabel("recall (%)")
-    axes.set(xlim=(-0.6, 5.6), ylim=(0, 1.08 * axes.get_ylim()[1]))
+    axes.set(xlim=(-0.6, 6.6), ylim=(0, 1.08 * axes.get_ylim()[1]))
     axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=5, frameon=False, fontsize=8.5)
     quiet(axes, "y")
-
-
-def _mr_bars(axes, series: list[Series], chance: float | None) -> None:
-    for y, row in enumerate(series):
-        mean, std = row.bars()
-        bars = axes.barh(y, mean[6], 0.7, xerr=std[6], color=row.color, ecolor=INK)
-        axes.bar_label(bars, fmt="%.2f", padding=4, fontsize=8, color=INK)
-        if len(row.folds) > 1:
-            axes.plot(row.folds[:, 6], [y] * len(row.folds), ".", color=INK, markersize=4, alpha=0.6)
-    if chance is not None:
-        axes.axvline(chance, color=INK, linestyle="--", linewidth=1.2)
-        axes.set_title(f"mR (%); chance is {chance:.2f}", fontsize=10)
-    few = len(series) < 10
-    names = [fill(row.name, 24 if few else 36, break_on_hyphens=False) for row in series]
-    axes.set_yticks(range(len(series)), names, fontsize=9 if few else 7.5)
-    axes.set_xlim(right=1.15 * max(axes.get_xlim()[1], 1e-9))
-    axes.set_ylim(max(len(names), 5) - 0.4, -0.6)
-    quiet(axes, "x")
+    return figure
 
 
 # ---------------------------------------------------------------- retrieval grid
@@ -192,14 +154,10 @@ def retrieval_grid(
 ) -> Figure:
     """Draw some captions with their five best images, and some images with their five best captions.
 
-    `sims` (images, captions); relative paths start at the current folder; `reranked` holds the orders after
-    a rerank, to show them too. Right answers are green (framed, or ticked), wrong ones grey. The queries are spread
-    evenly over the gallery, not picked. An image that cannot be read is a grey panel with its name. Raise InputError
-    where the sizes do not fit.
+    `sims` (images, captions); `reranked`: the orders after a rerank, to show them too. Right answers are green. The
+    queries are spread evenly over the gallery, not picked. Raise InputError where the sizes do not fit.
     """
     owner, (images, texts) = image_of_caption, (len(image_paths), len(captions))
-    if sims.shape == (texts, images) != (images, texts):
-        raise InputError(TRANSPOSED.format(*sims.shape))
     if sims.shape != (images, texts):
         raise InputError(f"{images} image paths and {texts} captions do not fit a matrix {sims.shape}")
     asked = []
@@ -262,7 +220,7 @@ def _short(text: str, most: int) -> str:
     return text if len(text) <= most else text[: most - 1].rstrip() + "\u2026"
 
 
-def _show(axes, path: str | os.PathLike, color: str) -> None:
+def _show(axes: Axes, path: str | os.PathLike, color: str) -> None:
     """Show an image file as a square of 160 x 160, framed in a colour, or its name if it cannot be read."""
     from PIL import Image, ImageOps
 
@@ -293,7 +251,6 @@ def draw_run(
     InputError if there is nothing to draw, or a file is damaged.
     """
     run = Path(run)
-    out = run / "figures" if out is None else Path(out)
     if not run.is_dir():
         raise InputError(f"the run's folder {run} is not there; train.py makes checkpoint/EXPERIMENT")
     file = run / "results.json"
@@ -312,9 +269,10 @@ def draw_run(
     figures = {name: draw() for name, (files, draw) in drawings.items() if not set(files) & set(missing)}
     if not figures:
         raise InputError(f"nothing to draw in {run}: {', '.join(map(str, missing))} missing")
-    for name, figure in figures.items():
-        save_figure(figure, out / f"{name}.png")
-    return [out / f"{name}.png" for name in figures], missing
+    pictures = {Path(out or run / "figures") / f"{name}.png": figure for name, figure in figures.items()}
+    for path, figure in pictures.items():  # after all are drawn: a damaged file leaves nothing half-done
+        save_figure(figure, path)
+    return list(pictures), missing
 
 
 def _curve(file: Path, title: str) -> Figure:

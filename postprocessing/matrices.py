@@ -5,10 +5,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import filecmp
 import glob
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -34,12 +33,13 @@ class Matrix(NamedTuple):
 
     def save(self, path: Path) -> list[Path]:
         """Save the similarities as `path`, and the rest beside it. Return the files."""
-        arrays = {path: self.sims, images_file(path): self.image_of_caption}
-        for name, array in arrays.items():
-            save_array(name, array)
+        files = [path, images_file(path)]
+        for file, array in zip(files, self[:2], strict=True):
+            save_array(file, array)
         if self.gallery:
-            write_json(gallery_file(path), self.gallery._asdict())
-        return [*arrays, *([gallery_file(path)] if self.gallery else [])]
+            files.append(gallery_file(path))
+            write_json(files[-1], self.gallery._asdict())
+        return files
 
 
 def save_array(path: Path, array: np.ndarray) -> None:
@@ -54,22 +54,16 @@ def load(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
     The latter is read from `*_images.npy` beside it; without that file, consecutive captions share the images evenly.
     Raise InputError, naming the file, for anything that is not such a file.
     """
-    path = existing_file(path, "similarity matrix", "test.py and test_single.py --sims write such files")
+    path = file = existing_file(path, "similarity matrix", "test.py and test_single.py --sims write such files")
     beside = images_file(path)
-    with _named(path):
+    try:
         sims = check_matrix(_load_array(path))
         for _ in blocks(sims):  # NaN and infinity are faults of the file, so say so here
             pass
         if not beside.exists():
             return sims, image_of_caption(*sims.shape)
-    with _named(beside):
+        file = beside
         return sims, check_images(_load_array(beside), sims.shape)
-
-
-@contextlib.contextmanager
-def _named(file: Path) -> Iterator[None]:
-    try:
-        yield
     except InputError as error:
         raise InputError(f"{file}: {error}") from None
 

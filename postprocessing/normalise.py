@@ -48,10 +48,7 @@ class Bank(NamedTuple):
 
 
 def static_bank(sims: np.ndarray, bank: Bank, temperature: float = STATIC_TEMPERATURE) -> np.ndarray:
-    """Return s_ij / t - h_i - g_j for all pairs (N, M), in the precision of `sims`. Equal captions stay equal.
-
-    Equal captions and equal images of the bank count once, and the sums are means.
-    """
+    """Return s_ij / t - h_i - g_j for all pairs (N, M); equal captions and images of the bank count once."""
     of_images = _log_sum_exp(bank.to_captions, temperature) - np.log(bank.to_captions.shape[1])
     of_captions = _log_sum_exp(bank.from_images.T, temperature) - np.log(len(bank.from_images))
     return (np.asarray(sims, np.float64) / temperature - of_images[:, None] - of_captions).astype(sims.dtype)
@@ -60,11 +57,9 @@ def static_bank(sims: np.ndarray, bank: Bank, temperature: float = STATIC_TEMPER
 def dynamic_bank(
     sims: np.ndarray, bank: Bank, temperature: float = DYNAMIC_TEMPERATURE
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return two matrices (N, M): the scores of captions as answers to images (i2t), and of images to captions (t2i).
+    """Return two matrices (N, M): the first is for i2t (order its rows), the second for t2i (order its columns).
 
-    A caption's images are ordered by s_ij / t - h_i only if its first answer is the first answer of a caption of the
-    bank too (the activation set), else by s_ij; the captions of an image alike by g_j. Only the order within a query
-    has a meaning: a row of the first, a column of the second.
+    A query is normalised only if its first answer is that of a query of the bank too (the activation set).
     """
     scaled = np.asarray(sims, np.float64) / temperature
     of_images = _log_sum_exp(bank.to_captions, temperature, bank.caption_counts)
@@ -77,7 +72,7 @@ def dynamic_bank(
 
 
 def dynamic_ranks(matrices: tuple[np.ndarray, np.ndarray], image_of_caption: np.ndarray) -> QueryRanks:
-    """Return the ranks of the queries: those of i2t by the first matrix, those of t2i by the second."""
+    """Return the ranks of the queries by the matrices of `dynamic_bank`."""
     i2t, t2i = matrices
     return QueryRanks(query_ranks(i2t, image_of_caption).i2t, query_ranks(t2i, image_of_caption).t2i)
 
@@ -96,10 +91,7 @@ def _log_sum_exp(sims: np.ndarray, temperature: float, counts: np.ndarray | None
 
 
 def sinkhorn(sims: np.ndarray, temperature: float = SINKHORN_TEMPERATURE, steps: int = SINKHORN_STEPS) -> np.ndarray:
-    """Return log P of similarities (images, captions) after so many steps over rows and columns, in their precision.
-
-    Columns that are equal stay equal.
-    """
+    """Return log P of similarities (images, captions) after so many steps over rows and columns, in their precision."""
     sims = check_matrix(sims)
     logits = np.asarray(sims, np.float64) / temperature
     for axis in (1, 0) * steps:
@@ -120,8 +112,8 @@ def warn_of_scale(sims: np.ndarray, temperature: float, where: str) -> None:
 def mean_similarities(files: Sequence[Path], standardise: bool = False) -> tuple[np.ndarray, np.ndarray]:
     """Return the mean of saved matrices (images, captions), and the row of each caption's image (captions,).
 
-    `standardise` gives each matrix mean 0 and deviation 1 first. Without it, warn of matrices of other scales, the
-    largest of which decides. Raise InputError, naming the files, where they are not of the same images and captions.
+    `standardise` gives each matrix mean 0 and deviation 1 first; without it, warn of matrices of other scales. Raise
+    InputError, naming the files, where they are not of the same images and captions.
     """
     (first, owner), deviations = load(files[0]), []
     known = {file: names for file in files if (names := _names(file))}
@@ -203,10 +195,7 @@ def save_mean(files: Sequence[Path], out: Path, standardise: bool = False) -> Sc
 
 
 def run_table(results: Results, folder: Path) -> str:
-    """Return mR of one model and of its folds as one, plain and after what was done to it, as in the README.
-
-    The means of the folds' matrices are saved beside them.
-    """
+    """Return mR of one model and of its folds as one, as in the README; save the means of the folds' matrices."""
     columns = [(name or "one model", part.mean, part.std) for name, part in results.parts().items()]
     kinds = [(f"{len(results.folds)} folds as one", "")] if len(results.folds) > 1 else []
     if kinds and results.bank and results.bank.kind == "static":

@@ -48,11 +48,7 @@ class Answers(NamedTuple):
         return Ranks(self.better[best], self.tied[best], self.right[best], self)
 
     def average_precision(self, ties: str) -> np.ndarray:
-        """Return the average precision of each query: the mean, over its right answers, of the precision at each.
-
-        At random, the p-th of t wrong and r right tied answers is right with the probability r / (t + r), and has then
-        (p - 1) (r - 1) / (t + r - 1) right ones of them before it on average, so the expectation is exact.
-        """
+        """Return the average precision of each query: the mean, over its right answers, of the precision at each."""
         late = self.tied if ties == "against" else 0
         precision = np.zeros(len(self.query))
         for n in range(1, self.right.max() + 1):  # the n-th of those that are as similar
@@ -68,6 +64,7 @@ class Answers(NamedTuple):
 
 
 def _expected_precision(better: int, tied: int, before: int, right: int) -> float:
+    # the p-th of t wrong and r right tied answers has (p - 1) (r - 1) / (t + r - 1) right ones before it on average
     p = np.arange(1, tied + right + 1)
     return float(((before + 1 + (p - 1) * (right - 1) / (tied + right - 1)) / (better + before + p)).mean())
 
@@ -87,14 +84,10 @@ class Ranks(NamedTuple):
         return self.better + self.tied if ties == "against" else self.better
 
     def hits(self, k: int, ties: str = "against") -> np.ndarray:
-        """Return for each query the probability of a right answer among its first k: 0 or 1, unless ties are random.
-
-        At random it is hypergeometric: the first k hold no right answer if the `room` that is left among them is filled
-        with wrong ones, which has the probability (t - 0) / (t + r - 0) * (t - 1) / (t + r - 1) * ..., `room` factors.
-        """
+        """Return for each query the probability of a right answer among its first k: 0 or 1, unless ties are random."""
         if ties != "random":
             return (self.from_zero(ties) < k).astype(float)
-        room, miss = k - self.better, np.ones(len(self.better))
+        room, miss = k - self.better, np.ones(len(self.better))  # hypergeometric: only wrong ones fill the room
         for drawn in range(k):
             share = np.maximum(self.tied - drawn, 0) / np.maximum(self.tied + self.right - drawn, 1)
             miss *= np.where(drawn < room, share, 1)
@@ -105,16 +98,12 @@ def _recall_at(k: int) -> Callable[[Ranks, str], float]:
     return lambda ranks, ties: 100.0 * float(ranks.hits(k, ties).sum()) / len(ranks.better)
 
 
-def _mean_average_precision(ranks: Ranks, ties: str) -> float | None:
-    return 100.0 * float(ranks.answers.average_precision(ties).mean()) if ranks.answers else None
-
-
-MEASURES: dict[str, Callable[[Ranks, str], float | None]] = {
+MEASURES: dict[str, Callable[[Ranks, str], float]] = {
     # a further metric is one more entry: files and tables follow
     **{f"r{k}": _recall_at(k) for k in CUTS},
     "medr": lambda ranks, ties: float(np.floor(np.median(ranks.from_zero(ties))) + 1),  # as in the released code
     "meanr": lambda ranks, ties: float(np.mean(ranks.from_zero(ties)) + 1),
-    "map": _mean_average_precision,
+    "map": lambda ranks, ties: 100.0 * float(ranks.answers.average_precision(ties).mean()),
 }
 SIX = [f"{direction}_r{k}" for direction in DIRECTIONS for k in CUTS]  # mR is their mean
 
@@ -140,10 +129,7 @@ class QueryRanks(NamedTuple):
 
 
 class Recalls(namedtuple("Recalls", ("r1", "r5", "r10", "medr", "meanr"))):
-    """One direction: R@1, R@5, R@10 in per cent, median and mean rank from 1. `x["r1"]` is `x.r1`.
-
-    Other metrics are in `metrics` alone.
-    """
+    """One direction: R@1, R@5, R@10 in per cent, median and mean rank from 1. `x["r1"]` is `x.r1`."""
 
     __slots__ = ()
 
@@ -188,18 +174,15 @@ def query_ranks(sims: np.ndarray, image_of_caption: np.ndarray) -> QueryRanks:
     sims = check_matrix(sims)
     owner = check_images(image_of_caption, sims.shape)
     own = np.asarray(sims[owner, np.arange(len(owner))])  # similarity of each caption with its image
-    better, equal = np.empty(len(owner), np.int64), np.empty(len(owner), np.int64)  # captions of the image as a query
-    t2i_better, t2i_equal = np.zeros(len(owner), np.int64), np.zeros(len(owner), np.int64)
+    better, equal, t2i_better, t2i_equal = np.zeros((4, len(owner)), np.int64)  # of each caption as answer and query
     by_image = np.argsort(owner, kind="stable")
     first = np.searchsorted(owner[by_image], np.arange(len(sims) + 1))
     for rows, block in blocks(sims):
         captions = by_image[first[rows.start] : first[rows.start + len(block)]]
         for caption in captions:
             row = block[owner[caption] - rows.start]
-            better[caption], equal[caption] = (
-                np.count_nonzero(row > own[caption]),
-                np.count_nonzero(row == own[caption]),
-            )
+            better[caption] = np.count_nonzero(row > own[caption])
+            equal[caption] = np.count_nonzero(row == own[caption])
         t2i_better += np.count_nonzero(block > own, axis=0)
         t2i_equal += np.count_nonzero(block == own, axis=0)
     before, right = _among_right(owner, own)
@@ -258,7 +241,7 @@ def check_images(image_of_caption: np.ndarray, shape: tuple[int, int]) -> np.nda
     """Return the row of each caption's image, (captions,). Raise InputError if it does not fit such a matrix."""
     owner = np.asarray(image_of_caption)
     images, captions = shape
-    if owner.dtype.kind in "iu" and owner.shape == (images,) != (captions,) and len(owner) and owner.max() < captions:
+    if owner.shape == (images,) != (captions,):
         raise InputError(TRANSPOSED.format(images, captions))
     if owner.dtype.kind not in "iu" or owner.shape != (captions,):
         raise InputError(

@@ -157,10 +157,9 @@ def _ranks_after(score: np.ndarray, right: np.ndarray, place: np.ndarray, answer
     row, of_right = answers.query[inside], right[answers.query[inside]]
     of_row = score[row]
     own = of_row[np.arange(len(inside)), place[inside]][:, None]
-    for counts, which in ((better, (of_row > own) & ~of_right), (before, (of_row > own) & of_right)):
-        counts[inside] = np.count_nonzero(which, axis=1)
-    for counts, which in ((tied, (of_row == own) & ~of_right), (same, (of_row == own) & of_right)):
-        counts[inside] = np.count_nonzero(which, axis=1)
+    for wrong, of_kind, ahead in ((better, before, of_row > own), (tied, same, of_row == own)):
+        wrong[inside] = np.count_nonzero(ahead & ~of_right, axis=1)
+        of_kind[inside] = np.count_nonzero(ahead & of_right, axis=1)
     return answers._replace(better=better, tied=tied, before=before, right=same).ranks()
 
 
@@ -261,19 +260,19 @@ def _below(block: np.ndarray, index: np.ndarray, score: np.ndarray) -> np.ndarra
     return scaled
 
 
-def search(rerankers: Sequence[Reranker], start: Setting) -> tuple[Setting, np.ndarray, dict[str, tuple]]:
-    """Return the best setting on validation matrices (one per fold), the mR of all, and the values along its axes.
+def search(rerankers: Sequence[Reranker], start: Setting) -> tuple[Setting, np.ndarray]:
+    """Return the best setting on validation matrices (one per fold), and the mR of all, an axis a key of GRID.
 
     Of equal settings the first is chosen. With both weights 0 the order stays: "no rerank" is in the grid.
     """
     gallery = max(found.index.shape[1] for reranker in rerankers for found in reranker.found)
-    grid = GRID | {"k": tuple(sorted({replace(start, k=k).candidates(gallery) for k in GRID["k"]}))}
+    grid = GRID | {"k": sorted({replace(start, k=k).candidates(gallery) for k in GRID["k"]})}
     settings = [replace(start, **dict(zip(grid, point, strict=True))) for point in itertools.product(*grid.values())]
     mr = [
         np.mean([reranker.ranks(setting).metrics()["mr"] for reranker in rerankers])
         for setting in Bar(settings, desc="search", unit="setting")
     ]
-    return settings[int(np.argmax(mr))], np.array(mr).reshape([len(axis) for axis in grid.values()]), grid
+    return settings[int(np.argmax(mr))], np.array(mr).reshape([len(axis) for axis in grid.values()])
 
 
 def _searched(args: argparse.Namespace, tests: list[Path], start: Setting) -> Setting:
@@ -284,7 +283,7 @@ def _searched(args: argparse.Namespace, tests: list[Path], start: Setting) -> Se
     for val, test in itertools.product(vals, tests):
         if share_images(val, test):
             raise InputError(f"{val} is of the same images as the test matrix {test}; choose the setting on others")
-    setting, mr, _ = search([Reranker(*matrix, max(GRID["k"])) for matrix in matrices], start)
+    setting, mr = search([Reranker(*matrix, max(GRID["k"])) for matrix in matrices], start)
     found = f"mR {mr[:, 0, 0].max():.2f} without rerank, {mr.max():.2f} with the best of {mr.size} settings"
     logger.info(f"on {', '.join(map(str, vals))}: {found}")
     return setting

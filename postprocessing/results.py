@@ -1,7 +1,4 @@
-"""The files of a run as types: results.json, the scores of its folds; history.json, the course of a fold's training.
-
-Only this file knows their form. A file of another form is an InputError that names the place.
-"""
+"""The files of a run as types: results.json, the scores of its folds; history.json, the course of a fold's training."""
 
 from __future__ import annotations
 
@@ -63,7 +60,6 @@ class Nested(Part):
 
     @classmethod
     def of(cls, flat: Metrics, **more: Any) -> Nested:
-        """Return it from a flat dictionary."""
         ways = {way: {key[4:]: value for key, value in flat.items() if key.startswith(f"{way}_")} for way in DIRECTIONS}
         return cls(**ways, mr=flat["mr"], **more)
 
@@ -74,7 +70,6 @@ class Score(Nested):
     random: Nested
 
     def flat(self, ties: str = "against") -> Metrics:
-        """Return the flat dictionary."""
         score = self if ties == "against" else self.random
         ways = {f"{way}_{key}": value for way in DIRECTIONS for key, value in getattr(score, way).items()}
         return ways | {"mr": score.mr}
@@ -86,8 +81,6 @@ class Score(Nested):
 
 
 class Sizes(Part):
-    """The sizes that a fold's score is out of."""
-
     fold: int
     split: str
     images: int
@@ -95,7 +88,7 @@ class Sizes(Part):
 
 
 class FoldScore(Score, Sizes):
-    """The score of a fold."""
+    """The score of a fold, and what it is out of."""
 
 
 class Summary(Part):
@@ -107,20 +100,15 @@ class Summary(Part):
 
     @classmethod
     def of(cls, folds: Sequence[FoldScore], **more: Any) -> Summary:
-        """Return the summary of folds."""
         mean, std = summarise(folds)
         return cls(folds=list(folds), mean=mean, std=std, **more)
 
 
 class Reranked(Summary):
-    """The scores after the rerank with this setting."""
-
     setting: Setting | None = None
 
 
 class Banked(Summary):
-    """The scores after query bank normalisation of this kind."""
-
     kind: Literal["static", "dynamic"] = "static"
 
 
@@ -177,12 +165,12 @@ def summarise(scores: Sequence[Score]) -> tuple[Score, Score]:
     """Return the mean and the sample standard deviation (n - 1) of scores. One score has none: its numbers are None."""
 
     def over_scores(statistic: Callable[[list[float]], float | None]) -> Score:
-        flats = ([score.flat(ties) for score in scores] for ties in ("against", "random"))
-        against, random = ({key: known(statistic, [flat[key] for flat in kind]) for key in kind[0]} for kind in flats)
-        return Score.of(against, random=Nested.of(random))
-
-    def known(statistic: Callable[[list[float]], float | None], numbers: list[float | None]) -> float | None:
-        return None if None in numbers else statistic(numbers)
+        found = {}
+        for ties in ("against", "random"):
+            flats = [score.flat(ties) for score in scores]
+            numbers = {key: [flat[key] for flat in flats] for key in flats[0]}
+            found[ties] = {key: None if None in of_key else statistic(of_key) for key, of_key in numbers.items()}
+        return Score.of(found["against"], random=Nested.of(found["random"]))
 
     def deviation(numbers: list[float]) -> float | None:
         return float(np.std(numbers, ddof=1)) if len(numbers) > 1 else None

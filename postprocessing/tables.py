@@ -43,11 +43,7 @@ class Published(NamedTuple):
 
 @functools.cache
 def published(dataset: str) -> list[Published]:
-    """Return the rows of published.csv for a data set by any form of its name (RSITMD, rsitmd_precomp); others: none.
-
-    Each number is as printed: the mR of AMFMN-soft on RSICD is not the mean of its recalls (16.16), nor, in the last
-    digit, are those of SCAN i2t.
-    """
+    """Return the rows of published.csv, as printed, for a data set by any form of its name (RSITMD, rsitmd_precomp)."""
     key, found = dataset.lower().removesuffix("_precomp"), []
     for row in csv.DictReader(Path(__file__).with_name("published.csv").read_text().splitlines()):
         if row["dataset"] == key:
@@ -89,18 +85,21 @@ def gallery_of(folds: Sequence[FoldScore], lists: str | None) -> GallerySize:
 
 
 def table(rows: Sequence[Sequence[Cell]]) -> str:
-    """Return rows of cells, the first one the head, as an aligned Markdown table.
+    """Return rows of cells, the first one the head, as an aligned Markdown table of at most `WIDTH` columns.
 
-    Long names in the first column are cut in the middle, so that a line has `WIDTH` columns.
+    For that, long names in the first column are cut in the middle.
     """
     lines = [["-" if x is None else f"{x:.2f}" if isinstance(x, float) else str(x) for x in row] for row in rows]
-    widths = [max(3, *map(len, column)) for column in zip(*lines, strict=True)]
-    widths[0] = min(widths[0], max(8, WIDTH - 1 - sum(width + 3 for width in widths[1:]) - 3))
-    rule = [":" + "-" * (widths[0] - 1), *("-" * (width - 1) + ":" for width in widths[1:])]
+    first, *widths = (max(3, *map(len, column)) for column in zip(*lines, strict=True))
+    first = min(first, max(8, WIDTH - 4 - sum(width + 3 for width in widths)))
+    rule = [":" + "-" * (first - 1), *("-" * (width - 1) + ":" for width in widths)]
     text = []
     for name, *cells in (lines[0], rule, *lines[1:]):
-        right = (cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True))
-        text.append("| " + " | ".join([_shortened(name, widths[0]).ljust(widths[0]), *right]) + " |")
+        if len(name) > first:
+            end = (first - 1) // 2
+            name = name[: first - 1 - end] + "\u2026" + name[len(name) - end :]
+        right = (cell.rjust(width) for cell, width in zip(cells, widths, strict=True))
+        text.append("| " + " | ".join([name.ljust(first), *right]) + " |")
     return "\n".join(text)
 
 
@@ -113,13 +112,6 @@ def six_cells(flat: Metrics, std: float | None = None) -> list[Cell]:
 def filled(line: str) -> str:
     """Return a text in lines of `WIDTH` columns, all but the first indented."""
     return textwrap.fill(line, WIDTH, subsequent_indent="  ", break_on_hyphens=False)
-
-
-def _shortened(name: str, width: int) -> str:
-    if len(name) <= width:
-        return name
-    end = (width - 1) // 2
-    return name[: width - 1 - end] + "\u2026" + name[len(name) - end :]
 
 
 def _csv(rows: Iterable[Sequence]) -> str:
@@ -140,6 +132,10 @@ class Row(NamedTuple):
     gallery: GallerySize
     flat: Metrics
     std: float | None = None
+
+    @property
+    def note(self) -> str:
+        return AT_RANDOM if self.ties == "random" else ""
 
 
 def run_rows(results: Results) -> Iterator[Row]:
@@ -173,19 +169,13 @@ def markdown(results: Results) -> str:
 
 def further_tables(results: Results) -> list[str]:
     """Return a table of the means of the metrics that have no column, a row each, and one of the recalls by class."""
-    means = {
-        f"{name or 'plain'}{AT_RANDOM if ties == 'random' else ''}": part.mean.flat(ties)
-        for name, part in results.parts().items()
-        for ties in part.mean.ties
-    }
-    keys = [key for key in results.mean.flat() if key not in (*SIX, "mr") and key[4:] not in ("medr", "meanr")]
+    flat, means = results.mean.flat(), [row for row in run_rows(results) if row.what == "mean"]
+    keys = [key for key in flat if key not in (*SIX, "mr") and key[4:] not in ("medr", "meanr")]
     texts = []
     if further := [key for key in keys if " " not in key]:
-        texts.append(
-            table([["metric", *means], *([label(key), *(m.get(key) for m in means.values())] for key in further)])
-        )
+        rows = ([label(key), *(row.flat.get(key) for row in means)] for key in further)
+        texts.append(table([["metric", *((row.part or "plain") + row.note for row in means)], *rows]))
     if classes := dict.fromkeys(key.partition(" ")[2] for key in keys if " " in key):
-        flat = results.mean.flat()
         recalls = ([flat[f"{key} {name}"] for key in SIX] for name in classes)
         rows = ([name, *six, sum(six) / 6] for name, six in zip(classes, recalls, strict=True))
         texts.append(table([["class", *NARROW], *rows]))
@@ -214,7 +204,7 @@ def comma_separated(results: Results) -> str:
         rows.append([round(x, 4) if isinstance(x, float) else x for x in values])
 
     for row in run_rows(results):
-        add(f"{row.what} {row.part}".strip() + AT_RANDOM * (row.ties == "random"), row.gallery, row.flat)
+        add(f"{row.what} {row.part}".strip() + row.note, row.gallery, row.flat)
     for row in published(results.dataset):
         name = row.name + ("" if row.std is None else f" \u00b1 {row.std:.2f}") + " (published)"
         add(name, GallerySize("test", row.lists or None, row.images, row.captions), row.flat)
@@ -250,10 +240,10 @@ def change_table(before: Score, after: Score) -> str:
     """Return two scores side by side, with the change, as Markdown."""
     lines: list[list[Cell]] = []
     for ties in max(before.ties, after.ties, key=len):
-        old, new = before.flat(ties), after.flat(ties)
-        for key in old:
-            change = None if None in (old[key], new[key]) else f"{round(new[key] - old[key], 2) + 0.0:+.2f}"
-            lines.append([label(key) + AT_RANDOM * (ties == "random"), old[key], new[key], change])
+        new = after.flat(ties)
+        for key, old in before.flat(ties).items():
+            change = f"{round(new[key] - old, 2) + 0.0:+.2f}"  # never -0.00
+            lines.append([label(key) + AT_RANDOM * (ties == "random"), old, new[key], change])
     return table([["", "before", "after", "change"], *lines])
 
 
@@ -263,10 +253,7 @@ def report(
     setting: dict[str, Any],
     out: Path | None,
 ) -> None:
-    """Print the scores of saved matrices before and after a change, and their mean; write them as JSON to `out`.
-
-    `change` takes a matrix and the row of each caption's image.
-    """
+    """Print the scores of saved matrices before and after `change(sims, image_of_caption)`; write them to `out`."""
     rows, scores = [], []
     for file in files:
         sims, owner = load_matrix(file)
@@ -274,10 +261,13 @@ def report(
         row = {"file": str(file), "images": len(sims), "captions": len(owner), "chance": chance(owner, len(sims)).mr}
         rows.append(row | {"before": before.model_dump(), "after": after.model_dump()})
         scores.append((before, after))
-        pairs = ((before.flat(ties)["mr"], after.flat(ties)["mr"]) for ties in max(before.ties, after.ties, key=len))
-        words = "; with ties at random ".join(f"{old:.2f} and {new:.2f} ({new - old:+.2f})" for old, new in pairs)
-        sizes = "{file}: {images} images, {captions} captions, chance mR {chance:.2f}".format(**row)
-        print(f"{sizes}, mR before and after {words}")
+        words = [
+            f"{file}: {len(sims)} images, {len(owner)} captions, chance mR {row['chance']:.2f}, mR before and after"
+        ]
+        for ties in max(before.ties, after.ties, key=len):
+            old, new = before.flat(ties)["mr"], after.flat(ties)["mr"]
+            words.append("; with ties at random" * (ties == "random") + f" {old:.2f} and {new:.2f} ({new - old:+.2f})")
+        print("".join(words))
     (before, _), (after, _) = map(summarise, zip(*scores, strict=True))
     print(f"\nmean of {len(rows)} matrices" if len(rows) > 1 else "")
     print(change_table(before, after))

@@ -7,7 +7,6 @@ import json
 import numpy as np
 import pytest
 
-from postprocessing.balance import main
 from postprocessing.matrices import Matrix
 from postprocessing.normalise import sinkhorn
 from postprocessing.recall import recall
@@ -53,29 +52,24 @@ def test_equal_captions_stay_equal_and_precision_stays() -> None:
     assert after.dtype == np.float32 and np.array_equal(after[:, 9], after[:, 2])
 
 
-def test_the_command_gives_recall_before_and_after(tmp_path, monkeypatch, capsys) -> None:
+def test_the_command_gives_recall_before_and_after(tmp_path, run) -> None:
     sims, owner = some_sims()
     sims[3] += 0.4
     files = [tmp_path / f"run_{fold}.npy" for fold in (0, 1)]
     for file in files:
         Matrix(sims, owner).save(file)
-    out = tmp_path / "out.json"
-    monkeypatch.setattr("sys.argv", ["balance", "--sims", str(tmp_path / "run_*.npy"), "--out", str(out)])
-    main()
-    written = json.loads(out.read_text())
-    assert [row["file"] for row in written["matrices"]] == [str(file) for file in files] and written["setting"] == {
-        "temperature": 0.07,
-        "steps": 10,
-    }
+    done = run(f"-m postprocessing.balance --sims {tmp_path}/run_*.npy --out {tmp_path}/out.json")
+    written = json.loads((tmp_path / "out.json").read_text())
+    assert [row["file"] for row in written["matrices"]] == list(map(str, files))
+    assert written["setting"] == {"temperature": 0.07, "steps": 10}
     assert written["mean"]["before"]["mr"] == pytest.approx(recall(sims, owner).mr)
     assert written["mean"]["after"]["mr"] == pytest.approx(recall(sinkhorn(sims), owner).mr)
-    assert f"{written['mean']['after']['mr']:.2f}" in capsys.readouterr().out
+    assert f"{written['mean']['after']['mr']:.2f}" in done.out
 
 
 @pytest.mark.parametrize(("scale", "warned"), [(1, False), (100, True), (0.01, True)])
-def test_similarities_that_the_temperature_does_not_suit_are_warned_of(scale, warned, tmp_path, monkeypatch, capsys):
+def test_similarities_that_the_temperature_does_not_suit_are_warned_of(scale, warned, tmp_path, run):
     sims, owner = some_sims()
     Matrix(scale * sims, owner).save(tmp_path / "a.npy")
-    monkeypatch.setattr("sys.argv", ["balance", "--sims", str(tmp_path / "a.npy")])
-    main()
-    assert ("the temperature 0.07 suits cosines" in capsys.readouterr().err) == warned
+    done = run(f"-m postprocessing.balance --sims {tmp_path}/a.npy")
+    assert ("the temperature 0.07 suits cosines" in done.err) == warned

@@ -18,7 +18,6 @@ from postprocessing.tables import (
     WIDTH,
     change_table,
     comma_separated,
-    main,
     markdown,
     published,
     write_ranks,
@@ -52,10 +51,7 @@ def test_mean_and_sample_deviation_over_folds():
     assert std.i2t["r10"] == pytest.approx(statistics.stdev([30, 32, 40]))
     assert std.t2i["r1"] == std.i2t["medr"] == 0
     assert list(mean.model_dump()) == list(std.model_dump()) == ["i2t", "t2i", "mr", "random"]
-
-
-def test_one_fold_has_no_deviation():
-    mean, std = summarise([fold(0, 1.0)])
+    mean, std = summarise([fold(0, 1.0)])  # one fold has no deviation
     assert mean.mr == 18.5 and std.mr is None and set(std.i2t.values()) == {None}
 
 
@@ -86,9 +82,6 @@ def test_every_published_row_names_its_source_and_those_of_ucm_their_lists():
     assert all(source.startswith("from memory, not checked") for source in sources)
     for dataset in ("rsitmd", "rsicd"):
         assert sum("Table I" in row.source for row in published(dataset)) == 13
-
-
-def test_the_published_rows_are_found_by_any_form_of_the_name():
     assert published("RSITMD") == published("rsitmd_precomp") == published("rsitmd") != []
     assert published("DEMO") == []
 
@@ -107,22 +100,13 @@ def test_rows_are_folds_then_mean_and_std_then_rerank_then_published():
     assert float(by_name["GaLR (published)"]["t2i R@10"]) == 53.35 and by_name["GaLR (published)"]["i2t med r"] == ""
 
 
-def test_every_row_names_its_split_gallery_and_chance():
+def test_every_row_names_its_split_gallery_and_chance_if_it_is_the_same_in_all_folds():
     for row in read_csv(comma_separated(results([fold(0, 0.0), fold(1, 2.0)]))):
         assert (row["split"], row["images"], row["captions"]) == ("test", "452", "2260")
         assert float(row["chance mR"]) == pytest.approx(1.18, abs=0.005)
-
-
-def test_folds_with_galleries_of_several_sizes_share_only_what_they_have_in_common():
     rows = {r["name"]: r for r in read_csv(comma_separated(results([fold(0, 0.0), fold(1, 2.0, 453, 2265)])))}
     assert rows["fold 1"]["images"] == "453"
     assert (rows["mean"]["split"], rows["mean"]["images"], rows["mean"]["chance mR"]) == ("test", "", "")
-
-
-def test_one_fold_has_no_std_row():
-    assert "std" not in comma_separated(results([fold(0, 0.0)])) and "\u00b1" not in markdown(
-        results([fold(0, 0.0)], "DEMO")
-    )
 
 
 def cells_of(text: str) -> list[list[list[str]]]:
@@ -158,13 +142,6 @@ def test_the_change_stands_beside_before_and_after():
     assert "| mR | 17.50 | 20.00 | +2.50 |".replace(" ", "") in table.replace(" ", "")
 
 
-@pytest.mark.parametrize("wrong", [{}, {"folds": 3}, {"folds": [{}], "mean": {}, "std": {}}, {"folds": []}])
-def test_what_is_no_results_file_is_an_input_error_and_nothing_is_written(tmp_path, wrong):
-    write_json(tmp_path / "results.json", {"experiment": "x", "dataset": "ucm", **wrong})
-    with pytest.raises(InputError, match=r"results\.json, entry"):
-        load(tmp_path / "results.json", Results)
-
-
 @pytest.mark.parametrize(
     ("place", "value", "message"),
     [
@@ -172,6 +149,8 @@ def test_what_is_no_results_file_is_an_input_error_and_nothing_is_written(tmp_pa
         (("rerank", "setting"), {"k": -1}, "k must be an integer >= 1, got -1"),
         (("rerank", "setting"), {"k": "x"}, "results.json, entry rerank setting k: Input should be a valid integer"),
         (("experiment",), 5, "results.json, entry experiment: Input should be a valid string"),
+        (("folds",), 3, "results.json, entry folds: Input should be a valid list"),
+        (("folds",), [], "results.json, entry folds: List should have at least 1 item"),
     ],
 )
 def test_damage_to_a_results_file_is_named_with_its_place(tmp_path, place, value, message):
@@ -238,6 +217,8 @@ def test_the_tables_of_one_fold_leave_out_the_mean_and_hold_its_ranks():
     own, others = cells_of(text)
     assert [row[:2] for row in own[1:]] == [["fold 3", "against"], ["fold 3", "random"]]
     assert "ranks: i2t median 12.00 mean 40.50, t2i median 12.00 mean 40.50" in text and others[1][0] == "VSE++"
+    one = results([fold(0, 0.0)], "DEMO")
+    assert "std" not in comma_separated(one) and "\u00b1" not in markdown(one)
 
 
 def test_ranks_csv_holds_each_query_with_its_rank_and_first_answers(tmp_path):
@@ -265,24 +246,14 @@ def test_ranks_csv_holds_each_query_with_its_rank_and_first_answers(tmp_path):
         assert row["query"] == (images if row["direction"] == "i2t" else captions)[at]
 
 
-def test_runs_compare_by_their_means_with_the_deviation_of_mr(tmp_path, monkeypatch, capsys):
-    for name, add in (("one", 0.0), ("two", 4.0)):
-        run = results([fold(0, add), fold(1, add + 2)], experiment=name)
-        write_json(tmp_path / name / "results.json", run.model_dump())
-    monkeypatch.setattr("sys.argv", ["tables", str(tmp_path / "one"), str(tmp_path / "two")])
-    main()
-    out = capsys.readouterr().out
+def test_runs_compare_by_their_means_with_the_deviation_of_mr_and_long_names_keep_their_ends(tmp_path, run):
+    for name, add in (("one", 0.0), ("x" * 120 + "_two", 4.0)):
+        of_two = results([fold(0, add), fold(1, add + 2)], experiment=name)
+        write_json(tmp_path / name / "results.json", of_two.model_dump())
+    out = run(f"-m postprocessing.tables {tmp_path}/one {tmp_path}/{'x' * 120}_two").out
     ((header, *rows),) = cells_of(out)
     one, two = (dict(zip(header, row, strict=True)) for row in rows)
-    assert (one["experiment"], one["mR"], one["folds"]) == ("one", "18.50 ± 1.41", "2")
-    assert (two["experiment"], two["mR"]) == ("two", "22.50 ± 1.41")
+    assert (one["experiment"], one["mR"], one["folds"]) == ("one", "18.50 \u00b1 1.41", "2")
+    assert two["experiment"].endswith("_two") and two["mR"] == "22.50 \u00b1 1.41"
     assert out.splitlines()[0] == "test split of rsitmd_precomp: 452 images, 2260 captions, chance mR 1.18"
-
-
-def test_names_that_are_too_long_for_the_terminal_keep_their_ends(tmp_path, monkeypatch, capsys):
-    for name in ("x" * 120 + "_one", "x" * 120 + "_two"):
-        write_json(tmp_path / name / "results.json", results([fold(0, 0.0)], experiment=name).model_dump())
-    monkeypatch.setattr("sys.argv", ["tables", *map(str, tmp_path.iterdir())])
-    main()
-    lines = capsys.readouterr().out.splitlines()
-    assert max(map(len, lines)) <= WIDTH and sum("_one " in line or "_two " in line for line in lines) == 2
+    assert max(map(len, out.splitlines())) <= WIDTH
