@@ -69,14 +69,10 @@ class Question(NamedTuple):
 
 
 class Site:
-    """Answer what the page asks, from an index and the model that made it.
+    """Answer what the page asks, from an index and the model that made it; folder: for files to download."""
 
-    folder: for files to download. images: the folder of the images now, if it has moved.
-    """
-
-    def __init__(self, index: Index, encoder: Encoder, folder: Path, images: str | None = None) -> None:
+    def __init__(self, index: Index, encoder: Encoder, folder: Path) -> None:
         self.index, self.encoder, self.folder, self.mark = index, encoder, folder, read_mark(index)
-        self.images = images or self.mark.images
         self.scenes = sorted({record.path for record in index.records() if record.windows > 1})
         self.rules = query.raster_rules_of(self.mark)
         self.encoded = functools.lru_cache(maxsize=4)(lambda path, _: encode_scene(encoder, path, self.rules))
@@ -100,7 +96,7 @@ class Site:
     def thumbnail(self, record: Record) -> Image.Image:
         """Return a picture or window of the index, small; grey where its file is gone or damaged."""
         try:
-            with open_scene(safe_paths(self.images, [record.path])[0], self.rules) as scene:
+            with open_scene(safe_paths(self.mark.images, [record.path])[0], self.rules) as scene:
                 image = scene.read(record.window)
         except (InputError, OSError):
             return Image.new("RGB", (THUMBNAIL, THUMBNAIL), "grey")
@@ -118,7 +114,7 @@ class Site:
         """Return a scene, uploaded or else of the index, reduced, and the map (H, W) uint8 of a sentence over it."""
         if not upload and name not in self.scenes:
             raise InputError("choose a scene of the index, or upload one")
-        path = Path(upload or safe_paths(self.images, [name])[0])
+        path = Path(upload or safe_paths(self.mark.images, [name])[0])
         vector = self.encoder.sentences([sentence])[0]
         self.encoder.unknown_words(sentence)  # one of which nothing is known is refused
         width, height = picture_size(path, self.rules)
@@ -302,7 +298,7 @@ def main() -> None:
     arguments = _parse()
     with open_index(arguments.index) as index, tempfile.TemporaryDirectory(prefix="galr_") as folder:
         encoder = query.encoder_of(read_mark(index), arguments.resume, pick_device(arguments.device))
-        page = build_page(Site(index, encoder, Path(folder), arguments.images))
+        page = build_page(Site(index, encoder, Path(folder)))
         logger.info(f"open {serve(page, arguments.host, arguments.port, arguments.upload_mb)}; Ctrl-C ends it")
         signal.signal(signal.SIGTERM, _stop)
         try:
@@ -321,7 +317,6 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--port", type=int, default=7860, help="default 7860")
     parser.add_argument("--host", default="127.0.0.1", help="default 127.0.0.1: this machine alone; 0.0.0.0: everyone")
     parser.add_argument("--upload_mb", type=int, default=20, help="largest upload in megabytes (default 20)")
-    parser.add_argument("--images", metavar="DIR", help="where the folder of its images is now, if it has moved")
     return parser.parse_args()
 
 

@@ -57,7 +57,6 @@ PACKING = 200_000  # a file that promises more bytes than this for each of its o
 SAMPLE = 1024  # pixels: sides of the reduced scene that the percentiles are taken from
 
 Window = Sequence[int]  # first row, end row, first column, end column
-Bounds = tuple[float, float, float, float]  # west, south, east, north in degrees (WGS 84)
 
 
 class RasterRules(NamedTuple):
@@ -97,8 +96,8 @@ class Scene:
         image.thumbnail((side, side))
         return image
 
-    def place(self, window: Window) -> Bounds | None:
-        """Return the bounds of a window, west from -180 and below 180, east of it; None where the file does not say."""
+    def place(self, window: Window) -> tuple[float, float, float, float] | None:
+        """Return west, south, east, north of a window in degrees, west from -180 and below 180; None where unknown."""
         if self.crs is None or self.transform is None:
             return None
         top, bottom, left, right = window
