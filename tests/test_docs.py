@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import re
-import typing
 from pathlib import Path
 
 import pytest
-from pydantic import BaseModel
 
-from option import options as schema
+from option.load import all_keys
 
 ROOT = Path(__file__).resolve().parent.parent
 GUIDES = "data training evaluation results fidelity search scaling".split()
@@ -26,14 +24,6 @@ def commands(text: str) -> list[str]:
     blocks = re.findall(r"^ *```(\w*)\n(.*?)^ *```", text, re.DOTALL | re.MULTILINE)
     lines = [line for language, block in blocks if not language for line in block.replace("\\\n", " ").splitlines()]
     return [line.strip() for line in lines]
-
-
-def option_keys(kind: object, prefix: str = "") -> set[str]:
-    """Return every key of a block of options, dotted, over all models and text encoders."""
-    if isinstance(kind, type) and issubclass(kind, BaseModel):
-        fields = kind.model_fields.items()
-        return {prefix[:-1]}.union(*(option_keys(field.annotation, f"{prefix}{key}.") for key, field in fields))
-    return {prefix[:-1]}.union(*(option_keys(part, prefix) for part in typing.get_args(kind)))
 
 
 def test_the_readme_has_at_most_160_lines():
@@ -76,4 +66,6 @@ def test_named_option_keys_exist(page):
     text = page.read_text(encoding="utf-8")
     blocks = "model|dataset|optim|logs|k_fold"
     named = {key.rstrip(".") for key in re.findall(rf"(?<![\w./{{])(?:{blocks})\.[a-z][\w.]*", text)}
-    assert sorted(named - option_keys(schema.Options) - {"model.state_dict", "model.safetensors"}) == []
+    keys = {name for name, _, _ in all_keys()}
+    blocks_of_blocks = {name.rpartition(".")[0] for name in keys}
+    assert sorted(named - keys - blocks_of_blocks - {"model.state_dict", "model.safetensors"}) == []
