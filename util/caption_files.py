@@ -92,9 +92,10 @@ def _grouped_rows(tree: dict[str, list]) -> list[Row]:
         more = {"split": name} if name.lower() in SPLITS else {"folder": name}
         for entry in entries:
             if isinstance(entry, str):  # a table of image names and captions
-                rows.append({"filename": name, "captions": [entry]})
-            else:
-                rows.append(more | entry if isinstance(entry, dict) else entry)
+                entry = {"filename": name, "captions": [entry]}
+            elif isinstance(entry, dict):
+                entry = more | entry
+            rows.append(entry)
     return rows
 
 

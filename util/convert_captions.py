@@ -73,34 +73,33 @@ def read_images(paths: Sequence[Path]) -> list[Image]:
     Raise InputError for a file of another form, an entry without name or split, or if no train image has a caption.
     """
     found: dict[tuple[str, str], Image] = {}
-    joined = blank = 0
-    for path in paths:
-        for number, row in enumerate(read_rows(path), 1):
-            where = f"captions {path}, entry {number}"
-            if not isinstance(row, dict):
-                raise InputError(f"{where}: expected an image with its captions, got {seen(row)}")
-            name, texts = _name(row, where), list(_texts(captions_of(row, where), where))
-            split = _split(row, path, name, where)
-            lines = [" ".join(text.split()) for text, _ in texts]
-            joined += any(from_tokens for _, from_tokens in texts)
-            blank += lines.count("")
-            if "\0" in name or any("\0" in line for line in lines):
-                raise InputError(f"{where}: a NUL character; the file is damaged")
-            image = found.setdefault((name, split), Image(name, split, []))
-            image.captions.extend(filter(None, lines))
+    blank = 0
+    for path, where, row in _rows(paths):
+        name, lines = _name(row, where), [" ".join(text.split()) for text in _texts(captions_of(row, where), where)]
+        split = _split(row, path, name, where)
+        if "\0" in name or any("\0" in line for line in lines):
+            raise InputError(f"{where}: a NUL character; the file is damaged")
+        blank += lines.count("")
+        found.setdefault((name, split), Image(name, split, [])).captions.extend(filter(None, lines))
     there = [image for image in found.values() if image.captions]
     if all(image.split == "test" for image in there):
         raise InputError(
             f"captions {', '.join(map(str, paths))}: no image of the train split has a caption; give the files of all "
             "splits together: --json TRAIN.json VAL.json TEST.json"
         )
-    if joined:
-        logger.warning(f"{joined} images have no text (`raw`), only tokens; these are put together with spaces")
-    if blank:
-        logger.warning(f"{blank} blank captions are left out")
-    if len(there) < len(found):
-        logger.warning(f"{len(found) - len(there)} images without captions are left out")
+    if blank or len(there) < len(found):
+        logger.warning(f"left out: {blank} blank captions, {len(found) - len(there)} images without captions")
     return _within_one_folder(there)
+
+
+def _rows(paths: Sequence[Path]) -> Iterator[tuple[Path, str, Row]]:
+    """Yield file, name for messages, and content of each entry. Raise InputError for an entry that is no object."""
+    for path in paths:
+        for number, row in enumerate(read_rows(path), 1):
+            where = f"captions {path}, entry {number}"
+            if not isinstance(row, dict):
+                raise InputError(f"{where}: expected an image with its captions, got {seen(row)}")
+            yield path, where, row
 
 
 def lists(images: Sequence[Image]) -> dict[str, str]:
@@ -120,7 +119,7 @@ def lists(images: Sequence[Image]) -> dict[str, str]:
 
 
 def _text(lines: Iterable[str]) -> str:
-    return "".join(line + "\n" for line in lines)
+    return "".join(f"{line}\n" for line in lines)
 
 
 # ---------------------------------------------------------------- a row
@@ -162,19 +161,19 @@ def _split(row: Row, path: Path, name: str, where: str) -> str:
     )
 
 
-def _texts(value: Any, where: str) -> Iterator[tuple[str, bool]]:
-    """Yield the texts of a sentence, or of lists of them, and whether each was put together from tokens."""
+def _texts(value: Any, where: str) -> Iterator[str]:
+    """Yield the texts of a sentence, or of lists of them; tokens are put together with spaces."""
     if isinstance(value, str) and re.match(r"\[\s*['\"]", value):  # a list that a CSV writer turned to text
         value = _quoted(value)
     if isinstance(value, str):
-        yield value, False
+        yield value
     elif isinstance(value, list):
         for part in value:
             yield from _texts(part, where)
     elif isinstance(value, dict) and (key := next((key for key in CAPTIONS if key in value), "")):
         yield from _texts(value[key], where)
     elif isinstance(value, dict) and isinstance(value.get("tokens"), list):
-        yield " ".join(map(str, value["tokens"])), True
+        yield " ".join(map(str, value["tokens"]))
     elif value is not None:
         raise InputError(f"{where}: a caption must be text, got {seen(value)}")
 
@@ -189,8 +188,7 @@ def _quoted(text: str) -> list[str]:
         return json.loads(text)
     except ValueError:
         found = re.findall(r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"", text, re.DOTALL)
-        with_line_ends = (part.replace("\n", " ") for part in found)
-        return [ast.literal_eval(part) for part in with_line_ends]
+        return [ast.literal_eval(part.replace("\n", " ")) for part in found]
 
 
 def _within_one_folder(images: list[Image]) -> list[Image]:
@@ -208,16 +206,15 @@ def _within_one_folder(images: list[Image]) -> list[Image]:
 def write_images(paths: Sequence[Path], folder: Path) -> None:
     """Write the images that Parquet files hold, under the names that the lists give them."""
     count = 0
-    for path in paths:
-        for number, row in enumerate(read_rows(path), 1):
-            image = row.get("image")
-            if isinstance(image, dict) and isinstance(image.get("bytes"), bytes):
-                name = _name(row, where := f"captions {path}, entry {number}")
-                if PurePosixPath(name).is_absolute():
-                    raise InputError(f"{where}: {name} leads out of {folder}")
-                with atomic(folder / name) as temporary:
-                    temporary.write_bytes(image["bytes"])
-                count += 1
+    for _, where, row in _rows(paths):
+        image = row.get("image")
+        if isinstance(image, dict) and isinstance(image.get("bytes"), bytes):
+            name = _name(row, where)
+            if PurePosixPath(name).is_absolute():
+                raise InputError(f"{where}: {name} leads out of {folder}")
+            with atomic(folder / name) as temporary:
+                temporary.write_bytes(image["bytes"])
+            count += 1
     logger.info(f"{folder}: {count} images")
 
 
