@@ -12,6 +12,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
+from tqdm import trange
+
 from utils import RunError
 
 Case = dict[str, float]  # "ours", "baseline", "ratio", "spread", "peak_mib"
@@ -59,6 +61,12 @@ def _work(pipe: Connection, make: Callable[..., Callable[[], Any]], arguments: S
         pipe.send(Outcome(median(seconds), answer, peak_mib()))
     except Exception as error:
         pipe.send(RuntimeError(f"{type(error).__name__}: {error}"))
+
+
+def rounds(name: str, repeats: int, *sides: Sequence[Any], times: int = 1) -> list[list[Outcome]]:
+    """Measure the sides (arguments of `measured`) in turns, `repeats` times; return the outcomes of each side."""
+    turns = trange(repeats, desc=name, unit="round", disable=None)
+    return [list(runs) for runs in zip(*[[measured(*side, times=times) for side in sides] for _ in turns], strict=True)]
 
 
 def peak_mib() -> float:

@@ -18,6 +18,7 @@ import bench.rerank
 import bench.train
 from bench import Case
 from layers.distributed import joined
+from postprocessing.tables import table
 from util.device import pick_device
 from utils import InputError, Parser, check_writable_file, is_main, run_command, write_json
 
@@ -49,26 +50,24 @@ def main() -> None:
         text = json.dumps(results, indent=2)
     else:
         results = {suite: SUITES[suite].cases(device, arguments.repeats) for suite in suites}
-        text = table(results)
+        text = table(rows_of(results))
     if is_main():
         print(text)
         if arguments.json:
             write_json(arguments.json, results)
 
 
-def table(results: dict[str, dict[str, Case | None]]) -> str:
-    """Return the figures as aligned text."""
-    rows = [("case", "ours", "baseline", "ratio", "spread", "peak of ours")]
+def rows_of(results: dict[str, dict[str, Case | None]]) -> list[list[str]]:
+    """Return the figures as the rows of a table, the first one its head."""
+    rows = [["case", "ours", "baseline", "ratio", "spread", "peak of ours"]]
     for suite, cases in results.items():
         for name, case in cases.items():
             if case is None:
-                rows.append((f"{suite}.{name}", "left out: emulated here", "", "", "", ""))
+                rows.append([f"{suite}.{name}", "emulated here", "", "", "", ""])
                 continue
             times = f"{case['ours']:.4g} s", f"{case['baseline']:.4g} s", f"{case['ratio']:.1f}"
-            rows.append((f"{suite}.{name}", *times, f"{case['spread']:.0%}", f"{case['peak_mib']:.0f} MiB"))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    aligned = [[f"{cell:>{width}}" for cell, width in zip(row, widths, strict=True)] for row in rows]
-    return "\n".join("  ".join([row[0].ljust(widths[0]), *cells[1:]]) for row, cells in zip(rows, aligned, strict=True))
+            rows.append([f"{suite}.{name}", *times, f"{case['spread']:.0%}", f"{case['peak_mib']:.0f} MiB"])
+    return rows
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ from __future__ import annotations
 import datetime
 import hashlib
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -33,10 +32,19 @@ from util.precision import make_deterministic, set_arithmetic
 from util.run_log import provenance
 from utils import ROOT, Parser, check_writable_file, logger, run_command, write_text
 
-PRECISIONS = {"fp32": (), "tf32": ("optim.tf32=true",), "bf16": ("optim.precision=bf16",)}
-PRECISIONS |= {"fp16": ("optim.precision=fp16",)}
-SMALL = ("dataset.batch_size=8", "dataset.batch_size_val=3", "dataset.image_size=32", "model.seq2vec.hidden_dim=24")
-SMALL += ("model.seq2vec.embedding_dim=12",)
+PRECISIONS = {
+    "fp32": (),
+    "tf32": ("optim.tf32=true",),
+    "bf16": ("optim.precision=bf16",),
+    "fp16": ("optim.precision=fp16",),
+}
+SMALL = (
+    "dataset.batch_size=8",
+    "dataset.batch_size_val=3",
+    "dataset.image_size=32",
+    "model.seq2vec.hidden_dim=24",
+    "model.seq2vec.embedding_dim=12",
+)
 
 
 def main() -> None:
@@ -44,11 +52,12 @@ def main() -> None:
     parser.add_device()
     parser.add_argument("--out", default="check_gpu.md", help="file of the report (default: check_gpu.md)")
     parser.add_argument("--small", action="store_true", help="tiny models: a rehearsal")
-    parser.add_argument("--digest", action="store_true", help="only print a digest of the weights after some steps")
+    digest_help = "only print a digest of the weights after some steps, with optim.deterministic as given"
+    parser.add_argument("--digest", choices=("true", "false"), help=digest_help)
     arguments = parser.parse_args()
     sizes = SMALL if arguments.small else ()
     if arguments.digest:
-        print(digest(arguments.device, sizes))
+        print(digest(arguments.device, sizes, arguments.digest))
         return
     check_writable_file(Path(arguments.out))
     device = pick_device(arguments.device)
@@ -56,7 +65,7 @@ def main() -> None:
         "Machine": lambda: machine(device),
         "Tests": run_tests,
         "Speed and memory": lambda: speed(device, sizes, 4 if arguments.small else 857),
-        "Precisions against float32": lambda: agreement(device, sizes, *((8, 3) if arguments.small else (200,))),
+        "Precisions against float32": lambda: agreement(device, sizes, *((8, 3) if arguments.small else (200, 20))),
         "Determinism": lambda: determinism(device, arguments.small),
         "Two processes": lambda: two_processes(device, sizes),
     }
@@ -87,10 +96,14 @@ def machine(device: torch.device) -> str:
     return "\n".join(lines)
 
 
+def python(*words: str) -> subprocess.CompletedProcess:
+    """Run Python in a process of its own, from the root of the project."""
+    return subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True, check=False)
+
+
 def run_tests() -> str:
     """Run the tests that need a GPU; return the end of what they say."""
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/test_cuda.py"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    done = python("-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/test_cuda.py")
     return f"`pytest tests/test_cuda.py`, exit status {done.returncode}:\n\n```\n{done.stdout[-3000:].strip()}\n```"
 
 
@@ -110,7 +123,7 @@ def speed(device: torch.device, sizes: tuple[str, ...], validation: int) -> str:
     return f"{table(rows)}\n\n```\n{json.dumps(results, indent=1)}\n```"
 
 
-def agreement(device: torch.device, sizes: tuple[str, ...], images: int, steps: int = 20) -> str:
+def agreement(device: torch.device, sizes: tuple[str, ...], images: int, steps: int) -> str:
     """Return how far similarities and losses are from those of float32 on this device, and float32 from the CPU's."""
 
     def similarities(changes: tuple[str, ...], place: torch.device) -> np.ndarray:
@@ -124,22 +137,19 @@ def agreement(device: torch.device, sizes: tuple[str, ...], images: int, steps: 
     rows = [["", "largest difference of similarities", "of the first loss", f"of the loss after {steps} steps"]]
     rows.append(["float32 on the CPU", f"{np.abs(similarities((), torch.device('cpu')) - plain).max():.1e}", "", ""])
     for name, changes in PRECISIONS.items():
-        apart = np.abs(losses(changes) / plain_losses - 1)
-        rows.append(
-            [name, f"{np.abs(similarities(changes, device) - plain).max():.1e}", f"{apart[0]:.1e}", f"{apart[-1]:.1e}"]
-        )
+        apart = np.abs(similarities(changes, device) - plain).max()
+        first, *_, last = np.abs(losses(changes) / plain_losses - 1)
+        rows.append([name, f"{apart:.1e}", f"{first:.1e}", f"{last:.1e}"])
     set_arithmetic(settings().optim)  # as it was
     return f"{table(rows)}\n\nLosses are relative. float32 beside itself shows what the order of sums is worth here."
 
 
-def digest(device: str, sizes: tuple[str, ...]) -> str:
-    """Train some steps, deterministically where the environment says CHECK_DETERMINISTIC, and digest the weights."""
-    if os.environ.get("CHECK_DETERMINISTIC"):
+def digest(device: str, sizes: tuple[str, ...], deterministic: str) -> str:
+    """Train an epoch of few steps and digest the weights."""
+    options = settings((*sizes, f"optim.deterministic={deterministic}"))
+    if options.optim.deterministic:
         make_deterministic()
-    options, place = (
-        settings((*sizes, f"optim.deterministic={bool(os.environ.get('CHECK_DETERMINISTIC'))}")),
-        pick_device(device),
-    )
+    place = pick_device(device)
     model = prepare(new_model(options), options, place)
     list(train_epoch(model, train_data(options, place), options, make_optimizer(model, options.optim)))
     sha = hashlib.sha256()
@@ -151,21 +161,14 @@ def digest(device: str, sizes: tuple[str, ...]) -> str:
 def determinism(device: torch.device, small: bool) -> str:
     """Return whether two equal runs give equal bits, with `optim.deterministic` and without; each a process."""
     rows = [["optim.deterministic", "two runs give the same bits"]]
-    for wanted in ("true", ""):
-        words = ["-m", "bench.check_gpu", "--digest", "--device", str(device), *(["--small"] if small else [])]
-        environment = os.environ | {"CHECK_DETERMINISTIC": wanted}
-        ends = []
-        for _ in range(2):
-            done = subprocess.run(
-                [sys.executable, *words], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
-            )
-            ends.append(
-                next((line for line in done.stdout.splitlines() if line.startswith("digest")), done.stderr[-500:])
-            )
-        same = "yes" if ends[0] == ends[1] else "no"
-        rows.append(
-            [wanted or "false", same if ends[0].startswith("digest") else f"failed: {' '.join(ends[0].split())}"]
-        )
+    for wanted in ("true", "false"):
+        words = ["-m", "bench.check_gpu", "--digest", wanted, "--device", str(device), *["--small"] * small]
+        first, second = python(*words), python(*words)
+        digests = [line for run in (first, second) for line in run.stdout.splitlines() if line.startswith("digest")]
+        if len(digests) < 2:
+            rows.append([wanted, f"failed: {' '.join((first.stderr + second.stderr)[-500:].split())}"])
+        else:
+            rows.append([wanted, "yes" if digests[0] == digests[1] else "no"])
     return table(rows)
 
 
@@ -175,17 +178,8 @@ def two_processes(device: torch.device, sizes: tuple[str, ...]) -> str:
         return "one GPU: left out"
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder, "two.json")
-        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "bench"]
-        words = [
-            *launcher,
-            "--loop",
-            "--device",
-            device.type,
-            "--json",
-            str(out),
-            *(["--set", *sizes] if sizes else []),
-        ]
-        done = subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True, check=False)
+        words = f"-m torch.distributed.run --standalone --nproc_per_node 2 -m bench --loop --device {device.type}"
+        done = python(*words.split(), "--json", str(out), *(["--set", *sizes] if sizes else []))
         text = out.read_text() if out.is_file() else f"exit status {done.returncode}: {done.stderr[-2000:]}"
     return f"```\n{text.strip()}\n```"
 

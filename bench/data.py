@@ -14,10 +14,9 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from tqdm import trange
 
 import util.images
-from bench import Case, figures, measured
+from bench import Case, figures, rounds
 from bench.train import made_up, settings, wait
 from data import train_batches
 from layers.cpu import reuse_memory
@@ -76,11 +75,9 @@ def cases(
     device: torch.device, repeats: int = 3, overrides: tuple[str, ...] = (), samples: int = SAMPLES
 ) -> dict[str, Case]:
     """Return seconds for 100 samples."""
-    rounds = []
     with tempfile.TemporaryDirectory(prefix="galr-bench-") as folder:
         paths = image_files(Path(folder))
-        for _ in trange(repeats, desc="data", unit="round", disable=None):
-            ours = measured(our_loader, overrides, paths, samples, device)
-            rounds.append((ours, measured(baseline_loader, overrides, paths, samples)))
-    ours, plain = ([run.seconds * 100 / samples for run in runs] for runs in zip(*rounds, strict=True))
-    return {"cached": figures(ours, plain, rounds[-1][0].peak_mib)}
+        sides = (our_loader, overrides, paths, samples, device), (baseline_loader, overrides, paths, samples)
+        ours, plain = rounds("data", repeats, *sides)
+    seconds, baseline = ([run.seconds * 100 / samples for run in runs] for runs in (ours, plain))
+    return {"cached": figures(seconds, baseline, ours[-1].peak_mib)}

@@ -11,9 +11,8 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from tqdm import trange
 
-from bench import Case, figures, measured
+from bench import Case, figures, rounds
 from bench.train import baseline_of, emulates_bf16, made_up, settings, settled_model, wait
 from engine import encode_split, prepare
 from tests.reference import block_row, store
@@ -65,11 +64,8 @@ def cases(
 ) -> dict[str, Case | None]:
     """Return seconds for the whole split. Raises RunError if our float32 similarities are not the baseline's."""
     precisions = ["fp32"] if emulates_bf16(device) else ["fp32", "bf16"]
-    rounds = []
-    for _ in trange(repeats, desc="eval", unit="round", disable=None):
-        ours = [measured(our_evaluation, overrides, images, precision, device) for precision in precisions]
-        rounds.append([measured(baseline_evaluation, overrides, images, device), *ours])
-    plain, *ours = zip(*rounds, strict=True)
+    sides = [(our_evaluation, overrides, images, precision, device) for precision in precisions]
+    plain, *ours = rounds("eval", repeats, (baseline_evaluation, overrides, images, device), *sides)
     reference = plain[-1].answer[1]
     apart = float(np.abs(ours[0][-1].answer[: len(reference)] - reference).max())
     print(

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from bench import Case, figures, measured
+from bench import Case, figures, rounds
 from postprocessing.rerank import multivariate
 from tests.reference import plain_multivariate
 from utils import RunError
@@ -35,11 +35,8 @@ def both_directions(rerank: Callable[..., np.ndarray], images: int) -> Callable[
 
 def cases(device: torch.device | None = None, repeats: int = 3, images: int = IMAGES) -> dict[str, Case]:
     """Return seconds on the processor, whatever the device. Raises RunError if the two sides do not agree."""
-    rounds = [
-        [measured(both_directions, rerank, images) for rerank in (multivariate, plain_multivariate)]
-        for _ in range(repeats)
-    ]
-    ours, plain = zip(*rounds, strict=True)
+    sides = [(both_directions, rerank, images) for rerank in (multivariate, plain_multivariate)]
+    ours, plain = rounds("rerank", repeats, *sides)
     for one, other in zip(ours[-1].answer, plain[-1].answer, strict=True):
         # equal float32 similarities, whose order the plain sort leaves open, may swap a candidate here and there
         differ = (np.abs(one - other) > 1e-5) & (other != 0)

@@ -13,10 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from tqdm import trange
 
 import engine
-from bench import Case, figures, measured
+from bench import Case, figures, rounds
 from data import Data, SameCaptions, Split, train_batches
 from engine import learning_rate, make_criterion, make_optimizer, prepare
 from layers import build_model
@@ -172,11 +171,8 @@ def baseline_step(overrides: tuple[str, ...], device: torch.device) -> Callable[
 def cases(device: torch.device, repeats: int = 3, overrides: tuple[str, ...] = ()) -> dict[str, Case | None]:
     """Return seconds of a training step; tests hold both sides to the same gradients."""
     precisions = ["fp32"] if emulates_bf16(device) else ["fp32", "bf16"]
-    rounds = []
-    for _ in trange(repeats, desc="train", unit="round", disable=None):
-        ours = [measured(our_step, overrides, precision, device, times=STEPS) for precision in precisions]
-        rounds.append([measured(baseline_step, overrides, device, times=STEPS), *ours])
-    plain, *ours = zip(*rounds, strict=True)
+    sides = [(our_step, overrides, precision, device) for precision in precisions]
+    plain, *ours = rounds("train", repeats, (baseline_step, overrides, device), *sides, times=STEPS)
     results: dict[str, Case | None] = {"step_bf16": None}
     for precision, runs in zip(precisions, ours, strict=True):
         times = ([run.seconds for run in side] for side in (runs, plain))

@@ -37,7 +37,7 @@ import torch
 import yaml
 from conftest import make_demo_folder
 from PIL import Image
-from stand_ins import python_2_table
+from rehearsal import python_2_table
 
 import util.images
 import vocab

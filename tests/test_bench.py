@@ -16,6 +16,7 @@ import sides
 import torch
 
 import bench.__main__
+import bench.check_gpu
 import bench.data
 import bench.eval
 import bench.loop
@@ -27,13 +28,7 @@ from util.lists import read_captions
 from utils import InputError, RunError
 
 CPU = torch.device("cpu")
-TINY = (
-    "dataset.batch_size=32",
-    "dataset.batch_size_val=3",
-    "dataset.image_size=32",
-    "model.seq2vec.hidden_dim=24",
-    "model.seq2vec.embedding_dim=12",
-)
+TINY = (*bench.check_gpu.SMALL, "dataset.batch_size=32")
 FIGURES = {"ours", "baseline", "ratio", "spread", "peak_mib"}
 
 
@@ -52,19 +47,31 @@ def here(make, *arguments, times=1):
 
 @pytest.fixture
 def in_this_process(monkeypatch):
-    for module in (bench.train, bench.eval, bench.data, bench.rerank):
-        monkeypatch.setattr(module, "measured", here)
+    monkeypatch.setattr(bench, "measured", here)
     monkeypatch.delenv("GALR_TEST_DATA", raising=False)
 
 
-@pytest.mark.parametrize("emulated", [False, True])
+@pytest.fixture(params=[False, True])
+def emulated(request, monkeypatch) -> bool:
+    """Take bf16 for emulated, or not, on this processor."""
+    for module in (bench.train, bench.eval):
+        monkeypatch.setattr(module, "emulates_bf16", lambda _: request.param)
+    return request.param
+
+
+def check_figures(cases: dict, names: set[str], left_out: str = "") -> None:
+    """Check that each case has the promised figures; `left_out` is null, for bf16 is emulated."""
+    assert cases.keys() == names
+    for name, case in cases.items():
+        assert (case is None) if name == left_out else case.keys() == FIGURES
+
+
 def test_training_suite_leaves_out_emulated_bf16(in_this_process, monkeypatch, emulated):
-    monkeypatch.setattr(bench.train, "emulates_bf16", lambda _: emulated)
     monkeypatch.setattr(bench.train, "our_step", lambda *_: lambda: None)
     monkeypatch.setattr(bench.train, "baseline_step", lambda *_: lambda: None)
     cases = bench.train.cases(CPU, 1, TINY)
-    assert cases.keys() == {"step_bf16", "step_fp32"} and (cases["step_bf16"] is None) is emulated
-    assert all(case.keys() == FIGURES and case["ratio"] == 1 for case in cases.values() if case)
+    check_figures(cases, {"step_bf16", "step_fp32"}, "step_bf16" * emulated)
+    assert cases["step_fp32"]["ratio"] == 1
 
 
 def test_steps_of_both_sides_train():
@@ -85,12 +92,9 @@ def test_a_gradient_that_is_lost_counts_as_another():
     assert not gradients.worst_gradient({"a": float("nan")}, {"a": 1.0})[1] <= gradients.TOLERANCE
 
 
-@pytest.mark.parametrize("emulated", [False, True])
-def test_evaluation_suite_compares_similarities(in_this_process, monkeypatch, emulated):
-    monkeypatch.setattr(bench.eval, "emulates_bf16", lambda _: emulated)
+def test_evaluation_suite_compares_similarities(in_this_process, emulated):
     cases = bench.eval.cases(CPU, 1, TINY, images=7)
-    assert cases.keys() == {"rsitmd_test", "rsitmd_test_bf16"} and (cases["rsitmd_test_bf16"] is None) is emulated
-    assert all(case.keys() == FIGURES for case in cases.values() if case)
+    check_figures(cases, {"rsitmd_test", "rsitmd_test_bf16"}, "rsitmd_test_bf16" * emulated)
 
 
 @pytest.mark.parametrize(("gain", "emulated"), [(0.01, True), (0.6, False), (4.0, False)])
@@ -107,22 +111,13 @@ def test_blockwise_similarities_equal_ours_and_images_differ():
     assert ours.std(axis=0).min() > 1e-3
 
 
-def test_data_suite_gives_the_cache(in_this_process):
-    cases = bench.data.cases(CPU, 1, TINY, samples=32)
-    assert cases.keys() == {"cached"}
-    assert all(case.keys() == FIGURES for case in cases.values())
-
-
 def test_rerank_suite_compares_with_the_plain_rerank(in_this_process):
-    cases = bench.rerank.cases(images=40, repeats=1)
-    assert cases.keys() == {"rsicd"}
-    assert all(case.keys() == FIGURES for case in cases.values())
+    check_figures(bench.rerank.cases(images=40, repeats=1), {"rsicd"})
 
 
 def test_other_similarities_stop_the_evaluation_suite(in_this_process, monkeypatch):
-    plain = bench.eval.baseline_evaluation(TINY, 7, CPU)()[1]
-    for module_side in ("our_evaluation", "baseline_evaluation"):
-        monkeypatch.setattr(bench.eval, module_side, lambda *_: lambda: (1.0, plain))
+    plain = np.ones((3, 35), np.float32)
+    monkeypatch.setattr(bench.eval, "baseline_evaluation", lambda *_: lambda: (1.0, plain))
     monkeypatch.setattr(bench.eval, "our_evaluation", lambda *_: lambda: plain + 1e-3)
     with pytest.raises(RunError, match="from the baseline's"):
         bench.eval.cases(CPU, 1, TINY, images=7)
@@ -137,8 +132,9 @@ def test_another_rerank_stops_the_suite(in_this_process, monkeypatch):
 
 def test_times_are_for_100_samples_and_for_the_whole_split(in_this_process):
     """Every work counts as 0.5 seconds here."""
-    case = bench.data.cases(CPU, 1, TINY, samples=32)["cached"]
-    assert case["ours"] == case["baseline"] == pytest.approx(0.5 * 100 / 32)
+    cases = bench.data.cases(CPU, 1, TINY, samples=32)
+    check_figures(cases, {"cached"})
+    assert cases["cached"]["ours"] == cases["cached"]["baseline"] == pytest.approx(0.5 * 100 / 32)
     ticks = itertools.count(0, 1.0)
     with pytest.MonkeyPatch.context() as patch:
         work = bench.eval.baseline_evaluation(TINY, 7, CPU)

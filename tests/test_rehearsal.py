@@ -8,7 +8,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from stand_ins import SMALL, command, make_rehearsal, script_environment
+from rehearsal import SMALL, command, make_rehearsal, script_environment
 
 
 @pytest.fixture
@@ -27,13 +27,8 @@ def lists(tmp_path) -> Path:
     return folder
 
 
-@pytest.fixture
-def environment(tmp_path) -> dict[str, str]:
-    return script_environment(tmp_path)
-
-
-def test_the_published_run_goes_from_nothing_to_the_reranked_table(lists, environment, tmp_path) -> None:
-    folder = tmp_path / "rehearsal"
+def test_the_published_run_goes_from_nothing_to_the_reranked_table(lists, tmp_path) -> None:
+    folder, environment = tmp_path / "rehearsal", script_environment(tmp_path)
     make_rehearsal(folder, lists)
     done = subprocess.run(
         ["bash", "-c", command(SMALL)], cwd=folder, env=environment, capture_output=True, text=True, check=False

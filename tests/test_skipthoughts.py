@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import environment
-from stand_ins import python_2_table
+from rehearsal import python_2_table
 
 import util.skipthoughts
 from util.skipthoughts import read_dictionary, table_rows
@@ -24,14 +24,8 @@ WIDTH = 620
 FOUR = np.array([3, 0, 16, 3])
 
 
-def saved(path: Path, rows: np.ndarray, kind: str = "<f4") -> Path:
-    """The table as Python 2 saved it."""
-    path.write_bytes(b"".join(python_2_table(rows, len(rows), kind)))
-    return path
-
-
 def pickled(path: Path, raw: bytes) -> Path:
-    """A NumPy file of 17 rows with another pickle in it."""
+    """Write a NumPy file of 17 rows with another pickle in it."""
     path.write_bytes(b"".join(python_2_table([], 17))[:128] + raw)
     return path
 
@@ -41,14 +35,40 @@ def rows() -> np.ndarray:
     return np.random.default_rng(0).standard_normal((17, WIDTH)).astype(np.float32)
 
 
+@pytest.fixture
+def table(rows, tmp_path) -> Path:
+    """Write the table as Python 2 saved it."""
+    path = tmp_path / "utable.npy"
+    path.write_bytes(b"".join(python_2_table(rows, 17)))
+    return path
+
+
+@pytest.fixture
+def reads(monkeypatch) -> list[Path]:
+    """Note the tables that are read as a whole, which takes a while."""
+    seen, real = [], util.skipthoughts.load_pickled_npy
+
+    def load(path: Path, *arguments) -> np.ndarray:
+        seen.append(path)
+        time.sleep(0.1)
+        return real(path, *arguments)
+
+    monkeypatch.setattr(util.skipthoughts, "load_pickled_npy", load)
+    return seen
+
+
+def four(table: Path, wanted: np.ndarray = FOUR) -> np.ndarray:
+    return table_rows(table, wanted, (17, WIDTH))
+
+
 @pytest.mark.parametrize("kind", ["<f4", ">f4", "<f8"])
 def test_rows_of_a_python_2_pickle_are_those_that_numpy_reads(kind, rows, tmp_path) -> None:
-    path = saved(tmp_path / "utable.npy", rows, kind)
+    path = tmp_path / "utable.npy"
+    path.write_bytes(b"".join(python_2_table(rows, 17, kind)))
     careless = np.load(path, allow_pickle=True, encoding="latin1")
     assert [row.shape for row in careless[:2]] == [(WIDTH,), (1, WIDTH)]
-    found = table_rows(path, FOUR, (17, WIDTH))
-    assert found.dtype == np.float32
-    assert np.array_equal(found, np.stack([careless[i].reshape(WIDTH) for i in FOUR]).astype(np.float32))
+    assert four(path).dtype == np.float32
+    assert np.array_equal(four(path), np.stack([careless[i].reshape(WIDTH) for i in FOUR]).astype(np.float32))
 
 
 @pytest.mark.parametrize("protocol", [3, 4])
@@ -56,76 +76,58 @@ def test_rows_that_someone_saved_again_with_python_3_are_read_too(protocol, rows
     array = np.empty(17, object)
     array[:] = [row.reshape(1, -1) if i % 2 else row for i, row in enumerate(rows)]
     path = pickled(tmp_path / "utable.npy", pickle.dumps(array, protocol))
-    assert np.array_equal(table_rows(path, FOUR, (17, WIDTH)), rows[FOUR])
+    assert np.array_equal(four(path), rows[FOUR])
 
 
-def test_a_second_start_with_the_same_vocabulary_does_not_read_the_table_again(rows, tmp_path, monkeypatch) -> None:
-    path = saved(tmp_path / "utable.npy", rows)
-    first = table_rows(path, FOUR, (17, WIDTH))
-    reads = []
-    real = util.skipthoughts.load_pickled_npy
-    monkeypatch.setattr(util.skipthoughts, "load_pickled_npy", lambda *a: reads.append(1) or real(*a))
-    assert np.array_equal(table_rows(path, FOUR, (17, WIDTH)), first) and not reads
+def test_a_second_start_with_the_same_vocabulary_does_not_read_the_table_again(rows, table, reads) -> None:
+    first = four(table)
+    assert np.array_equal(four(table), first) and len(reads) == 1
     for other in (FOUR[::-1], FOUR[:3]):  # other vocabularies, one of the same size
         reads.clear()
-        assert np.array_equal(table_rows(path, other, (17, WIDTH)), rows[other]) and len(reads) == 1
-    kept = next(tmp_path.glob(".utable_rows_*"))
-    kept.write_bytes(kept.read_bytes()[:50])
-    saved(path, -rows)
-    os.utime(path, ns=(1, 1))  # another file
-    assert np.array_equal(table_rows(path, FOUR, (17, WIDTH)), -first) and len(reads) == 2
+        assert np.array_equal(four(table, other), rows[other]) and len(reads) == 1
+    table.write_bytes(b"".join(python_2_table(-rows, 17)))
+    os.utime(table, ns=(1, 1))  # another file
+    assert np.array_equal(four(table), -first) and len(reads) == 2
 
 
-def test_rows_that_were_kept_and_are_spoilt_are_read_again(rows, tmp_path) -> None:
-    path = saved(tmp_path / "utable.npy", rows)
-    first = table_rows(path, FOUR, (17, WIDTH))
-    (kept,) = tmp_path.glob(".utable_rows_*")
+def test_rows_that_were_kept_and_are_spoilt_are_read_again(rows, table) -> None:
+    four(table)
+    (kept,) = table.parent.glob(".utable_rows_*")
     for spoilt in (kept.read_bytes()[:50], b"", pickle.dumps(1)):
         kept.write_bytes(spoilt)
-        assert np.array_equal(table_rows(path, FOUR, (17, WIDTH)), first)
+        assert np.array_equal(four(table), rows[FOUR])
 
 
-def test_rows_of_a_folder_that_is_read_only_are_kept_in_pytorchs_cache(rows, tmp_path, monkeypatch, capsys) -> None:
-    path = saved(tmp_path / "utable.npy", rows)
+def test_rows_of_a_folder_that_is_read_only_are_kept_in_pytorchs_cache(
+    rows, table, tmp_path, monkeypatch, capsys, reads
+) -> None:
     closed = {tmp_path}
     monkeypatch.setattr(os, "access", lambda folder, _: folder not in closed)
     monkeypatch.setattr("torch.hub.get_dir", lambda: str(tmp_path / "hub"))
-    table_rows(path, FOUR, (17, WIDTH))
+    four(table)
     assert len(list((tmp_path / "hub/galr").iterdir())) == 1 and not list(tmp_path.glob(".*"))
-    with monkeypatch.context() as patch:
-        patch.setattr(util.skipthoughts, "load_pickled_npy", None)
-        assert np.array_equal(table_rows(path, FOUR, (17, WIDTH)), rows[FOUR])
+    assert np.array_equal(four(table), rows[FOUR]) and len(reads) == 1
     closed.add(tmp_path / "hub/galr")
-    assert np.array_equal(table_rows(path, FOUR[1:], (17, WIDTH)), rows[FOUR[1:]])
+    assert np.array_equal(four(table, FOUR[1:]), rows[FOUR[1:]])
     assert "cannot be kept: every start reads the whole" in capsys.readouterr().err
 
 
-def test_folds_that_start_together_read_the_table_once(rows, tmp_path, monkeypatch) -> None:
-    path = saved(tmp_path / "utable.npy", rows)
-    reads, real = [], util.skipthoughts.load_pickled_npy
-
-    def slow(*arguments) -> np.ndarray:
-        reads.append(1)
-        time.sleep(0.3)
-        return real(*arguments)
-
-    monkeypatch.setattr(util.skipthoughts, "load_pickled_npy", slow)
+def test_folds_that_start_together_read_the_table_once(rows, table, reads) -> None:
     with ThreadPoolExecutor(4) as pool:
-        found = list(pool.map(lambda _: table_rows(path, FOUR, (17, WIDTH)), range(4)))
+        found = list(pool.map(four, [table] * 4))
     assert len(reads) == 1 and all(np.array_equal(one, rows[FOUR]) for one in found)
 
 
-def test_a_table_that_does_not_fit_the_free_memory_is_refused_before_it_is_read(rows, tmp_path, monkeypatch) -> None:
-    path = saved(tmp_path / "utable.npy", rows)
-    monkeypatch.setattr(util.skipthoughts, "free_memory", lambda: path.stat().st_size)
-    monkeypatch.setattr(util.skipthoughts, "load_pickled_npy", None)
+def test_a_table_that_does_not_fit_the_free_memory_is_refused_before_it_is_read(table, monkeypatch, reads) -> None:
+    monkeypatch.setattr(util.skipthoughts, "free_main_memory", lambda: table.stat().st_size)
     with pytest.raises(InputError, match=r"utable\.npy .* GiB of memory to read, and 0\.0 are there"):
-        table_rows(path, FOUR, (17, WIDTH))
+        four(table)
+    assert not reads
 
 
 def test_memory_to_read_a_table_is_the_tables_and_a_third(tmp_path) -> None:
-    many = np.zeros((16000, WIDTH), np.float32)
-    path = saved(tmp_path / "utable.npy", many)
+    many, path = np.zeros((16000, WIDTH), np.float32), tmp_path / "utable.npy"
+    path.write_bytes(b"".join(python_2_table(many, len(many))))
     tracemalloc.start()
     table_rows(path, FOUR, many.shape)
     _, peak = tracemalloc.get_traced_memory()
@@ -160,7 +162,7 @@ class Call:
         self.call = call
 
     def __reduce__(self) -> tuple:
-        return self.call[0], tuple(self.call[1:])
+        return self.call[0], self.call[1:]
 
 
 @pytest.mark.parametrize(
@@ -177,7 +179,7 @@ def test_a_hostile_table_runs_nothing(what, says, tmp_path, monkeypatch) -> None
     monkeypatch.chdir(tmp_path)
     path = pickled(tmp_path / "utable.npy", pickle.dumps(what, 3))
     with pytest.raises(InputError, match="utable") as error:
-        table_rows(path, FOUR, (17, WIDTH))
+        four(path)
     assert says in str(error.value) and not (tmp_path / "canary").exists()
 
 
@@ -196,11 +198,10 @@ def test_a_hostile_table_runs_nothing(what, says, tmp_path, monkeypatch) -> None
     ],
     ids=["half", "without its end", "too long", "whole numbers", "a byte short", "endless", "memo", "no memo", "empty"],
 )
-def test_a_damaged_table_is_named(change, says, rows, tmp_path) -> None:
-    path = saved(tmp_path / "utable.npy", rows)
-    path = pickled(path, change(path.read_bytes()[128:]))
+def test_a_damaged_table_is_named(change, says, table) -> None:
+    pickled(table, change(table.read_bytes()[128:]))
     with pytest.raises(InputError, match=r"utable\.npy") as error:
-        table_rows(path, FOUR, (17, WIDTH))
+        four(table)
     assert says in str(error.value)
 
 

@@ -28,14 +28,10 @@ TEST_EVERY = 5  # every fifth image is a test image
 
 def make_demo(out: Path, images: int, size: int, seed: int) -> None:
     """Write the data set. Raise InputError for impossible arguments and for a folder that holds anything else."""
-    for name, value, least, most in (
-        ("images", images, TEST_EVERY, 9999),
-        ("size", size, 32, 2048),
-        ("seed", seed, 0, 2**32),
-    ):
-        if not least <= value <= most:
-            raise InputError(f"--{name} {value} must be from {least} to {most}")
     arguments = {"images": images, "size": size, "seed": seed}
+    for name, (least, most) in {"images": (TEST_EVERY, 9999), "size": (32, 2048), "seed": (0, 2**32)}.items():
+        if not least <= arguments[name] <= most:
+            raise InputError(f"--{name} must be from {least} to {most}, got {arguments[name]}")
     check_folder(out, arguments)
     write_json(out / MARK, arguments)
     scenes = plan_scenes(images, seed)
@@ -58,8 +54,6 @@ def make_scene(out: Path, seed: int) -> None:
 
 def check_folder(out: Path, arguments: dict[str, int]) -> None:
     """Raise InputError for a folder with files that are not ours, or that other arguments made."""
-    if out.exists() and not out.is_dir():
-        raise InputError(f"--out {out} is a file; name a new folder")
     check_writable(out, "--out")
     if (out / MARK).exists():
         made = read_json(out / MARK, "the mark of a demonstration set")
@@ -84,26 +78,23 @@ def annotation(scene: Scene, size: int, corner: tuple[int, int] = (0, 0)) -> str
 def write_lists(out: Path, scenes: list[Scene], seed: int) -> None:
     """Write captions one a line; the train list names each image once, the test list once per caption, as published."""
     for split, repeats in (("train", 1), ("test", CAPTIONS_PER_IMAGE)):
-        chosen = [scene for scene in scenes if (scene.index % TEST_EVERY == TEST_EVERY - 1) == (split == "test")]
-        captions = [
-            caption
-            for scene in chosen
-            for caption in write_captions(scene, np.random.default_rng([seed, 2, scene.index]))
-        ]
-        names = [f"{scene.name}.png" for scene in chosen for _ in range(repeats)]
+        captions, names = [], []
+        for scene in scenes:
+            if (scene.index % TEST_EVERY == TEST_EVERY - 1) == (split == "test"):
+                captions += write_captions(scene, np.random.default_rng([seed, 2, scene.index]))
+                names += [f"{scene.name}.png"] * repeats
         write_text(out / f"{split}_caps.txt", "".join(f"{caption}\n" for caption in captions))
         write_text(out / f"{split}_filename.txt", "".join(f"{name}\n" for name in names))
 
 
 def main() -> None:
     parser = Parser(prog="python -m util.make_demo", description="Draw the demonstration data set.")
-    parser.add_argument(
-        "--out", type=Path, required=True, help="folder to write, new or empty, such as data/demo_precomp"
-    )
-    parser.add_argument("--images", type=int, default=200, help="how many, a fifth of them for the test (default 200)")
-    parser.add_argument("--size", type=int, default=128, help="side of the images in pixels, 32 to 2048 (default 128)")
-    parser.add_argument("--seed", type=int, default=0, help="another seed, another set (default 0)")
-    parser.add_argument("--scene", action="store_true", help=f"also a scene of {SIDE} x {SIDE}, for search.evaluate")
+    add = parser.add_argument
+    add("--out", type=Path, required=True, help="new or empty folder, such as data/demo_precomp")
+    add("--images", type=int, default=200, help="how many, a fifth of them for the test (default 200)")
+    add("--size", type=int, default=128, help="side of the images in pixels, 32 to 2048 (default 128)")
+    add("--seed", type=int, default=0, help="another seed, another set (default 0)")
+    add("--scene", action="store_true", help=f"also a scene of {SIDE} x {SIDE}, for search.evaluate")
     given = parser.parse_args()
     make_demo(given.out, given.images, given.size, given.seed)
     if given.scene:

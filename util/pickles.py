@@ -133,14 +133,6 @@ def memory_limit(most: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_AS, before)
 
 
-def free_memory() -> int | None:
-    """Return the bytes of memory that are free or can be freed; None where the system does not say."""
-    with contextlib.suppress(OSError, ValueError, KeyError):
-        lines = (line.split() for line in Path("/proc/meminfo").read_text().splitlines())
-        return 1024 * int({name: value for name, value, *_ in lines}["MemAvailable:"])
-    return None
-
-
 def npy_header(file: BinaryIO) -> tuple[tuple[int, ...], np.dtype]:
     """Read shape and type of the array in a `.npy` file; the file then stands behind its header."""
     version = np.lib.format.read_magic(file)

@@ -15,7 +15,8 @@ import torch
 from layers.gru import GRU
 from layers.text_encoder import TextEncoder
 from option.options import Seq2Vec
-from util.pickles import GIB, free_memory, load_pickled_npy, npy_header
+from util.device import free_main_memory
+from util.pickles import GIB, load_pickled_npy, npy_header
 from utils import InputError, atomic, one_at_a_time, read_text
 
 logger = logging.getLogger("galr")
@@ -140,7 +141,7 @@ def _kept_rows(path: Path, wanted: np.ndarray, shape: tuple[int, int]) -> np.nda
 
 def _pickled_rows(path: Path, wanted: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     """Read the whole table, and return the wanted rows."""
-    needed, there = path.stat().st_size * OVERHEAD, min(MOST, free_memory() or MOST)
+    needed, there = path.stat().st_size * OVERHEAD, min(MOST, free_main_memory())
     if needed > there:
         raise InputError(
             f"skip-thoughts file {path} takes about {needed / GIB:.1f} GiB of memory to read, and {there / GIB:.1f} "
@@ -152,7 +153,7 @@ def _pickled_rows(path: Path, wanted: np.ndarray, shape: tuple[int, int]) -> np.
         table = load_pickled_npy(path, "rows of", shape[:1], MOST)
     except InputError as error:
         raise _damaged(path, error) from None
-    rows = [getattr(row, "value", None) for row in (table[i] for i in wanted)]
+    rows = [getattr(table[i], "value", None) for i in wanted]
     for row in rows:
         fits = isinstance(row, np.ndarray) and row.dtype.kind == "f" and row.shape in ((shape[1],), (1, shape[1]))
         if not fits:

@@ -48,7 +48,7 @@ def draw_setting(setting: Setting, roads: list[Rectangle], side: int) -> tuple[I
     rng = np.random.default_rng(setting.texture)
     picture, built = draw_ground(setting.ground, side, rng), Image.new("L", (side, side))
     draw, occupied = ImageDraw.Draw(picture), ImageDraw.Draw(built)
-    if setting.water:
+    if setting.layout in ("river", "shore"):
         y = np.linspace(0, 1, 60)
         left = setting.start + 0.012 * np.sin(2 * math.pi * (1.6 * y + rng.random()))
         right = setting.end + 0.012 * np.sin(2 * math.pi * (1.4 * y + rng.random())) + (setting.layout == "shore")
@@ -66,7 +66,7 @@ def draw_setting(setting: Setting, roads: list[Rectangle], side: int) -> tuple[I
     if setting.layout == "crossing":  # no line runs through the crossing
         (x0, _, x1, _), (_, y0, _, y1) = roads
         draw.rectangle([value * side for value in (x0, y0, x1, y1)], ASPHALT)
-    turn = TURNS[setting.turn % 4]
+    turn = TURNS[setting.turn]
     return (picture, built) if turn is None else (picture.transpose(turn), built.transpose(turn))
 
 

@@ -111,10 +111,6 @@ class Setting:
     trees: bool
     texture: int
 
-    @property
-    def water(self) -> Rectangle | None:
-        return (self.start, 0, self.end, 1) if self.layout in ("river", "shore") else None
-
 
 @dataclass(frozen=True)
 class Scene:
@@ -140,13 +136,6 @@ class Scene:
         if setting.layout in ("road", "crossing"):
             return [upright, *across[: setting.layout == "crossing"]]
         return across[: sum(thing.kind == "bridge" for thing in self.things)]
-
-
-def turned(points: np.ndarray, turn: int) -> np.ndarray:
-    """Return points (..., 2) after `turn` quarter turns, clockwise on the screen, about the image's centre."""
-    for _ in range(turn % 4):
-        points = np.stack([1 - points[..., 1], points[..., 0]], axis=-1)
-    return points
 
 
 def plan_scenes(images: int, seed: int) -> list[Scene]:
@@ -282,8 +271,11 @@ def build_in_place(rng: np.random.Generator, name: str, setting: Setting) -> Gro
 
 
 def turn_group(group: Group, turn: int) -> Group:
-    """Return the group after `turn` quarter turns of the whole plan."""
-    places = turned(np.array([(thing.x, thing.y) for thing in group.things]), turn)
-    stands = zip(group.things, places.tolist(), strict=True)
-    things = (replace(thing, x=x, y=y, angle=thing.angle + turn * math.pi / 2) for thing, (x, y) in stands)
+    """Return the group after `turn` quarter turns of the whole plan, clockwise on the screen, about its centre."""
+    things = []
+    for thing in group.things:
+        x, y = thing.x, thing.y
+        for _ in range(turn):
+            x, y = 1 - y, x
+        things.append(replace(thing, x=x, y=y, angle=thing.angle + turn * math.pi / 2))
     return replace(group, things=tuple(things))
