@@ -20,12 +20,6 @@ def some_sims(images: int = 12, each: int = 5) -> tuple[np.ndarray, np.ndarray]:
     return sims, owner
 
 
-def test_all_images_have_one_sum_and_all_captions_another() -> None:
-    sims, _ = some_sims()
-    share = np.exp(sinkhorn(sims, 0.1, 200))
-    assert np.allclose(share.sum(axis=0), 1) and np.allclose(share.sum(axis=1), 5)
-
-
 def test_it_is_the_scaling_of_rows_and_columns_one_after_the_other() -> None:
     sims, _ = some_sims()
     kernel = np.exp(sims / 0.1)
@@ -34,15 +28,6 @@ def test_it_is_the_scaling_of_rows_and_columns_one_after_the_other() -> None:
         kernel = kernel / kernel.sum(axis=0)[None, :]
     assert np.allclose(np.exp(sinkhorn(sims, 0.1, 3)), kernel)
     assert np.allclose(sinkhorn(sims, 0.1, 0), sims / 0.1)
-
-
-def test_an_image_close_to_every_caption_is_a_hub_no_longer() -> None:
-    sims, owner = some_sims()
-    hubs = sims.copy()
-    hubs[3] += 0.4
-    hubs[:, 7] += 0.3
-    assert recall(hubs, owner).mr < recall(sims, owner).mr - 10
-    assert np.allclose(sinkhorn(hubs, 0.1, 300), sinkhorn(sims, 0.1, 300))
 
 
 def test_equal_captions_stay_equal_and_precision_stays() -> None:

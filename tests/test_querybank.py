@@ -78,14 +78,6 @@ def test_the_dynamic_bank_normalises_the_queries_whose_first_answer_is_one_of_th
     assert 0 < changed < 72
 
 
-def test_both_banks_find_a_hub_by_the_train_list() -> None:
-    sims, bank = problem(hub=2)
-    before, static = recall(sims, OWNER), recall(static_bank(sims, bank), OWNER)
-    assert static.mr > before.mr + 1
-    assert np.argmin((static_bank(sims, bank) - sims / 0.14).mean(axis=1)) == 3
-    assert np.argmin((static_bank(sims, bank) - sims / 0.14).mean(axis=0)) == 7
-
-
 def test_a_caption_is_scored_without_any_other_query() -> None:
     sims, bank = problem()
     alone = bank._replace(from_images=bank.from_images[:, 9:10])
