@@ -11,16 +11,9 @@ from option import Options
 from postprocessing.recall import SIX
 from postprocessing.results import FoldScore, Results
 from postprocessing.tables import NARROW, TIES, gallery_of, label, six_cells, table
-from utils import InputError, read_text
+from utils import InputError, checked, read_text
 
 PAPER = "Yuan et al., Remote Sensing Cross-Modal Text-Image Retrieval Based on Global and Local Information, TGRS 2022"
-
-
-class Notes(NamedTuple):
-    """Hold what the maker of a model adds to its card: text, and metadata that replace ours."""
-
-    text: str = ""
-    metadata: dict[str, Any] = {}  # noqa: RUF012 - never changed
 
 
 class Made(NamedTuple):
@@ -41,36 +34,44 @@ class Made(NamedTuple):
     results: Results | None
     weights: str
 
+    @property
+    def lists(self) -> str:
+        """Return the name of the folder of the caption lists."""
+        return Path(self.options.dataset.data_path).name
 
-def read_notes(path: Path) -> Notes:
-    """Read Markdown that may begin with metadata between two lines of ---. Raise InputError."""
+    def score(self) -> FoldScore | None:
+        """Return the test score of this fold; None if it has none."""
+        return next((score for score in self.results.folds if score.fold == self.fold), None) if self.results else None
+
+
+def read_notes(path: Path) -> tuple[dict[str, Any], str]:
+    """Read Markdown that may begin with metadata between two lines of --- -> metadata, text. Raise InputError."""
     text = read_text(path, "card notes")
     if not text.startswith("---\n"):
-        return Notes(text.strip())
-    block, end, rest = text.removeprefix("---\n").partition("\n---\n")
+        return {}, text.strip()
+    block, _, rest = text.removeprefix("---\n").partition("\n---\n")
     try:
-        metadata = yaml.safe_load(block) if end else None
+        metadata = yaml.safe_load(block)
     except yaml.YAMLError as error:
         raise InputError(f"card notes {path}: the metadata is not YAML ({' '.join(str(error).split())})") from None
-    if not isinstance(metadata, dict):
-        raise InputError(f"card notes {path}: between two lines of --- must stand metadata, such as license: mit")
-    return Notes(rest.strip(), metadata)
+    return checked(dict[str, Any], metadata, f"card notes {path}, metadata (such as license: mit)"), rest.strip()
 
 
-def card(made: Made, notes: Notes) -> str:
-    """Return the card as Markdown."""
-    metadata = metadata_of(made) | notes.metadata
+def card(made: Made, metadata: dict[str, Any], notes: str) -> str:
+    """Return the card as Markdown, with what its maker adds: metadata that replace ours, and text."""
+    metadata = metadata_of(made) | metadata
+    words = f" ({made.words} words; others are read as unknown)" if made.words else ""
     parts = [
         f"---\n{yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True)}---",
         f"# {made.name}",
         "Vectors of remote-sensing images and of English sentences, compared by one similarity: find images by a "
         f"sentence, and sentences by an image. Trained with the framework of GaLR ({PAPER}).",
-        notes.text,
+        notes,
         f"## Use\n\n{USE.format(name=made.name)}",
         f"## Data\n\n{data_text(made)}",
         f"## Recipe\n\n{recipe(made)}",
         f"## Scores\n\n{scores(made)}",
-        f"## Limits\n\n{LIMITS.format(words=words_text(made))}",
+        f"## Limits\n\n{LIMITS.format(words=words)}",
         f"## Licence\n\n{LICENCE.format(license=metadata['license'])}",
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -104,16 +105,6 @@ Weights: `{license}`. Images and captions are not in this folder; each data set 
 under the MIT licence."""
 
 
-def words_text(made: Made) -> str:
-    """Return how many words the model knows, in brackets; nothing for a tokenizer of its own."""
-    return f" ({made.words} words; others are read as unknown)" if made.words else ""
-
-
-def lists_of(options: Options) -> str:
-    """Return the name of the folder of the caption lists."""
-    return Path(options.dataset.data_path).name
-
-
 def metadata_of(made: Made) -> dict[str, Any]:
     """Return the metadata of the hub; results of the fold as a model-index, ties at random."""
     dataset = made.options.dataset.datatype
@@ -125,26 +116,20 @@ def metadata_of(made: Made) -> dict[str, Any]:
         "datasets": [dataset],
         "metrics": ["recall"],
     }
-    if score := own_score(made.results, made.fold):
+    if score := made.score():
         flat = score.flat("random")
-        metrics = [{"type": "recall", "name": label(key), "value": round(flat[key], 2)} for key in (*SIX, "mr")]
         result = {
             "task": {"type": "image-text-retrieval", "name": "Image-text retrieval, ties at random"},
-            "dataset": {"type": dataset, "name": lists_of(made.options), "split": score.split},
-            "metrics": metrics,
+            "dataset": {"type": dataset, "name": made.lists, "split": score.split},
+            "metrics": [{"type": "recall", "name": label(key), "value": round(flat[key], 2)} for key in (*SIX, "mr")],
         }
         metadata["model-index"] = [{"name": made.name, "results": [result]}]
     return metadata
 
 
-def own_score(results: Results | None, fold: int) -> FoldScore | None:
-    """Return the score of this fold; None if it has none."""
-    return next((score for score in results.folds if score.fold == fold), None) if results else None
-
-
 def data_text(made: Made) -> str:
     """Return the lists, and how many images trained and validated."""
-    text = f"Lists `{lists_of(made.options)}`, data set `{made.options.dataset.datatype}`"
+    text = f"Lists `{made.lists}`, data set `{made.options.dataset.datatype}`"
     if not made.split:
         return f"{text}; the names of the images are not known."
     counts = ", ".join(f"{len(names)} images {part}" for part, names in made.split.items())
@@ -180,7 +165,7 @@ def recipe(made: Made) -> str:
 
 def scores(made: Made) -> str:
     """Return the scores of this fold with both kinds of ties and chance, plain and after what test.py did to them."""
-    score = own_score(made.results, made.fold)
+    score = made.score()
     if score is None:
         return "test.py has not scored this run."
     rows = []

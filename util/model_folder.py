@@ -32,7 +32,6 @@ WEIGHTS, OPTIONS, VOCABULARY, CARD = "model.safetensors", "options.yaml", "vocab
 RULES, SPLIT = "local_rules.json", "split.json"
 FILES = (WEIGHTS, OPTIONS, VOCABULARY, CARD, RULES, SPLIT)
 LARGEST_TEXT = 64 * 2**20  # bytes of a file that is not weights
-LARGEST_HEADER = 16 * 2**20  # bytes; a model has a hundred for each tensor
 TYPES = (torch.float16, torch.bfloat16, torch.float32, torch.int64)
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 DATA = ("data_path", "image_path", "local_path")  # of `dataset`: relative paths, which name data, not the model
@@ -143,12 +142,6 @@ def _read_weights(folder: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Return the weights, in float32, and what else the header says."""
     path = file_of(folder, WEIGHTS)
     where = f"weights {path}"
-    with path.open("rb") as file:
-        header, first = int.from_bytes(file.read(8), "little"), file.read(1)
-    if first != b"{":
-        raise InputError(f"{where}: not a file of safetensors, the only form that is read from a model folder")
-    if header > LARGEST_HEADER:
-        raise InputError(f"{where}: a header of {header} bytes; at most {LARGEST_HEADER} are read")
     with not_installed(where):
         from safetensors import safe_open
     try:
@@ -158,7 +151,8 @@ def _read_weights(folder: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     except MemoryError:
         raise
     except Exception as error:  # safetensors raises errors of several kinds on damaged files
-        raise InputError(f"{where} is damaged ({' '.join(str(error).split())[:200]})") from None
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"{where}: a damaged file, or not of safetensors ({reason})") from None
     if "galr" not in about:
         raise InputError(f"{where}: not made by python -m util.share; its header does not say galr")
     if odd := [name for name, tensor in weights.items() if tensor.dtype not in TYPES]:

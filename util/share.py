@@ -24,7 +24,7 @@ from option.load import check_options
 from postprocessing.results import Results, load
 from util import model_folder
 from util.checkpoint import BEST, read_checkpoint
-from util.model_card import Made, Notes, card, read_notes
+from util.model_card import Made, card, read_notes
 from util.regions.rules import read_rules
 from util.weights import check_finite
 from utils import (
@@ -55,18 +55,12 @@ def main() -> None:
     add("--card-notes", type=Path, metavar="FILE", help="Markdown for the card; metadata at its start replace ours")
     add("--replace", action="store_true", help="replace a model folder that is there")
     arguments = parser.parse_args()
-    check_out(arguments.out, arguments.replace)
-    notes = read_notes(arguments.card_notes) if arguments.card_notes else Notes()
-    share(arguments.run, arguments.fold, arguments.out, arguments.dtype, notes)
-    size = (arguments.out / model_folder.WEIGHTS).stat().st_size
-    logger.info(f"{arguments.out}: {size / 2**20:.1f} MiB of weights; read its README.md before you give it away")
-
-
-def share(run: Path, fold: int, out: Path, dtype: str, notes: Notes) -> None:
-    """Write the best checkpoint of a fold as a model folder, or nothing. Raise InputError."""
+    out, fold, dtype = arguments.out, arguments.fold, arguments.dtype
+    check_out(out, arguments.replace)
+    notes = read_notes(arguments.card_notes) if arguments.card_notes else ({}, "")
     with not_installed("a model folder"):
         from safetensors.torch import save
-    folder = run / str(fold)
+    folder = arguments.run / str(fold)
     state = read_checkpoint(folder / BEST)
     trained = check_options(state.get("options", {}), f"options of the checkpoint {folder / BEST}")
     options = shared_options(trained)
@@ -74,7 +68,8 @@ def share(run: Path, fold: int, out: Path, dtype: str, notes: Notes) -> None:
     weights = {name: in_type(tensor, TYPES[dtype]) for name, tensor in state["model"].items()}
     check_finite(weights, f"the weights in {dtype} (--dtype fp32 holds larger numbers)")
     content = save(weights, {"galr": "1", "vocabulary": model_folder.digest_of(words)})
-    split, results = folder / model_folder.SPLIT, run / "results.json"
+    size = f"{len(content) / 2**20:.1f} MiB"
+    split, results = folder / model_folder.SPLIT, arguments.run / "results.json"
     made = Made(
         name=out.name,
         options=options,
@@ -85,7 +80,7 @@ def share(run: Path, fold: int, out: Path, dtype: str, notes: Notes) -> None:
         commit=commit_of(folder),
         split=read_as(dict[str, list[str]], split, "split") if split.is_file() else {},
         results=load(results, Results) if results.is_file() else None,
-        weights=f"{dtype}, {len(content) / 2**20:.1f} MiB",
+        weights=f"{dtype}, {size}",
     )
     with whole_folder(out) as new:
         (new / model_folder.WEIGHTS).write_bytes(content)
@@ -97,7 +92,8 @@ def share(run: Path, fold: int, out: Path, dtype: str, notes: Notes) -> None:
             write_json(new / model_folder.RULES, read_rules(trained.local_path).to_dict())
         if made.split:
             write_json(new / model_folder.SPLIT, made.split)
-        write_text(new / model_folder.CARD, card(made, notes))
+        write_text(new / model_folder.CARD, card(made, *notes))
+    logger.info(f"{out}: {size} of weights; read its README.md before you give it away")
 
 
 def shared_options(options: Options) -> Options:
