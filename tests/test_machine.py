@@ -13,7 +13,6 @@ import pytest
 import torch
 from conftest import ROOT, environment, listing
 
-import layers.galr
 import util.regions.local_features
 import utils
 from utils import InputError
@@ -22,52 +21,29 @@ pytestmark = pytest.mark.usefixtures("short_trunk")
 TRAIN = "train.py --path_opt tiny.yaml"
 
 
-@pytest.fixture
-def gpu(monkeypatch) -> None:
-    """A GPU that is there, and of which nothing can be had but its name."""
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    monkeypatch.setattr(torch.cuda, "set_device", lambda _: None)
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "Tesla K80")
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (3, 7))
-    monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: ["sm_75", "sm_90"])
-
-
 def no_kernels(*_, **__) -> None:
     raise torch.AcceleratorError("CUDA error: no kernel image is available for execution on the device\nmore")
 
 
-def test_a_card_too_old_for_pytorch_is_no_reason_to_run_again(gpu, monkeypatch, work, run) -> None:
+@pytest.mark.parametrize(("capability", "way"), [((3, 7), "previous-versions"), ((7, 0), "whl/cu126")])
+def test_a_card_too_old_for_pytorch_is_no_reason_to_run_again(capability, way, monkeypatch, work, run) -> None:
     """A job that resubmits itself at status 3 would loop for ever."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda _: None)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "Tesla K80")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: ["sm_75", "sm_90"])
     monkeypatch.setattr(torch, "ones", no_kernels)
-    for device in ("auto", "cuda"):
-        refused = run(f"{TRAIN} --device {device}")
-        assert refused.status == 2 and "again" not in refused.message
-        for word in ("Tesla K80", "3.7", "sm_75, sm_90", "--device cpu", "previous-versions"):
-            assert word in refused.message
-
-
-def test_a_card_that_an_older_wheel_knows_is_sent_there(gpu, monkeypatch, work, run) -> None:
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (7, 0))
-    monkeypatch.setattr(torch, "ones", no_kernels)
-    refused = run(f"{TRAIN} --device auto")
-    assert refused.status == 2 and "7.0" in refused.message and "whl/cu126, or use --device cpu" in refused.message
+    refused = run(f"{TRAIN} --device cuda")
+    assert refused.status == 2 and "again" not in refused.message
+    for word in ("Tesla K80", "{}.{}".format(*capability), "sm_75, sm_90", way, "--device cpu"):
+        assert word in refused.message
 
 
 def test_kernels_that_are_missing_later_on_are_no_reason_either(capsys) -> None:
     assert utils.exit_status(no_kernels) == 2
     assert "this PyTorch has no code for this GPU" in capsys.readouterr().err
-
-
-def test_memory_that_is_short_in_evaluation_asks_for_smaller_batches_there(work, checkpoint, run, monkeypatch) -> None:
-    shutil.copy(checkpoint, "best.pth.tar")
-
-    def no_room(*_) -> None:
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
-
-    monkeypatch.setattr(layers.galr.GaLR, "encode_image", no_room)
-    short = run("test_single.py --path_opt tiny.yaml --resume best.pth.tar")
-    assert short.status == 3 and "Tried to allocate 2.00 GiB; lower dataset.batch_size_val" in short.message
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import torch
 from conftest import command_line, environment
 from interrupted import FOLD, TRAIN, same_weights
 
+import layers.galr
 import util.device
 import util.pixels
 import utils
@@ -71,10 +73,15 @@ def test_the_message_keeps_pytorchs_numbers_and_advises_what_does_not_change_the
     assert places == sorted(places)
 
 
-def test_validation_that_finds_no_memory_keeps_the_numbers_too() -> None:
-    with pytest.raises(utils.RunError) as caught, utils.memory_advice("lower it"):
-        raise torch.OutOfMemoryError(CUDA_SAYS)
-    assert "7.79 GiB of which 1.20 GiB is free" in str(caught.value) and str(caught.value).endswith("; lower it")
+def test_memory_that_is_short_in_evaluation_asks_for_smaller_batches_there(work, checkpoint, run, monkeypatch) -> None:
+    shutil.copy(checkpoint, "best.pth.tar")
+
+    def no_room(*_) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr(layers.galr.GaLR, "encode_image", no_room)
+    short = run("test_single.py --path_opt tiny.yaml --resume best.pth.tar")
+    assert short.status == 3 and "Tried to allocate 2.00 GiB; lower dataset.batch_size_val" in short.message
 
 
 def test_shared_memory_too_small_for_loader_workers_ends_the_run_and_says_how_to_go_on(work) -> None:

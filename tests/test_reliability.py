@@ -24,10 +24,6 @@ from interrupted import (
 )
 from torch._dynamo.exc import BackendCompilerFailed
 
-import util.checkpoint
-import util.device
-import util.images
-import util.run_log
 import utils
 from option import load_options
 from util.pixels import DiskCache, open_cache, open_pixels
@@ -174,14 +170,6 @@ def test_weights_that_are_not_finite_are_not_saved_where_an_epoch_ends_without_v
     spoilt = run(f"{TRAIN} --set optim.lr=1e39 dataset.batch_size=60 logs.eval_step=2 logs.save_steps=0")
     assert spoilt.status == 3 and "the weights are not finite after step 1" in spoilt.message
     assert not list(FOLD.glob("*.tar*"))
-
-
-@pytest.mark.parametrize(("visible", "said"), [("5", "no GPU is found (CUDA_VISIBLE_DEVICES=5)"), ("", "device: CPU")])
-@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
-def test_a_run_says_which_device_it_uses(visible, said, monkeypatch, capsys) -> None:
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    assert util.device.pick_device("auto").type == "cpu"
-    assert said in capsys.readouterr().out
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_names_its_batch_and_spares_the_checkpoint(part_way, run) -> None:

@@ -9,18 +9,14 @@ import re
 import subprocess
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import torch
 
 from utils import OTHER_WHEEL, InputError, card_too_old, count
-
-if TYPE_CHECKING:
-    import torch
-
 
 logger = logging.getLogger("galr")
 
 NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
-NVIDIA_CARDS = Path("/dev"), "nvidia[0-9]*"
 # Drivers of NVIDIA from which on the wheels of PyTorch 2.11 and later run (docs/scaling.md), newest first.
 WHEELS = {
     580: "pip install --force-reinstall torch torchvision --index-url https://download.pytorch.org/whl/cu130",
@@ -34,16 +30,18 @@ def pick_device(name: str) -> torch.device:
 
     `auto` and `cuda` take the GPU with the most free memory; of several processes each takes that of its number.
     Raise InputError for a GPU that is not there, that is too old for this PyTorch, or whose driver is; `auto` goes to
-    the CPU only where there is no NVIDIA card, or CUDA_VISIBLE_DEVICES hides it.
+    the CPU only where there is no NVIDIA driver, or CUDA_VISIBLE_DEVICES hides the card.
     """
-    import torch
-
     if name == "mps":
-        device = mps()
+        if not torch.backends.mps.is_available():
+            raise InputError("--device mps: PyTorch finds no GPU of Apple here; use --device cpu")
+        if count() > 1:
+            raise InputError("--device mps: several processes need CUDA GPUs, or --device cpu")
+        device = torch.device("mps", 0)
     elif name == "cpu" or not cuda_found(name):
         device = torch.device("cpu")
     else:
-        device = own_gpu() if count() > 1 else chosen_gpu(name)
+        device = torch.device("cuda", gpu_number(name))
         torch.cuda.set_device(device)
         check_kernels(device)
     together = f"; {count()} processes" if count() > 1 else ""
@@ -54,28 +52,25 @@ def pick_device(name: str) -> torch.device:
 def cuda_found(name: str) -> bool:
     """Return whether PyTorch can use a CUDA GPU; log why not, where that is known, if `name` is `auto`.
 
-    Raise InputError if it cannot, unless `name` is `auto` and there is no NVIDIA card or it is hidden.
+    Raise InputError if it cannot, unless `name` is `auto` and there is no NVIDIA driver or the card is hidden.
     """
-    import torch
-
     with warnings.catch_warnings(record=True) as said:  # it says what is wrong with a driver by a warning, once
         warnings.simplefilter("always")
         if torch.cuda.is_available():
             return True
     why = " ".join(str(said[-1].message).partition("(Triggered")[0].split())[:400] if said else ""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    hidden = visible is not None and visible.strip() in ("", "-1")
-    card, driver = nvidia_card()
-    if name == "auto" and (hidden or not card):
-        why = why or f"CUDA_VISIBLE_DEVICES={visible}" if visible is not None else why
+    driver = nvidia_driver() if visible is None or visible.strip() not in ("", "-1") else None
+    if driver is None:
+        why = why or (f"CUDA_VISIBLE_DEVICES={visible}" if visible is not None else "")
+        if name != "auto":
+            why = why or "no NVIDIA card or driver"
+            raise InputError(f"--device {name}: PyTorch finds no CUDA GPU here ({why}); use --device cpu")
         if why:
             logger.info(f"no GPU is found ({why})")
         return False
-    if not card or hidden:
-        why = why or (f"CUDA_VISIBLE_DEVICES={visible}" if visible is not None else "no NVIDIA card or driver")
-        raise InputError(f"--device {name}: PyTorch finds no CUDA GPU here ({why}); use --device cpu")
     wheel = f"PyTorch {torch.__version__} ({f'CUDA {torch.version.cuda}' if torch.version.cuda else 'without CUDA'})"
-    said = f"{card}, but {wheel} cannot use it{f' ({why})' if why else ''}"
+    said = f"there is an NVIDIA driver {driver}, but {wheel} cannot use it{f' ({why})' if why else ''}"
     raise InputError(f"{said}; {remedy(driver, torch.version.cuda)} (docs/scaling.md), or use --device cpu")
 
 
@@ -85,87 +80,56 @@ def remedy(driver: str, cuda: str | None) -> str:
     >>> remedy("470.57.02", "13.2")
     'update the driver to 580 or later'
     """
-    if not driver:
-        return "see whether nvidia-smi runs"
     branch = int(driver.partition(".")[0])
     if cuda and branch >= (580 if int(cuda.partition(".")[0]) >= 13 else 525):
         return "the driver is new enough: see whether nvidia-smi runs, and CUDA_VISIBLE_DEVICES"
-    older = f"update the driver to {max(WHEELS)} or later"
     fitting = next((command for least, command in WHEELS.items() if branch >= least), None)
-    return older if fitting is None else fitting if branch >= max(WHEELS) else f"{older}, or {fitting}"
+    if branch >= max(WHEELS):
+        return fitting
+    return f"update the driver to {max(WHEELS)} or later" + (f", or {fitting}" if fitting else "")
 
 
-def nvidia_card() -> tuple[str, str]:
-    """Return what is known of an NVIDIA card or driver here, and the driver's version; empty without any."""
+def nvidia_driver() -> str | None:
+    """Return the version of the NVIDIA driver here; None without any."""
     text = NVIDIA_DRIVER.read_text(errors="replace") if NVIDIA_DRIVER.is_file() else ""
-    found = re.search(r"\s(\d{3,}\.\d+(?:\.\d+)*)\s", text)
-    version = found[1] if found else ""
-    if not version and (answer := nvidia_smi("driver_version")):
-        version = answer[0][0]
-    folder, names = NVIDIA_CARDS
-    if version or NVIDIA_DRIVER.is_file():
-        return f"there is an NVIDIA driver{version and ' '}{version}", version
-    return (f"there is an NVIDIA card ({found})", "") if (found := next(folder.glob(names), None)) else ("", "")
+    if found := re.search(r"\s(\d{3,}\.\d+(?:\.\d+)*)\s", text):
+        return found[1]
+    return next((version for (version,) in nvidia_smi("driver_version")), None)
 
 
 def nvidia_smi(*fields: str) -> list[list[str]]:
     """Return the fields of each card that nvidia-smi tells; nothing where it is missing or fails."""
     command = ["nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader,nounits"]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
-    except (OSError, subprocess.TimeoutExpired):
+        done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
+    except (OSError, subprocess.SubprocessError):
         return []
-    return (
-        [[cell.strip() for cell in line.split(",")] for line in done.stdout.splitlines()] if not done.returncode else []
-    )
+    return [[cell.strip() for cell in line.split(",")] for line in done.stdout.splitlines()]
 
 
-def mps() -> torch.device:
-    """Return Apple's GPU. Raise InputError where there is none."""
-    import torch
+def gpu_number(name: str) -> int:
+    """Return the number of this process's GPU, of `cuda:N`, or of the GPU with the most free memory.
 
-    if not torch.backends.mps.is_available():
-        raise InputError("--device mps: PyTorch finds no GPU of Apple here; use --device cpu")
-    if count() > 1:
-        raise InputError("--device mps: several processes need CUDA GPUs, or --device cpu")
-    return torch.device("mps", 0)
-
-
-def chosen_gpu(name: str) -> torch.device:
-    """Return the GPU `cuda:N`, or the one with the most free memory. Raise InputError where there is no such."""
-    import torch
-
+    nvidia-smi tells how much is free: to ask CUDA would take some. Raise InputError where there is no such GPU.
+    """
     gpus = torch.cuda.device_count()
-    index = torch.device("cpu" if name == "auto" else name).index
-    if index is None:
-        index = 0 if gpus == 1 else most_free(gpus)
-    if index >= gpus:
-        raise InputError(f"--device {name}: there are {gpus} GPUs, numbered from 0")
-    return torch.device("cuda", index)
-
-
-def most_free(gpus: int) -> int:
-    """Return the number of the GPU with the most free memory, as nvidia-smi tells it: to ask CUDA would take some."""
-    import torch
-
+    if count() > 1:
+        own = int(os.environ["LOCAL_RANK"])
+        if own >= gpus:
+            raise InputError(f"torchrun starts more processes here than there are GPUs: --nproc_per_node {gpus}")
+        return own
+    if name not in ("auto", "cuda"):
+        if (number := int(name.removeprefix("cuda:"))) >= gpus:
+            raise InputError(f"--device {name}: there are {gpus} GPUs, numbered from 0")
+        return number
+    if gpus == 1:
+        return 0
     free = {uuid: int(mib) for uuid, mib in nvidia_smi("uuid", "memory.free") if mib.isdecimal()}
     return max(range(gpus), key=lambda i: free.get(f"GPU-{torch.cuda.get_device_properties(i).uuid}", 0))
 
 
-def own_gpu() -> torch.device:
-    """Return the GPU of this process's number. Raise InputError where there are fewer GPUs than processes."""
-    import torch
-
-    if int(os.environ["LOCAL_RANK"]) >= torch.cuda.device_count():
-        gpus = torch.cuda.device_count()
-        raise InputError(f"torchrun starts more processes here than there are GPUs: --nproc_per_node {gpus}")
-    return torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-
-
 def check_kernels(device: torch.device) -> None:
     """Raise InputError where the GPU is too old for this PyTorch, which its first use shows."""
-    import torch
-
     try:
         torch.ones(1, device=device)
     except RuntimeError as error:
@@ -181,8 +145,6 @@ def check_kernels(device: torch.device) -> None:
 
 def device_name(device: torch.device) -> str:
     """Return the name of a device, and its threads or its CUDA."""
-    import torch
-
     if device.type == "cpu":
         return f"CPU, {torch.get_num_threads()} threads"
     if device.type == "mps":
@@ -200,8 +162,6 @@ def free_memory(device: torch.device) -> float:
 
     A container, or a job of SLURM, may have less than the machine (control groups, version 2).
     """
-    import torch
-
     shared = free_main_memory() / int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     return min(shared, torch.cuda.mem_get_info(device)[0]) if device.type == "cuda" else shared
 
