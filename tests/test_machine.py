@@ -13,9 +13,7 @@ import pytest
 import torch
 from conftest import ROOT, environment, listing
 
-import util.regions.local_features
 import utils
-from utils import InputError
 
 pytestmark = pytest.mark.usefixtures("short_trunk")
 TRAIN = "train.py --path_opt tiny.yaml"
@@ -60,9 +58,8 @@ def test_the_scripts_leave_gpus_that_are_hidden_hidden(gpu, visible, seen, tmp_p
     assert (done.returncode, done.stdout.strip()) == (2, seen)
 
 
-@pytest.mark.parametrize("refused", [errno.EINVAL, errno.ENOTSUP])
-@pytest.mark.parametrize("what", ["folders", "all"])
-def test_a_file_system_that_refuses_fsync_is_said_once_and_written_to(refused, what, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize(("what", "refused"), [("folders", errno.EINVAL), ("all", errno.ENOTSUP)])
+def test_a_file_system_that_refuses_fsync_is_said_once_and_written_to(what, refused, tmp_path, monkeypatch, capsys):
     real = os.fsync
 
     def fsync(opened: int) -> None:
@@ -103,15 +100,6 @@ def test_local_features_that_another_program_holds_are_said_to_be_held(work, run
         holder.stdin.close()
     assert refused.status == 2 and "local.h5 cannot be read" in refused.message and "lock" in refused.message
     assert "damaged" not in refused.message
-
-
-def test_a_file_system_without_locks_is_told_apart_from_damage(work, monkeypatch) -> None:
-    def no_locks(*_) -> None:
-        raise OSError("Unable to synchronously open file (unable to lock file, errno = 37, 'No locks available')")
-
-    monkeypatch.setattr(util.regions.local_features.h5py, "File", no_locks)
-    with pytest.raises(InputError, match="No locks available"):
-        util.regions.local_features.load_local("data/local.h5", ["demo_0001.png"])
 
 
 def test_a_read_only_checkout_is_worked_in_by_options_alone(work, checkpoint, run) -> None:

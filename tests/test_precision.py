@@ -21,41 +21,32 @@ from option.options import Optim
 from util.precision import advise, gain, make_deterministic, make_scaler, set_arithmetic
 
 pytestmark = pytest.mark.usefixtures("short_trunk", "without_pictures")
-CPU, GPU = torch.device("cpu"), torch.device("cuda")
+CPU = torch.device("cpu")
 FP16 = f"{TRAIN} --set optim.precision=fp16"
 
 
 # ---------------------------------------------------------------- advice
 
 
-@pytest.mark.parametrize(("precision", "faster", "noted"), [("bf16", 0.5, 1), ("fp16", 0.5, 1), ("bf16", 2, 0)])
-def test_a_run_starts_with_advice_where_a_precision_is_slower_on_this_cpu(
-    precision, faster, noted, monkeypatch, capsys
-):
+@pytest.mark.parametrize(
+    ("precision", "faster", "noted"), [("bf16", 0.5, True), ("fp16", 0.5, True), ("bf16", 2, False), ("fp32", 0, False)]
+)
+def test_a_run_starts_with_advice_where_a_precision_is_slower_here(precision, faster, noted, monkeypatch, capsys):
     monkeypatch.setattr(util.precision, "gain", lambda *_: faster)
     advise(Optim(precision=precision), CPU)
     assert (f"{precision} has 0.50 times the speed of float32 here" in capsys.readouterr().out) == noted
+    assert 0.0001 < gain("bf16", CPU) < 1000
 
 
-def test_float32_is_not_measured(monkeypatch) -> None:
-    monkeypatch.delattr(util.precision, "gain")
-    advise(Optim(), CPU)
-
-
-@pytest.mark.parametrize(("capability", "warned"), [((7, 5), True), ((8, 0), False)])
-def test_bf16_on_a_gpu_without_it_is_told_of_fp16(capability, warned, monkeypatch, capsys) -> None:
+@pytest.mark.parametrize(
+    ("precision", "capability", "warned"), [("bf16", (7, 5), 1), ("bf16", (8, 0), 0), ("fp16", (7, 5), 0)]
+)
+def test_bf16_on_a_gpu_without_it_is_told_of_fp16(precision, capability, warned, monkeypatch, capsys) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
     monkeypatch.setattr(util.precision, "gain", lambda *_: 2)
-    advise(Optim(precision="bf16"), GPU)
+    advise(Optim(precision=precision), torch.device("cuda"))
     said = capsys.readouterr().err
-    assert ("compute capability 7.5) has no bf16 units" in said and "optim.precision=fp16" in said) == warned
-    advise(Optim(precision="fp16"), GPU)
-    assert capsys.readouterr().err == ""
-
-
-@pytest.mark.parametrize("precision", ["bf16", "fp16"])
-def test_the_gain_is_a_ratio_of_seconds(precision) -> None:
-    assert 0.0001 < gain(precision, CPU) < 1000
+    assert said.count("compute capability 7.5) has no bf16 units") == said.count("optim.precision=fp16") == warned
 
 
 def test_training_asks_for_advice(work, run, monkeypatch) -> None:

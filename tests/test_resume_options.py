@@ -20,25 +20,12 @@ pytestmark = pytest.mark.usefixtures("short_trunk")
 FOLD = Path("checkpoint/drawn/0")
 TRAIN = "train.py --path_opt drawn.yaml --device cpu"
 RECIPE = "optim.loss=infonce optim.ema=0.9 optim.schedule=cosine optim.lr=0.01 dataset.batch_size=25"
-MOVE_NO_NUMBER = {
-    "dataset.workers",
-    "dataset.cache",
-    "dataset.image_path",
-    "dataset.data_path",
-    "dataset.vocab_path",
-    "dataset.val_list",
-    "dataset.truncated",
-    "dataset.batch_size_val",
-    "optim.checkpointing",
-    "optim.early_stopping",
-    "logs.save_steps",
-    "logs.save_minutes",
-    "logs.ckpt_save_path",
-    "logs.logger_name",
-    "logs.matrices",
-    "k_fold.current_num",
-    "model.seq2vec.dir_st",
-}
+MOVE_NO_NUMBER = set(
+    "dataset.workers dataset.cache dataset.image_path dataset.data_path dataset.vocab_path dataset.val_list "
+    "dataset.truncated dataset.batch_size_val optim.checkpointing optim.early_stopping logs.save_steps "
+    "logs.save_minutes logs.ckpt_save_path logs.logger_name logs.matrices k_fold.current_num "
+    "model.seq2vec.dir_st".split()
+)
 
 
 @pytest.fixture

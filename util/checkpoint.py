@@ -111,25 +111,12 @@ def load_weights(model: nn.Module, checkpoint: dict[str, Any], words: Sequence[s
 # ---------------------------------------------------------------- what they hold, and exact resume
 
 # Options that may change on --resume: they move no number of the run.
-FREE = {
-    "dataset.workers",
-    "dataset.cache",
-    "dataset.image_path",
-    "dataset.data_path",
-    "dataset.vocab_path",
-    "dataset.val_list",
-    "dataset.truncated",
-    "dataset.batch_size_val",
-    "optim.checkpointing",
-    "optim.early_stopping",
-    "logs.save_steps",
-    "logs.save_minutes",
-    "logs.ckpt_save_path",
-    "logs.logger_name",
-    "logs.matrices",
-    "k_fold.current_num",
-    "model.seq2vec.dir_st",
-}
+FREE = set(
+    "dataset.workers dataset.cache dataset.image_path dataset.data_path dataset.vocab_path dataset.val_list "
+    "dataset.truncated dataset.batch_size_val optim.checkpointing optim.early_stopping logs.save_steps "
+    "logs.save_minutes logs.ckpt_save_path logs.logger_name logs.matrices k_fold.current_num "
+    "model.seq2vec.dir_st".split()
+)
 
 
 def refuse_existing(folder: Path) -> None:
@@ -222,27 +209,20 @@ def warn_of_seen_images(fold: int, validated: Sequence[str], resume: str) -> Non
 
 # ---------------------------------------------------------------- options of checkpoints
 
-# Options that no weight's shape shows, and their values; none: local features or `zeros`; any name of an architecture.
-SHAPELESS = {
-    "model.fusion.gate": ("paper", "released"),
-    "model.image_norm": (True, False),
-    "model.text_pooling": ("last", "mean"),
-    "dataset.local_path": (),
-    "model.clip.arch": (),  # of two with the same shapes, one has QuickGELU
-}
+# Options that no weight's shape shows; of two of clip.arch with the same shapes, one has QuickGELU.
+SHAPELESS = "model.fusion.gate", "model.image_norm", "model.text_pooling", "dataset.local_path", "model.clip.arch"
 
 
 def warn_of_other_options(checkpoint: dict[str, Any], options: Options) -> None:
     """Warn where a checkpoint is scored in another way than it was trained."""
     before, after = checkpoint.get("options"), options.to_dict()
-    for key, values in SHAPELESS.items():
+    for key in SHAPELESS:
         trained, now = _option(before, key), _option(after, key)
         if key == "model.fusion.gate" and trained is None and isinstance(_option(before, "model.fusion"), dict):
             trained = "released"  # the meaning of a file without the key
-        if key == "dataset.local_path" and options.model.reads_local and isinstance(trained, str):
-            differs = (trained == "zeros") != (now == "zeros")
-        else:
-            differs = type(trained) is type(now) and trained != now and (trained in values or key == "model.clip.arch")
+        differs = type(trained) is type(now) and trained != now
+        if key == "dataset.local_path":  # zeros, or any file
+            differs = differs and options.model.reads_local and "zeros" in (trained, now)
         if differs:
             said = f"the checkpoint was trained with {key}={trained}, and is now scored with {now}"
             logger.warning(f"{said}; --set {key}={trained} scores it as trained")

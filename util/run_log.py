@@ -23,6 +23,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from layers.distributed import largest, wait_for_all
 from option import Options, save_options
+from postprocessing.recall import NOTICEABLE
 from util.device import device_name
 from utils import ROOT, InputError, Interrupted, RunError, disk_full, is_main, read_json, write_json, write_text
 
@@ -45,34 +46,28 @@ def only_writer(folder: Path) -> Iterator[None]:
         wait_for_all()
         yield
         return
-    path = folder / ".lock"
-    lock = filelock.FileLock(path, timeout=LOCK_WAIT)
-    made = _acquire(lock, folder)
-    try:
-        wait_for_all()
-        yield
-    finally:
-        path.unlink(missing_ok=True)
-        with contextlib.suppress(OSError):  # it holds a run
-            for parent in made:
-                parent.rmdir()
-        lock.release()
-
-
-def _acquire(lock: filelock.BaseFileLock, folder: Path, tries: int = 10) -> list[Path]:
-    """Take the lock and return the folders that were made for it. Raise InputError if another run holds it."""
-    for attempt in range(tries):
+    lock = filelock.FileLock(folder / ".lock", timeout=LOCK_WAIT)
+    made: list[Path] = []
+    while not lock.is_locked:
         made = [parent for parent in (folder, *folder.parents) if not parent.exists()]
         try:
             folder.mkdir(parents=True, exist_ok=True)
             lock.acquire()
-            return made
         except filelock.Timeout:
-            break
+            way = "wait for it, or choose another k_fold.experiment_name"
+            raise InputError(f"another run is writing to {folder}; {way}") from None
         except (FileNotFoundError, FileExistsError):  # the run before is just removing the folder
-            if attempt == tries - 1:
+            if folder.is_file():
                 raise
-    raise InputError(f"another run is writing to {folder}; wait for it, or choose another k_fold.experiment_name")
+    try:
+        wait_for_all()
+        yield
+    finally:
+        Path(lock.lock_file).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # it holds a run
+            for parent in made:
+                parent.rmdir()
+        lock.release()
 
 
 def provenance(device: torch.device) -> dict[str, Any]:
@@ -106,22 +101,29 @@ def now() -> str:
 def recorded(
     folder: Path, names: dict[str, list[str]], options: Options, rows: list[dict[str, Any]], device: torch.device
 ) -> Iterator[RunLog | NoLog]:
-    """Open the log of a fold, and close it and its run.json in any case.
+    """Open the log of a fold, and close it and its run.json, which keeps the sessions before, in any case.
 
-    names: the images that train and validate; rows: of the log so far, when the run goes on. Of several processes the
-    main one keeps the log. Raise RunError where the disk is full.
+    Write options.yaml and split.json. names: the images that train and validate; rows: of the log so far, when the run
+    goes on. Of several processes the main one keeps the log. Raise RunError where the disk is full.
     """
     if not is_main():
         yield NoLog()
         return
-    record = start_record(folder, names, options, device)
-    board = Path(options.logs.logger_name) / folder.relative_to(options.run_folder.parent)
+    path = folder / "run.json"
+    before = read_json(path, "record") if path.exists() else {}
+    if not isinstance(before, dict) or not isinstance(before.get("sessions", []), list):
+        raise InputError(f"record {path}: not as train.py writes it; remove it to go on")
+    save_options(options, folder / "options.yaml")
+    write_json(folder / "split.json", names)
+    sessions = [*before.get("sessions", []), provenance(device)]
+    record = {"seed": options.seed, "started": before.get("started", now()), "ended": None, "sessions": sessions}
+    write_json(path, record)
+    log = RunLog(folder, Path(options.logs.logger_name) / folder.relative_to(options.run_folder.parent), rows)
 
     def end() -> None:
-        write_json(folder / "run.json", record | {"ended": now()})
+        write_json(path, record | {"ended": now()})
         log.close()
 
-    log = RunLog(folder, board, rows)
     try:
         yield log
     except BaseException as error:
@@ -132,20 +134,6 @@ def recorded(
             raise RunError(f"the log of {folder}: {reason}; make room and go on with --resume") from None
         raise
     end()
-
-
-def start_record(folder: Path, names: dict[str, list[str]], options: Options, device: torch.device) -> dict[str, Any]:
-    """Write options.yaml, split.json, and run.json, which keeps the sessions before."""
-    path = folder / "run.json"
-    before = read_json(path, "record") if path.exists() else {}
-    if not isinstance(before, dict) or not isinstance(before.get("sessions", []), list):
-        raise InputError(f"record {path}: not as train.py writes it; remove it to go on")
-    sessions = [*before.get("sessions", []), provenance(device)]
-    save_options(options, folder / "options.yaml")
-    write_json(folder / "split.json", names)
-    record = {"seed": options.seed, "started": before.get("started", now()), "ended": None, "sessions": sessions}
-    write_json(path, record)
-    return record
 
 
 class NoLog:
@@ -238,7 +226,7 @@ def log_line(row: dict[str, Any]) -> str:
         f"{way} R@1 {row[way]['r1']:.2f} R@5 {row[way]['r5']:.2f} R@10 {row[way]['r10']:.2f}" for way in ("i2t", "t2i")
     )
     at_random = row.get("mr_random", row["mr"])  # earlier versions' rows have none
-    ties = f"with ties at random {at_random:.2f}, " if at_random - row["mr"] > 0.05 else ""
+    ties = f"with ties at random {at_random:.2f}, " if at_random - row["mr"] > NOTICEABLE else ""
     return (
         f"epoch {row['epoch']} validation split, {row['images']} images, {row['captions']} captions: {recalls}  "
         f"mR {row['mr']:.2f} ({ties}chance {row['chance']:.2f})"
@@ -249,8 +237,7 @@ def log_line(row: dict[str, Any]) -> str:
 
 
 # Ctrl-C, batch systems and terminals that close warn of the end by these. Windows has not all of them.
-NAMES = "SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2"
-STOPS = {name: getattr(signal, name) for name in NAMES if hasattr(signal, name)}
+STOPS = [getattr(signal, name) for name in "SIGINT SIGTERM SIGHUP SIGUSR1 SIGUSR2".split() if hasattr(signal, name)]
 
 
 class StopSignals:
@@ -262,8 +249,7 @@ class StopSignals:
 
     def __enter__(self) -> StopSignals:
         self.signum, self._process = 0, os.getpid()
-        ignored = "SIGHUP" in STOPS and signal.getsignal(STOPS["SIGHUP"]) == signal.SIG_IGN
-        caught = [signum for name, signum in STOPS.items() if not (name == "SIGHUP" and ignored)]
+        caught = [signum for signum in STOPS if signum.name != "SIGHUP" or signal.getsignal(signum) != signal.SIG_IGN]
         self._old = {signum: signal.signal(signum, self._note) for signum in caught}
         return self
 
