@@ -6,6 +6,7 @@ Each reader gets its share of the time in a process of its own, which may not ta
 spoilt: bytes, words and parts of it are changed, or it is a valid container (YAML, JSON, pickle, HDF5, archive of
 torch.save) with odd things in it. Anything but InputError and RunError is a fault, and so is a crash, a hang, or
 memory without end. Prints the number of inputs for each reader; the tracebacks of faults are kept in --faults.
+tests/test_regions.py draws detections, by hypothesis.
 """
 
 from __future__ import annotations
@@ -50,9 +51,7 @@ from postprocessing.rerank import rerank_recall
 from util.checkpoint import load_weights, newest_checkpoint, read_checkpoint, resumable
 from util.convert_captions import lists, read_images
 from util.lists import read_names, safe_paths, validation_names
-from util.regions.detections import to_regions
 from util.regions.local_features import load_local
-from util.regions.readers import read_detections
 from util.skipthoughts import load_skipthoughts
 from utils import InputError, RunError
 
@@ -218,38 +217,6 @@ def captions_as_json(folder: Path, rng: random.Random) -> None:
         validation_names(place / "val_filename.txt", read_names(place, "train"))
 
 
-DOTA = b"1.5 1 9 1 9 9 1 9 large-vehicle -1\n1 1 9 1 9 9 1 9 ship\n" * 2
-COCO_RESULT = {"image_id": 1, "category_id": 1, "bbox": [1, 1, 5, 5.5], "score": 0.5}
-COCO_POLY = {"image_id": "a", "category_id": 1, "poly": [1, 1, 5, 1, 5, 5.5, 1, 5], "rbox": [3, 3, 4, 4, 0], "score": 1}
-COCO_NAMES = {
-    "images": [{"id": 1, "file_name": "a.png", "width": 9, "height": 9}, {"id": 2, "file_name": "b.png"}],
-    "categories": [{"id": 1, "name": "plane"}, {"id": 2, "name": "ship"}],
-}
-DETECTIONS = [
-    ("dota", {"a.txt": b"imagesource:GoogleEarth\ngsd:0.1\n" + DOTA + b"gsd:1\n"}),
-    ("dota-result", {"Task1_plane.txt": b"a 0.9 1 1 9 1 9 9 1 9\n" * 2, "Task2_ship.txt": b"b 1 1 1 9 9\n"}),
-    ("dota-result", {"Task1_plane.txt": b"a__2__1___0 0.9 1 1 9 1 9 9 1 9\n", "boat.txt": b"b__0.5__3___10 1 1 1 9 9"}),
-    ("yolo-obb", {"a.txt": b"0 0.1 0.1 0.9 0.1 0.9 0.9 0.1 0.9 0.75\n" * 3, "b.txt": b"14 0 0 1 0 1 1 0 1 1\n"}),
-    ("yolo-obb", {"a.txt": b"1 0 0 2.3 0 1 1 0 1 1 7\n" * 2, "classes.txt": b"airplane\nboat\n"}),
-    ("coco", {"results.json": [COCO_RESULT] * 2, "images.json": COCO_NAMES}),
-    ("coco", {"results.json": [COCO_POLY] * 2}),
-    ("coco", {"results.json": [COCO_POLY] * 2, "images.json": COCO_NAMES}),
-    ("coco", {"results.json": {**COCO_NAMES, "annotations": [COCO_RESULT]}}),
-]
-
-
-def detections(folder: Path, rng: random.Random) -> None:
-    form, files = rng.choice(DETECTIONS)
-    place = folder / "detections"
-    shutil.rmtree(place, ignore_errors=True)
-    place.mkdir()
-    write_spoilt(place, files, rng)
-    source = place / "results.json" if form == "coco" else place
-    beside = place / "images.json" if "images.json" in files else None
-    found, _ = read_detections(source, rng.choice(("auto", form)), coco_images=beside)
-    to_regions(found, ["a", "b"], lambda _: (9, 9), allow_missing=rng.random() < 0.5)
-
-
 def local_features_hdf5(folder: Path, rng: random.Random) -> None:
     arrays = {"name": np.array([b"a", b"b"]), "local_rep": np.zeros((2, 20, 20), np.float32)}
     write_spoilt(folder, {"fuzzed.h5": arrays | {"local_adj": arrays["local_rep"]}}, rng)
@@ -320,7 +287,7 @@ def images(folder: Path, rng: random.Random) -> None:
 
 
 READERS = (
-    *(options, captions_and_lists, captions_as_json, vocabularies, detections, local_features_hdf5),
+    *(options, captions_and_lists, captions_as_json, vocabularies, local_features_hdf5),
     *(published_local_features, similarity_matrices, skip_thoughts, checkpoints, images),
 )
 

@@ -6,6 +6,7 @@ import contextlib
 import os
 import resource
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -25,22 +26,32 @@ class Killed(BaseException):
 
 
 @contextlib.contextmanager
-def at_step(number: int, do: Callable[[], None]) -> Iterator[None]:
-    """Do something after so many training steps, before their checkpoint is written."""
-    steps = 0
+def after(module: object, name: str, number: int, do: Callable[[], None], of: Callable = lambda *_: True) -> Iterator:
+    """Do something after the n-th call of a function; `of` tells whether a call counts."""
+    calls, real = 0, getattr(module, name)
 
-    def counted(*arguments):
-        nonlocal steps
-        loss = real(*arguments)
-        steps += 1
-        if steps == number:
+    def counted(*arguments, **more):
+        nonlocal calls
+        result = real(*arguments, **more)
+        counts = of(*arguments)
+        calls += counts
+        if counts and calls == number:
             do()
-        return loss
+        return result
 
-    real = engine.train_step
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(engine, "train_step", counted)
+        patch.setattr(module, name, counted)
         yield
+
+
+def at_step(number: int, do: Callable[[], None]) -> AbstractContextManager:
+    """Do something after so many training steps, before their checkpoint is written."""
+    return after(engine, "train_step", number, do)
+
+
+def after_save(name: str, number: int) -> AbstractContextManager:
+    """Die right after the checkpoint `name` has been written for the n-th time."""
+    return after(train, "save_checkpoint", number, die, lambda _, path: path.name == name)
 
 
 @contextlib.contextmanager
@@ -59,24 +70,6 @@ def in_validation(number: int, do: Callable[[], None]) -> Iterator[None]:
     real = engine.image_batches
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(engine, "image_batches", counted)
-        yield
-
-
-@contextlib.contextmanager
-def after_save(name: str, number: int) -> Iterator[None]:
-    """Die right after the checkpoint `name` has been written for the n-th time."""
-    count = 0
-
-    def counted(state, path, **arguments):
-        nonlocal count
-        real(state, path, **arguments)
-        count += path.name == name
-        if count == number:
-            raise Killed
-
-    real = train.save_checkpoint
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "save_checkpoint", counted)
         yield
 
 

@@ -26,8 +26,7 @@ from typing import Any, NamedTuple, Self
 from unittest import mock
 
 import torch
-from pretended_kernels import CUDA_ALONE
-from torch import Tensor
+from torch import Tensor, var_mean
 from torch.nn.utils import clip_grad
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -41,6 +40,51 @@ READS = {"nonzero", "masked_select", "unique_dim", "_unique2", "_local_scalar_de
 LENGTHS_ON_CPU = {"_pack_padded_sequence", "_pad_packed_sequence", "_pack_padded_sequence_backward"}
 WRAPPERS = (__file__, "torch/_compile.py", "torch/_dynamo/eval_frame.py")  # around an operation that C++ asks for
 NO_LAUNCH = {"empty", "new_empty", "empty_like", "empty_strided", "new_empty_strided", "detach", "alias", "lift_fresh"}
+
+
+# ---------------------------------------------------------------- fused batch norm, of CUDA alone
+
+SHAPE = (1, -1, 1, 1)
+
+
+def _stats(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    var, mean = var_mean(x.float(), [0, 2, 3], correction=0)
+    return mean, (var + eps).rsqrt()
+
+
+def _gather_stats(x: Tensor, means: Tensor, scales: Tensor, running_mean, running_var, momentum, eps, counts):
+    counts, total = counts[:, None], counts.sum()
+    mean = (counts * means).sum(0) / total
+    var = (counts * (scales**-2 - eps + (means - mean) ** 2)).sum(0) / total
+    running_mean.lerp_(mean, momentum)
+    running_var.lerp_(var * total / (total - 1), momentum)
+    return mean, (var + eps).rsqrt()
+
+
+def _elemt(x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, scale: Tensor, eps: float) -> Tensor:
+    return ((x - mean.view(SHAPE)) * (scale * weight).view(SHAPE) + bias.view(SHAPE)).to(x.dtype)
+
+
+def _backward_reduce(grad: Tensor, x: Tensor, mean: Tensor, scale: Tensor, *_: Any) -> tuple[Tensor, ...]:
+    of_bias, products = (one.sum((0, 2, 3)) for one in (grad.float(), grad.float() * (x - mean.view(SHAPE))))
+    return of_bias, products, products * scale, of_bias.clone()
+
+
+def _backward_elemt(grad, x, mean, scale, weight, of_bias, products, counts) -> Tensor:
+    total = counts.sum()
+    centred = grad - (of_bias / total).view(SHAPE) - (x - mean.view(SHAPE)) * (scale**2 * products / total).view(SHAPE)
+    return (centred * (scale * weight).view(SHAPE)).to(x.dtype)
+
+
+CUDA_ALONE = {  # kernels that a CPU has not
+    "batch_norm_stats": _stats,
+    "batch_norm_gather_stats_with_counts": _gather_stats,
+    "batch_norm_elemt": _elemt,
+    "batch_norm_backward_reduce": _backward_reduce,
+    "batch_norm_backward_elemt": _backward_elemt,
+}
+
+# ---------------------------------------------------------------- the GPU
 
 
 class Event(NamedTuple):

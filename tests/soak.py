@@ -12,6 +12,7 @@ results.json must be equal: bit for bit, times and speeds apart. Exit status 1 w
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import json
 import multiprocessing
@@ -78,7 +79,7 @@ def start(command: str, folder: Path) -> Process:
 
 
 def run(command: str, folder: Path) -> None:
-    """Run the command in the forked process, with its output in a file."""
+    """Run a command in this process, which ends with it; its output goes to output.txt."""
     os.chdir(folder)
     output = os.open("output.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for stream in (1, 2):
@@ -106,30 +107,33 @@ def wait_for(process: Process, ready: Any) -> bool:
     return False
 
 
-def kill(process: Process, fold: Path, rng: random.Random, writing: bool, span: float) -> tuple[bool, bool]:
-    """Kill a run at a random moment -> whether it was still running, and whether it was writing a checkpoint.
+def times(*paths: Path) -> dict[Path, int]:
+    """Return the time stamps of the files that are there."""
+    found = {}
+    for path in paths:
+        with contextlib.suppress(FileNotFoundError):
+            found[path] = path.stat().st_mtime_ns
+    return found
 
-    `span`: seconds from the run's sign of life (its run.json is written anew) to its end, roughly.
+
+def kill(process: Process, fold: Path, rng: random.Random, writing: bool, span: float) -> bool:
+    """Kill a run within `span` seconds of its sign of life -> whether it was writing a checkpoint.
+
+    writing: wait for that. The sign of life is a new run.json.
     """
-    record = fold / "run.json"
-    before = record.stat().st_mtime_ns if record.exists() else 0
-    if not wait_for(process, lambda: record.exists() and record.stat().st_mtime_ns != before):
-        return False, False
-    deadline = time.monotonic() + rng.uniform(0, span)
-    wait_for(process, lambda: time.monotonic() > deadline)
-    half_written = [fold / ".last.pth.tar.tmp", fold / ".GaLR_best.pth.tar.tmp"]
-    stale = {path: path.stat().st_mtime_ns for path in half_written if path.exists()}
-
-    def in_writing() -> bool:
-        return any(path.exists() and path.stat().st_mtime_ns != stale.get(path) for path in half_written)
-
-    if writing and wait_for(process, in_writing):
+    record, before = fold / "run.json", times(fold / "run.json")
+    alive = wait_for(process, lambda: record.exists() and times(record) != before)
+    moment = time.monotonic() + rng.uniform(0, span)
+    wait_for(process, lambda: time.monotonic() > moment)
+    half_written = [fold / f".{name}.pth.tar.tmp" for name in ("last", "GaLR_best")]
+    stale = times(*half_written)
+    if writing and wait_for(process, lambda: not times(*half_written).items() <= stale.items()):
         time.sleep(rng.uniform(0, 0.1))
-    alive = process.is_alive()
-    caught = in_writing()
+    if not (alive and process.is_alive()):
+        sys.exit("the run ended before its last kill: give more --epochs")
     process.kill()
     process.join()
-    return alive, alive and caught and any(path.exists() for path in half_written)
+    return not times(*half_written).items() <= stale.items()
 
 
 def main() -> None:
@@ -137,42 +141,31 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=50, help="how many times to kill the run (default 50)")
     parser.add_argument("--epochs", type=int, default=24, help="of the run, four steps each (default 24)")
     parser.add_argument("--seed", type=int, default=0, help="of the moments (default 0)")
-    parser.add_argument("--folder", type=Path, help="where to work (default: a temporary folder)")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
-        soak(arguments.folder or Path(temporary), arguments.kills, arguments.epochs, random.Random(arguments.seed))
+        soak(Path(temporary), arguments.kills, arguments.epochs, random.Random(arguments.seed))
 
 
 def soak(folder: Path, kills: int, epochs: int, rng: random.Random) -> None:
-    command = f"{TRAIN} optim.epochs={epochs} k_fold.experiment_name="
-    folder.mkdir(parents=True, exist_ok=True)
     demo = Process(target=make_demo_folder, args=(folder,))
     demo.start()
     demo.join()
     for module in ("train", "test"):
         importlib.import_module(module)
+    command = f"{TRAIN} optim.epochs={epochs} k_fold.experiment_name="
     seconds = finish(f"{command}whole", folder)
     print(f"undisturbed: {seconds:.0f} s", flush=True)
-    fold, done, in_writing, starts = folder / "checkpoint/broken/0", 0, 0, 0
-    span = seconds / kills
-    while done < kills:
-        starts += 1
-        alive, writing = kill(start(f"{command}broken", folder), fold, rng, done % 4 != 3, span)
-        if not alive:
-            sys.exit(f"the run ended after {done} kills: give more --epochs")
-        done, in_writing = done + alive, in_writing + writing
-        print(f"kill {done}" + (" while a checkpoint was being written" if writing else ""), flush=True)
+    fold, in_writing = folder / "checkpoint/broken/0", 0
+    for number in range(kills):
+        in_writing += kill(start(f"{command}broken", folder), fold, rng, number % 4 != 3, seconds / kills)
+        print(f"{number + 1} kills, {in_writing} of them while a checkpoint was being written", flush=True)
     finish(f"{command}broken", folder)
+    results = []
     for name in ("whole", "broken"):
         finish(f"test.py --path_opt tiny.yaml --device cpu --set k_fold.experiment_name={name}", folder)
-    found = differences(folder / "checkpoint/whole/0", fold)
-    results = [json.loads((folder / f"checkpoint/{name}/results.json").read_text()) for name in ("whole", "broken")]
-    for result in results:
-        del result["experiment"]
-    found += compare(*results, "results.json")
-    print(f"{done} kills, {in_writing} of them while a checkpoint was being written; {len(found)} differences")
-    for difference in found[:20]:
-        print(difference)
+        results.append(json.loads((folder / f"checkpoint/{name}/results.json").read_text()) | {"experiment": ""})
+    found = differences(folder / "checkpoint/whole/0", fold) + compare(*results, "results.json")
+    print(f"{len(found)} differences", *found[:20], sep="\n")
     sys.exit(bool(found))
 
 

@@ -7,7 +7,6 @@ are run again in processes of their own, which must end just alike.
 from __future__ import annotations
 
 import io
-import json
 import os
 import re
 import shutil
@@ -17,7 +16,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-import h5py
 import numpy as np
 import pytest
 import torch
@@ -134,27 +132,6 @@ def named(name: str) -> Spoil:
     return change("data/train_filename.txt", r"\A.*$", name)
 
 
-def features(key: str, spoil: Callable[[np.ndarray], np.ndarray | None]) -> Spoil:
-    """Change an array of the local features; None takes it away."""
-
-    def change() -> None:
-        with h5py.File("data/local.h5", "a") as file:
-            array = spoil(file[key][:])
-            del file[key]
-            if array is not None:
-                file[key] = array
-
-    return change
-
-
-def published(tree: object) -> Spoil:
-    return lambda: np.save("data/local.npy", np.array(tree, object))
-
-
-def vocabulary(word2idx: object) -> Spoil:
-    return write("vocab.json", json.dumps({"word2idx": word2idx, "idx2word": {}, "idx": 1}))
-
-
 def sims(array: object, *images: object) -> Spoil:
     return lambda: [np.save(f"sims{end}.npy", one) for end, one in zip(("", "_images"), (array, *images), strict=False)]
 
@@ -183,7 +160,6 @@ def both(*spoils: Spoil) -> Spoil:
 
 
 SIMS = np.arange(12, dtype=np.float32).reshape(3, 4)
-LOCAL_NPY = f"{TRAIN} --set dataset.local_path=data/local.npy"
 
 TABLE = [
     Bad("option file not there", "train.py --path_opt nowhere.yaml", "nowhere.yaml"),
@@ -216,8 +192,6 @@ TABLE = [
     Bad(
         "vocab with a name that is a path", "vocab.py --data_path data --data_name ../x", "--data_name may hold letters"
     ),
-    Bad("vocab of words that are too rare", f"{VOCAB} --threshold 9999", "--threshold"),
-    Bad("vocab of no such split", f"{VOCAB} --splits dev", "--splits"),
     Bad("demo of too few images", "-m util.make_demo --out new --images 2", "--images 2"),
     Bad("local features with a nonsense threshold", f"{LOCAL} --similarity-threshold nan", "threshold"),
     Bad("local features into a folder", f"{LOCAL} --out data", "data"),
@@ -225,7 +199,6 @@ TABLE = [
     Bad("detection in no such folder", DETECT.replace("data/images", "nowhere"), "nowhere"),
     Bad("cache without an option file", "-m util.cache_images", "--path_opt"),
     Bad("rerank without a matrix", "-m postprocessing.rerank", "--sims"),
-    Bad("rerank with a cut-off that it has not", f"{RERANK} --l 5", "--l", sims(SIMS)),
     Bad("figures of no such run", FIGURES, "run is not there"),
     Bad("captions not there", TRAIN, "train_caps.txt", remove("data/train_caps.txt")),
     Bad("list not there", TRAIN, "train_filename.txt", remove("data/train_filename.txt")),
@@ -253,7 +226,6 @@ TABLE = [
     Bad("image folder not there", f"{TRAIN} --set dataset.image_path=nowhere", "nowhere"),
     Bad("image not there", TRAIN, "1 of 20 images", image(lambda path: None)),
     Bad("image not there, decoded anew", f"{TRAIN} --set dataset.cache=none", "is not there", image(lambda path: None)),
-    Bad("image not there, in a file", f"{TRAIN} --set dataset.cache=disk", "is not there", image(lambda path: None)),
     Bad("image empty", TRAIN, "cannot be decoded", image(content(b""))),
     Bad("image cut off", TRAIN, "cut short: data/images/", image(half)),
     Bad("image of absurd size", TRAIN, "more than is allowed", image(content(bomb()))),
@@ -266,30 +238,24 @@ TABLE = [
     Bad("local features not there", TRAIN, "data/local.h5", remove("data/local.h5")),
     Bad("local features a folder", f"{TRAIN} --set dataset.local_path=data", "data is a folder"),
     Bad("local features cut off", TRAIN, "data/local.h5", cut("data/local.h5")),
-    Bad("local features without arrays", TRAIN, "local_adj", features("local_adj", lambda array: None)),
     Bad(
-        "local features with NaN",
-        TRAIN,
-        "not finite",
-        features("local_rep", lambda a: np.where(a == a.max(), np.nan, a)),
-    ),
-    Bad("local features of 19 columns", TRAIN, "(20, 20, 19)", features("local_rep", lambda a: a[:, :, :19])),
-    Bad("images without features", TRAIN, "10 of 12 images", features("name", lambda a: [*a[:2], *[b"x"] * 18])),
-    Bad("a published file that is none", LOCAL_NPY, "local_rep", published(5)),
-    Bad(
-        "a published file without the images",
-        LOCAL_NPY,
-        "12 of 12 images",
-        published({"local_rep": {}, "adj_matrix": {}}),
+        "a published file that is none",
+        f"{TRAIN} --set dataset.local_path=data/local.npy",
+        "local_rep",
+        lambda: np.save("data/local.npy", np.array(5, object)),
     ),
     Bad("no such detections", LOCAL.replace("data/boxes", "nowhere"), "nowhere"),
     Bad("an image without detections", LOCAL, "no regions for 1", remove("data/boxes/demo_0000.txt")),
     Bad("vocabulary not there", TRAIN, "vocab.json", remove("vocab.json")),
     Bad("vocabulary not JSON", TRAIN, "vocab.json, line 1", write("vocab.json", "{")),
     Bad("vocabulary nested too deeply", TRAIN, "vocab.json", write("vocab.json", "[" * 100_000)),
-    Bad("vocabulary with a gap", TRAIN, "1 to 2", vocabulary({"ship": 1, "<unk>": 3})),
-    Bad("vocabulary without <unk>", TRAIN, "<unk>", vocabulary({"ship": 1})),
-    Bad("vocabulary of another run", SINGLE, "does not match", vocabulary({"ship": 1, "<unk>": 2}), trained=True),
+    Bad(
+        "vocabulary of another run",
+        SINGLE,
+        "does not match",
+        write("vocab.json", '{"word2idx": {"ship": 1, "<unk>": 2}, "idx2word": {}, "idx": 3}'),
+        trained=True,
+    ),
     Bad("checkpoint not there", SINGLE, "GaLR_best.pth.tar"),
     Bad("checkpoint cut off", SINGLE, "damaged", cut(BEST), trained=True),
     Bad("checkpoint with a byte turned over", TEST, "checksum", flip(BEST), trained=True),
@@ -337,8 +303,6 @@ TABLE = [
     Bad("matrix a text", RERANK, "sims.npy", write("sims.npy", "0.1 0.2\n")),
     Bad("matrix cut off", RERANK, "sims.npy", both(sims(SIMS), cut("sims.npy"))),
     Bad("matrix with NaN", RERANK, "nan", sims([[0.5, np.nan]])),
-    Bad("matrix empty", RERANK, "two dimensions", sims(np.zeros((0, 5)))),
-    Bad("matrix of objects", RERANK, "sims.npy", sims(np.array([[None, {}]]))),
     Bad("matrix whose captions have no image", RERANK, "4 captions do not share 3 images", sims(SIMS)),
     Bad("matrix with owners that are not there", RERANK, "image 9", sims(SIMS, [0, 1, 2, 9])),
     Bad(

@@ -4,40 +4,115 @@ from __future__ import annotations
 
 import contextlib
 import json
+import sys
 import threading
 import time
+from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
 import several
 import torch
 import torch.distributed as dist
-from conftest import ROOT
-from pretend_gpu import PretendGPU
-from pretended import CASES, WAITS, check_case, pretended, run_case  # noqa: F401 - a fixture
-from pretended_kernels import CUDA_ALONE
+import yaml
+from conftest import OPTIONS, ROOT
+from pretend_gpu import CUDA_ALONE, PretendGPU
+from test_clip import arch_in
+from test_other_encoders import write_transformer
 from test_processes import NO_DROPOUT
 from torch.nn import functional
 
+import test
+import train
+import utils
 from layers import distributed
 from util.pixels import MemoryPixels
 
 pytestmark = pytest.mark.usefixtures("short_trunk", "without_pictures")
+PLAIN = yaml.safe_load(OPTIONS)
+GALR, TEXT, EMBED = PLAIN["model"], PLAIN["model"]["seq2vec"], {"embed_dim": 32}
+GRU = {"arch": "gru", "embedding_dim": 8, "hidden_dim": 16}
+AMFMN = {"name": "AMFMN", "pretrained": "none", "seq2vec": TEXT, "embed": EMBED}
+VSEPP = {"name": "VSE++", "pretrained": "none", "word_dim": 8, "embed": EMBED}
+CLIP = {"name": "CLIP", "clip": {"arch": "local-dir:arch", "weights": "none"}}
+INFONCE = "optim.loss=infonce dataset.captions_per_image=2 dataset.batch_size=4"
+CROPS = "dataset.augment=crops dataset.smallest_crop=0.5"
+CASES = {  # name -> block of the model, overrides
+    "GaLR": (GALR, "optim.grad_clip=2"),
+    "GaLR, EMA": (GALR, "optim.ema=0.9"),
+    "GaLR, InfoNCE": (GALR, INFONCE),
+    "GaLR, crops": (GALR, CROPS),
+    "GaLR, cache on disk": (GALR, "dataset.cache=disk"),
+    "GaLR, no cache": (GALR, "dataset.cache=none dataset.workers=0"),
+    "GaLR, all of it": (GALR, f"optim.ema=0.9 dataset.cache=disk {INFONCE} {CROPS}"),
+    "GaLR, BiSkip": (GALR | {"seq2vec": TEXT | {"type": "BiSkip"}}, ""),
+    "gru, last": (GALR | {"seq2vec": GRU | {"pooling": "last"}}, ""),
+    "gru, mean": (GALR | {"seq2vec": GRU | {"pooling": "mean", "bidirectional": True}}, ""),
+    "gru, max": (GALR | {"seq2vec": GRU | {"pooling": "max"}}, ""),
+    "transformer": (GALR | {"seq2vec": {"arch": "transformer", "path": "bert"}}, "optim.ema=0.9"),
+    "AMFMN, soft_att": (AMFMN, ""),
+    "AMFMN, fusion_att": (AMFMN | {"cross_attention": {"att_type": "fusion_att"}}, ""),
+    "AMFMN, similarity_att": (AMFMN | {"cross_attention": {"att_type": "similarity_att"}}, ""),
+    "VSE++, last": (VSEPP, "optim.max_violation=True"),
+    "VSE++, mean": (VSEPP | {"text_pooling": "mean"}, "optim.max_violation=True"),
+    "CLIP": (CLIP, INFONCE),
+}
+WAITS = {  # allowed
+    ("training", "tolist", "util/train_state.py losses"),  # at a row of the log
+    ("validation", "copy to the CPU", "data.py caption_batches"),  # once a split: lengths of captions
+    ("validation", "unique_dim", "engine.py embed_captions"),
+    ("validation", "copy to the CPU", "engine.py embed_captions"),
+    ("validation", "copy to the CPU", "engine.py similarities"),
+}
+
+
+@pytest.fixture
+def pretended(work: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[PretendGPU]:
+    """Give a pretended GPU on which train.py and test.py run in phases: training, validation, saving, test."""
+    if torch.cuda.is_available():
+        pytest.skip("there is a real GPU")
+    gpu = PretendGPU()
+    for name, phase in (("train_one_epoch", "training"), ("evaluate", "validation"), ("save_checkpoint", "saving")):
+        monkeypatch.setattr(train, name, gpu.wrapped(getattr(train, name), phase))
+    monkeypatch.setattr(train, "advise", lambda *_: None)
+    monkeypatch.setattr("util.pixels.free_memory", lambda _: float("inf"))
+    monkeypatch.setattr(test, "main", gpu.wrapped(test.main, "test"))
+    monkeypatch.setattr(test, "draw_run", lambda *_, **__: ([], None))
+    return gpu
+
+
+def run_case(gpu: PretendGPU, name: str, precision: str) -> None:
+    """Train an epoch, validate, save and test on the GPU, in the current folder."""
+    model, overrides = CASES[name]
+    Path("tiny.yaml").write_text(yaml.safe_dump(PLAIN | {"model": model}))
+    settings = f"--set optim.epochs=1 optim.precision={precision} logs.save_steps=0 {overrides}"
+    with gpu, pytest.MonkeyPatch.context() as patch:
+        for main, words in ((train.main, "train.py"), (test.main, "test.py --rerank --bank")):
+            command = f"{words} --path_opt tiny.yaml --device {gpu.device.type} {settings}"
+            patch.setattr(sys, "argv", command.split())
+            assert utils.exit_status(main) == 0
+
+
 QUICK = [("GaLR", "bf16"), ("GaLR, all of it", "fp32"), ("gru, mean", "fp32"), ("AMFMN, soft_att", "bf16")]
-QUICK += [("VSE++, last", "fp32"), ("GaLR", "fp16")]
-ALL = [(name, precision) for name in CASES if name not in ("CLIP", "transformer") for precision in ("fp32", "bf16")]
+QUICK += [("VSE++, last", "fp32"), ("GaLR", "fp16"), ("CLIP", "fp32"), ("transformer", "fp32")]
+ALL = [(name, precision) for name in CASES for precision in ("fp32", "bf16")]
 ALL += [(name, "fp16") for name in ("GaLR", "GaLR, all of it")]  # with loss scaling
 
 
-def mark_slow(case: tuple[str, str]) -> object:
-    return pytest.param(*case, marks=[] if case in QUICK else pytest.mark.slow)
-
-
-@pytest.mark.parametrize(("name", "precision"), [mark_slow(case) for case in ALL])
-def test_a_run_mixes_no_devices_and_no_step_waits(name, precision, pretended) -> None:  # noqa: F811
-    """Training, validation, a checkpoint, and test.py with rerank and query bank."""
+@pytest.mark.parametrize(
+    ("name", "precision"), [pytest.param(*case, marks=[pytest.mark.slow] * (case not in QUICK)) for case in ALL]
+)
+def test_a_run_mixes_no_devices_and_no_step_waits(name, precision, pretended) -> None:
+    """Training, validation, a checkpoint, and test.py with rerank and query bank; nothing but WAITS waits."""
+    if name == "CLIP":
+        arch_in(Path("arch"), "vit")
+    if name == "transformer":
+        write_transformer(Path())
     run_case(pretended, name, precision)
-    check_case(pretended)
+    assert pretended.found("mixed") == {}
+    assert pretended.found("wait", "training").keys() | pretended.found("wait", "validation").keys() <= WAITS
+    assert all(pretended.found("kernel", phase) for phase in ("training", "validation", "test"))
 
 
 def test_the_pretended_gpu_sees_what_is_amiss() -> None:
@@ -63,7 +138,7 @@ def test_the_pretended_gpu_sees_what_is_amiss() -> None:
     }
 
 
-def test_a_run_on_a_gpu_of_apple_mixes_no_devices(pretended) -> None:  # noqa: F811
+def test_a_run_on_a_gpu_of_apple_mixes_no_devices(pretended) -> None:
     pretended.device = torch.device("mps", 0)
     run_case(pretended, "AMFMN, fusion_att", "fp32")
     assert pretended.found("mixed") == {} and pretended.found("kernel", "training")

@@ -12,10 +12,8 @@ import pytest
 from PIL import Image
 from test_images import SHORT
 
-import util.pixels
-from option import load_options
 from util.images import BadImages, decode
-from util.pixels import DiskCache, open_cache
+from util.pixels import DiskCache
 
 pytestmark = pytest.mark.usefixtures("short_trunk")
 
@@ -47,39 +45,36 @@ def test_every_size_is_that_of_the_decoded_image_and_the_file_is_numpys(files, t
     assert sorted(path.name for path in tmp_path.glob("*cache*")) == ["cache.json", "cache.npy"]
 
 
-@pytest.mark.parametrize("change", ["time stamp", "bytes", "order", "sizes", "one more", "gone"])
+CHANGES = {
+    "time stamp": lambda files: os.utime(files[2], ns=(10**18, 10**18 + 1)),
+    "bytes": lambda files: (Path(files[2]).write_bytes(b"x"), os.utime(files[2], ns=(10**18, 10**18))),
+    "order": lambda files: files.reverse(),
+    "one more": lambda files: files.append(files[0]),
+    "gone": lambda files: Path(files[2]).unlink(),
+    "sizes": lambda files: None,
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
 def test_a_cache_of_other_images_is_not_up_to_date(change, files, tmp_path) -> None:
-    sizes = (16, 24)
-    assert built(tmp_path / "cache.npy", files).cut() == []
-    if change == "time stamp":
-        os.utime(files[2], ns=(10**18, 10**18 + 1))
-    elif change == "bytes":
-        Path(files[2]).write_bytes(Path(files[2]).read_bytes() + b"x")
-        os.utime(files[2], ns=(10**18, 10**18))
-    elif change == "order":
-        files = files[::-1]
-    elif change == "sizes":
-        sizes = (24, 16)
-    elif change == "one more":
-        files = [*files, str(shutil.copy2(files[0], tmp_path / "more.bmp"))]
-    else:
-        Path(files[2]).unlink()
-    assert DiskCache(tmp_path / "cache.npy", files, sizes).cut() is None
+    assert built(tmp_path / "cache.npy", list(files)).cut() == []
+    CHANGES[change](files)
+    assert DiskCache(tmp_path / "cache.npy", files, (24, 16) if change == "sizes" else (16, 24)).cut() is None
 
 
-@pytest.mark.parametrize("harm", ["cut off", "of another kind", "no array", "record cut off", "record of another"])
+HARMS = {
+    "cut off": lambda file, record: file.write_bytes(file.read_bytes()[:3000]),
+    "of another kind": lambda file, record: np.save(file, np.load(file).astype(np.int8)),
+    "no array": lambda file, record: file.write_bytes(b""),
+    "record cut off": lambda file, record: record.write_text(record.read_text()[:50]),
+    "record of another": lambda file, record: record.write_text("[1]"),
+}
+
+
+@pytest.mark.parametrize("harm", HARMS)
 def test_a_damaged_cache_is_made_anew(harm, files, tmp_path) -> None:
-    cache, record = built(tmp_path / "cache.npy", files), tmp_path / "cache.json"
-    if harm == "cut off":
-        cache.path.write_bytes(cache.path.read_bytes()[:3000])
-    elif harm == "of another kind":
-        np.save(cache.path, np.load(cache.path).astype(np.int8))
-    elif harm == "no array":
-        cache.path.write_bytes(b"")
-    elif harm == "record cut off":
-        record.write_text(record.read_text()[:50])
-    else:
-        record.write_text("[1]")
+    cache = built(tmp_path / "cache.npy", files)
+    HARMS[harm](cache.path, tmp_path / "cache.json")
     assert cache.cut() is None
     cache.build(1)
     assert cache.cut() == [] and np.array_equal(cache.pixels(16)[4], decode(files[4], 16))
@@ -93,16 +88,6 @@ def test_a_bad_image_leaves_the_cache_before_as_it_was(files, tmp_path) -> None:
         cache.build(1)
     assert before == (cache.path.read_bytes(), cache.path.with_suffix(".json").read_bytes())
     assert not list(tmp_path.glob(".*"))
-
-
-def test_caches_of_an_earlier_version_are_named_once_as_unused(work, capsys) -> None:
-    (work / "data/images_64.h5").write_bytes(b"")
-    options = load_options("tiny.yaml", ["dataset.cache=h5"]).dataset
-    assert options.cache == "disk"
-    for _ in range(2):
-        open_cache(options)
-    assert capsys.readouterr().err.count("nothing reads images_64.h5 of an earlier version") == 1
-    util.pixels._name_old_caches.cache_clear()
 
 
 def test_the_command_writes_the_cache_that_a_run_takes(work, run) -> None:

@@ -76,19 +76,21 @@ def check(outcome, folder: Path, *tells: str) -> None:
     assert not (folder / CANARY).exists()
 
 
-def test_a_hostile_checkpoint_runs_nothing(hostile, work, run) -> None:
+@pytest.mark.parametrize(
+    ("path", "command"),
+    [
+        ("bad.pth", "test_single.py --path_opt tiny.yaml --resume bad.pth"),
+        ("bad.pth", f"{TRAIN} --set optim.resume=bad.pth"),
+        ("bad.pth", f"{TRAIN} --set model.pretrained=bad.pth"),
+        ("bad.pth", "-m util.detect --image_path data/images --weights bad.pth --out new"),
+        ("checkpoint/tiny/0/last.pth.tar", f"{TRAIN} --resume"),
+    ],
+)
+def test_a_hostile_file_of_weights_runs_nothing(path, command, hostile, work, run) -> None:
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
     for pack in (True, False):  # the archive of today, and the bare pickle of old
-        torch.save({"model": {"a": hostile}}, work / "bad.pth", _use_new_zipfile_serialization=pack)
-        check(run(f"test_single.py --path_opt tiny.yaml --resume {work}/bad.pth"), work, "bad.pth")
-        check(run(f"{TRAIN} --set optim.resume=bad.pth"), work, "bad.pth")
-        check(run(f"{TRAIN} --set model.pretrained=bad.pth"), work, "bad.pth")
-
-
-def test_a_hostile_last_checkpoint_runs_nothing(hostile, work, run) -> None:
-    folder = work / "checkpoint/tiny/0"
-    folder.mkdir(parents=True)
-    torch.save({"model": {"a": torch.zeros(1)}, "rows": hostile}, folder / "last.pth.tar")
-    check(run(f"{TRAIN} --resume"), work, "last.pth.tar")
+        torch.save({"model": {"a": hostile}, "rows": hostile}, path, _use_new_zipfile_serialization=pack)
+        check(run(command), work, Path(path).name)
 
 
 def test_the_message_names_what_was_in_the_file_and_gives_no_unsafe_advice(work) -> None:
@@ -96,12 +98,6 @@ def test_the_message_names_what_was_in_the_file_and_gives_no_unsafe_advice(work)
     with pytest.raises(InputError) as error:
         load_torch(work / "bad.pth", "checkpoint")
     assert "test_hostile.Custom" in str(error.value) and "weights_only" not in str(error.value)
-
-
-def test_hostile_detector_weights_run_nothing(hostile, work, run) -> None:
-    torch.save(hostile, work / "bad.pth")
-    command = "-m util.detect --image_path data/images --weights bad.pth --out new"
-    check(run(command), work, "bad.pth")
 
 
 def test_hostile_local_features_run_nothing(hostile, work, run) -> None:

@@ -56,12 +56,8 @@ def test_an_image_cache_that_is_removed_in_mid_run_makes_no_difference(work, run
 
 def test_runs_that_need_the_same_image_cache_at_once_build_it_once(work, monkeypatch, capsys) -> None:
     """As the folds of an array job do; whoever waits says so."""
-    options, build, built, building = (
-        load_options("tiny.yaml").dataset,
-        DiskCache.build,
-        [],
-        threading.Event(),
-    )
+    options, building = load_options("tiny.yaml").dataset, threading.Event()
+    build, built = DiskCache.build, []
 
     def build_slowly(*arguments) -> None:
         building.set()
@@ -78,13 +74,9 @@ def test_runs_that_need_the_same_image_cache_at_once_build_it_once(work, monkeyp
     assert not list(Path("data").glob(".images*"))
 
 
-def kill_worker() -> None:
-    multiprocessing.active_children()[0].kill()
-
-
 def test_a_loader_worker_that_is_killed_ends_the_run_which_resumes(work, run, whole) -> None:
     command = f"{TRAIN} --set dataset.cache=none dataset.batch_size=4"
-    with at_step(4, kill_worker):
+    with at_step(4, lambda: multiprocessing.active_children()[0].kill()):
         stopped = run(command)
     assert stopped.status == 3 and "worker" in stopped.message and "--resume" in stopped.message
     assert steps(LAST) == 3
@@ -115,16 +107,14 @@ def test_a_signal_that_also_ends_the_workers_is_still_that_signal(work, run) -> 
         KeyError("a bug"),
     ],
 )
-def test_an_error_that_nobody_foresaw_is_one_line_with_its_type_and_a_way_to_the_traceback(
-    error, capsys, monkeypatch
-) -> None:
+def test_an_error_that_nobody_foresaw_is_one_line_and_its_traceback_is_to_be_had(error, capsys, monkeypatch) -> None:
     def fail() -> None:
         raise error
 
     assert utils.exit_status(fail) == 3
     (line,) = capsys.readouterr().err.splitlines()
-    words = str(error).split()[:3]
-    assert line.startswith(f"error: {type(error).__name__}: {' '.join(words)}") and "GALR_DEBUG=1" in line
+    said = " ".join(str(error).split()[:3])
+    assert line.startswith(f"error: {type(error).__name__}: {said}") and "GALR_DEBUG=1" in line
     monkeypatch.setenv("GALR_DEBUG", "1")
     assert utils.exit_status(fail) == 3
     assert "Traceback" in capsys.readouterr().err
@@ -156,13 +146,18 @@ def test_weights_that_the_last_step_of_an_epoch_spoils_end_the_run_as_a_bad_loss
     assert spoilt.status == 3 and "similarities after epoch 0 are not finite" in spoilt.message
 
 
-def test_weights_that_are_not_finite_are_not_saved(work, run) -> None:
-    run(f"{TRAIN} --set optim.epochs=1")
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ("optim.lr=1e30 logs.save_steps=0", "the loss of batch 3 of epoch 1 is nan"),
+        ("optim.lr=1e39 logs.save_steps=6", "the weights are not finite after step 6"),
+        ("optim.lr=1e39 logs.save_steps=7 logs.print_freq=9", "the loss of batch 3 of epoch 1 is nan"),
+    ],
+)
+def test_a_loss_or_weights_that_are_not_finite_end_the_run_and_spare_the_checkpoint(settings, said, part_way, run):
     before = LAST.read_bytes()
-    spoilt = run(f"{TRAIN} --resume --force --set optim.lr=1e39 logs.save_steps=5")
-    assert spoilt.status == 3 and "the weights are not finite after step 5" in spoilt.message
-    spoilt = run(f"{TRAIN} --resume --force --set optim.lr=1e39 logs.save_steps=6 logs.print_freq=9")
-    assert spoilt.status == 3 and "the loss of batch 2 of epoch 1 is nan" in spoilt.message
+    spoilt = run(f"{TRAIN} --resume --force --set {settings}")
+    assert spoilt.status == 3 and said in spoilt.message
     assert LAST.read_bytes() == before
 
 
@@ -170,10 +165,3 @@ def test_weights_that_are_not_finite_are_not_saved_where_an_epoch_ends_without_v
     spoilt = run(f"{TRAIN} --set optim.lr=1e39 dataset.batch_size=60 logs.eval_step=2 logs.save_steps=0")
     assert spoilt.status == 3 and "the weights are not finite after step 1" in spoilt.message
     assert not list(FOLD.glob("*.tar*"))
-
-
-def test_a_loss_that_is_not_finite_ends_the_run_names_its_batch_and_spares_the_checkpoint(part_way, run) -> None:
-    before = LAST.read_bytes()
-    spoilt = run(f"{TRAIN} --resume --force --set optim.lr=1e30 logs.save_steps=0")
-    assert spoilt.status == 3 and "the loss of batch 3 of epoch 1 is nan" in spoilt.message
-    assert LAST.read_bytes() == before

@@ -97,22 +97,19 @@ def check_sentence(text: str) -> None:
         raise InputError(f"a sentence must have at most {LONGEST} characters, got {len(text)} characters")
 
 
+@torch.inference_mode()
 def make_encoder(
     model: Model, options: Options, words: Sequence[str], device: torch.device, rules: LocalRules
 ) -> Encoder:
-    """Build the encoder of a model that is loaded, on its device."""
-    model = model.eval()
-    return Encoder(model, options, tuple(words), device, rules, has_cosine(model, options, len(words), device))
+    """Build the encoder of a model that is loaded, on its device.
 
-
-@torch.inference_mode()
-def has_cosine(model: Model, options: Options, words: int, device: torch.device) -> bool:
-    """Return whether the similarity is the cosine, and not a function of each pair, such as AMFMN's."""
-    size = options.dataset.image_size
+    Two images and sentences tell whether its similarity is the cosine, or a function of each pair, such as AMFMN's.
+    """
+    model, size = model.eval(), options.dataset.image_size
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(2, 3, size, size, generator=generator).to(device)
     local = torch.rand(2, 20, 20, generator=generator).to(device)
-    captions = torch.arange(1, 7, device=device).reshape(2, 3).clamp(max=max(1, words))
-    v = model.encode_image(images, local, local)
-    t = model.encode_text(captions, torch.tensor([3, 3]))
-    return torch.allclose(model.similarity(v, t), cosine(v, t), atol=1e-4)
+    captions = torch.arange(1, 7, device=device).reshape(2, 3).clamp(max=max(1, len(words)))
+    vectors = model.encode_image(images, local, local), model.encode_text(captions, torch.tensor([3, 3]))
+    unit = torch.allclose(model.similarity(*vectors), cosine(*vectors), atol=1e-4)
+    return Encoder(model, options, tuple(words), device, rules, unit)

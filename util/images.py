@@ -53,10 +53,8 @@ class BadImages(InputError):
         self.faults, self.total = faults, total
         cut = sorted(path for path, fault in faults.items() if isinstance(fault, CutShort))
         others = sorted(str(fault) for path, fault in faults.items() if path not in cut)
-        parts = [f"{len(faults)} of {total} images are missing or undecodable"]
-        if cut:
-            parts.append(f"cut short: {some(cut, 200)} ({ADVICE})")
-        super().__init__(f"{parts[0]}: " + "; ".join(parts[1:] + ([some(others)] if others else [])))
+        said = [f"cut short: {some(cut, 200)} ({ADVICE})"] * bool(cut) + [some(others)] * bool(others)
+        super().__init__(f"{len(faults)} of {total} images are missing or undecodable: {'; '.join(said)}")
 
 
 class _OnInThisThread(threading.local):
@@ -247,13 +245,10 @@ def warn_of_cut(cut: Sequence[str], total: int) -> None:
         logger.warning(f"{len(cut)} of {total} images are cut short; what is there is decoded: {some(list(cut))}")
 
 
-def load_pixels(
-    paths: Sequence[str], size: int, workers: int, what: str = "decoding", truncated: Truncated = "error"
-) -> np.ndarray:
+def load_pixels(paths: Sequence[str], size: int, workers: int, truncated: Truncated = "error") -> np.ndarray:
     """Return all images in memory: (N, size, size, 3) uint8. Raises as `decode_all` does."""
     pixels = np.empty((len(paths), size, size, 3), np.uint8)
-    squares = decode_all(paths, lambda image: square(image, size), workers, truncated, what)
-    for i, image in enumerate(squares):
+    for i, image in enumerate(decode_all(paths, lambda image: square(image, size), workers, truncated, "decoding")):
         pixels[i] = image
     return pixels
 

