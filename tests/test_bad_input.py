@@ -208,7 +208,7 @@ TABLE = [
     Bad("an image too many", TRAIN, "17 lines", add("data/train_filename.txt", "one_more.png\n")),
     Bad("captions in Latin-1", TRAIN, "train_caps.txt, line 81", add("data/train_caps.txt", b"caf\xe9\n")),
     Bad("list with a blank line", TRAIN, "line 17: blank", add("data/train_filename.txt", "\nx.png\n")),
-    Bad("a name too long for a file", TRAIN, "too long for a file", named("a" * 300 + ".png")),
+    Bad("a name too long for a file", TRAIN, "File name too long", named("a" * 300 + ".png")),
     Bad("no validation image", f"{TRAIN} --set k_fold.val_fraction=0.01", "no validation image"),
     Bad("test list not there", TEST, "test_caps.txt", remove("data/test_caps.txt"), trained=True),
     Bad("test counts do not fit", TEST, "21 captions", add("data/test_caps.txt", "one more\n"), trained=True),

@@ -28,7 +28,7 @@ def deep(path: Path) -> Path:
         case ".ppm":
             path.write_bytes(b"P6 5 4 65535\n" + pixels.astype(">u2").tobytes())
         case ".tif":
-            skimage.io.imsave(path, pixels, check_contrast=False)
+            skimage.io.imsave(path, pixels, check_contrast=False, photometric="rgb")
     return path
 
 
