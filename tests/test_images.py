@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import skimage.io
+import tifffile
 from PIL import ExifTags, Image, ImageFile
 
 from util.images import BadImages, check_images, decode, image_size, load_pixels, open_image, what_is_there
@@ -28,7 +28,7 @@ def deep(path: Path) -> Path:
         case ".ppm":
             path.write_bytes(b"P6 5 4 65535\n" + pixels.astype(">u2").tobytes())
         case ".tif":
-            skimage.io.imsave(path, pixels, check_contrast=False, photometric="rgb")
+            tifffile.imwrite(path, pixels, photometric="rgb")  # comes with scikit-image
     return path
 
 

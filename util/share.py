@@ -13,10 +13,8 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor
 
 import vocab
 from option import Options, save_options
@@ -65,10 +63,15 @@ def main() -> None:
     trained = check_options(state.get("options", {}), f"options of the checkpoint {folder / BEST}")
     options = shared_options(trained)
     words = tuple(state.get("words") or vocab.load_words(trained))
-    weights = {name: in_type(tensor, TYPES[dtype]) for name, tensor in state["model"].items()}
+    weights = {}
+    for name, tensor in state["model"].items():
+        matrix = tensor.is_floating_point() and tensor.ndim > 1  # vectors (norms, biases) are small
+        weights[name] = tensor.to(TYPES[dtype] if matrix else tensor.dtype, copy=True).contiguous()
     check_finite(weights, f"the weights in {dtype} (--dtype fp32 holds larger numbers)")
     content = save(weights, {"galr": "1", "vocabulary": model_folder.digest_of(words)})
-    size = f"{len(content) / 2**20:.1f} MiB"
+    size, commit = f"{len(content) / 2**20:.1f} MiB", None
+    with contextlib.suppress(InputError, KeyError, IndexError, TypeError):  # not known
+        commit = read_json(folder / "run.json", "record")["sessions"][-1]["commit"]
     split, results = folder / model_folder.SPLIT, arguments.run / "results.json"
     made = Made(
         name=out.name,
@@ -77,7 +80,7 @@ def main() -> None:
         fold=fold,
         epoch=state.get("epoch"),
         rsum=state.get("best_rsum"),
-        commit=commit_of(folder),
+        commit=commit,
         split=read_as(dict[str, list[str]], split, "split") if split.is_file() else {},
         results=load(results, Results) if results.is_file() else None,
         weights=f"{dtype}, {size}",
@@ -109,20 +112,6 @@ def shared_options(options: Options) -> Options:
         path = os.path.relpath(tree["dataset"][key])
         tree["dataset"][key] = Path(path).name if path.startswith("..") else path
     return check_options({key: value for key, value in tree.items() if value is not None}, "the options of the model")
-
-
-def in_type(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return a copy of a tensor; of a matrix of floats in another type, for vectors (norms, biases) are small."""
-    return tensor.to(dtype if tensor.is_floating_point() and tensor.ndim > 1 else tensor.dtype, copy=True).contiguous()
-
-
-def commit_of(folder: Path) -> str | None:
-    """Return the commit that a fold was last trained with; None where its run.json does not say."""
-    path = folder / "run.json"
-    record: Any = read_json(path, "record") if path.is_file() else {}
-    with contextlib.suppress(KeyError, IndexError, TypeError):
-        return record["sessions"][-1]["commit"]
-    return None
 
 
 def check_out(out: Path, replace: bool) -> None:
