@@ -11,14 +11,7 @@ from pathlib import Path
 import filelock
 import pytest
 from conftest import listing
-from interrupted import (
-    FOLD,
-    LAST,
-    TRAIN,
-    Killed,
-    file_limit,
-    flipped,
-)
+from interrupted import FOLD, LAST, TRAIN, Killed, file_limit, flipped
 from soak import differences
 
 import util.checkpoint

@@ -14,14 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from interrupted import (
-    FOLD,
-    LAST,
-    TRAIN,
-    at_step,
-    same_weights,
-    steps,
-)
+from interrupted import FOLD, LAST, TRAIN, at_step, same_weights, steps
 from torch._dynamo.exc import BackendCompilerFailed
 
 import utils

@@ -15,19 +15,7 @@ import h5py
 import pytest
 import torch
 from conftest import command_line, environment, listing
-from interrupted import (
-    FOLD,
-    LAST,
-    TRAIN,
-    Killed,
-    after_save,
-    at_step,
-    die,
-    in_validation,
-    same_weights,
-    steps,
-    stop,
-)
+from interrupted import FOLD, LAST, TRAIN, Killed, after_save, at_step, die, in_validation, same_weights, steps, stop
 from soak import compare, differences
 
 import util.run_log

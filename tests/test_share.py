@@ -180,7 +180,7 @@ def test_the_card_has_the_hubs_metadata_the_scores_of_the_fold_and_chance(scored
     assert {one["name"]: one["value"] for one in result["metrics"]}["mR"] == round(fold["random"]["mr"], 2)
     for shown in ("chance mR", "+ rerank", f"{fold['mr']:.2f} |", f"{fold['random']['mr']:.2f} |"):
         assert shown in text
-    assert "12 images train, 4 images val" in text and "| seed" in text
+    assert "12 images train, 4 images val" in text and "| seed" in text and "embed_dim: 32" in text
 
 
 def test_notes_stand_in_the_card_and_their_metadata_replace_ours(scored_run, run) -> None:

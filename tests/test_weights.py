@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from test_hostile import Call
 from tiny import Block
 from torch import nn
 from torchvision.models import resnet18
@@ -120,7 +121,7 @@ def downloads(tmp_path, monkeypatch) -> Path:
 
 def test_a_hostile_file_among_those_that_torchvision_keeps_runs_nothing(downloads) -> None:
     downloads.parent.mkdir(parents=True)
-    torch.save({"conv1.weight": Names(os.system, f"touch {downloads.parent}/canary")}, downloads)
+    torch.save({"conv1.weight": Call(os.system, f"touch {downloads.parent}/canary")}, downloads)
     with pytest.raises(InputError, match=r"resnet18-f37072fd\.pth .* posix\.system"):
         load_backbone(ResNet18(), "imagenet")
     assert not (downloads.parent / "canary").exists()
@@ -170,17 +171,7 @@ def test_numpys_numbers_in_a_checkpoint_come_as_pythons(kind, archive, tmp_path)
     assert found["epoch"] == 7 and type(found["epoch"]) is int
 
 
-class Names:
-    """Pickles as a call of what stands under a name."""
-
-    def __init__(self, function: object, *arguments: object) -> None:
-        self.call = function, arguments
-
-    def __reduce__(self) -> tuple:
-        return self.call
-
-
-class Stateful(Names):
+class Stateful(Call):
     def __reduce__(self) -> tuple:
         return (*self.call[:2], (3, "|", None, ("a",), {"a": (np.dtype(object), 0)}, 8, 1, 16))
 
@@ -195,14 +186,14 @@ def endless_type() -> OrderedDict:
 MAKE_SCALAR = np.float64(1).__reduce__()[0]
 HOSTILE = {
     "an array": lambda: np.zeros(2),
-    "an object": lambda: Names(MAKE_SCALAR, np.dtype(object), b"A" * 8),
-    "a structure that claims to hold no objects": lambda: Names(MAKE_SCALAR, Stateful(np.dtype, "V8"), b"A" * 8),
-    "a type that is no name": lambda: Names(MAKE_SCALAR, Names(np.dtype, endless_type()), b"A" * 8),
+    "an object": lambda: Call(MAKE_SCALAR, np.dtype(object), b"A" * 8),
+    "a structure that claims to hold no objects": lambda: Call(MAKE_SCALAR, Stateful(np.dtype, "V8"), b"A" * 8),
+    "a type that is no name": lambda: Call(MAKE_SCALAR, Call(np.dtype, endless_type()), b"A" * 8),
     "bytes": lambda: np.bytes_(b"abc"),
     "text": lambda: np.str_("abc"),
-    "a function of NumPy": lambda: Names(np.fromfile, "canary"),
-    "NumPy's loader": lambda: Names(np.load, "canary.npy", None, True),
-    "a call of a type": lambda: Names(np.ndarray, (1,), np.dtype("f8"), b"A" * 8),
+    "a function of NumPy": lambda: Call(np.fromfile, "canary"),
+    "NumPy's loader": lambda: Call(np.load, "canary.npy", None, True),
+    "a call of a type": lambda: Call(np.ndarray, (1,), np.dtype("f8"), b"A" * 8),
 }
 
 

@@ -137,30 +137,20 @@ def data_text(made: Made) -> str:
 
 
 def recipe(made: Made) -> str:
-    """Return what tells this recipe from others as a table; options.yaml has the rest."""
-    model, dataset, optim = made.options.model, made.options.dataset, made.options.optim
-    text = getattr(model, "seq2vec", None)
+    """Return what came of the recipe as a table, and its options that differ from their defaults as YAML."""
     rows = {
-        "model": model.name,
-        "backbone": getattr(model, "trunk", None) or model.clip.arch,
-        "local branch": "yes" if model.reads_local else "no",
-        "text encoder": text.arch if text and model.tokenizer == "vocabulary" else model.tokenizer,
-        "words": made.words or "those of its tokenizer",
-        "image size": f"{dataset.image_size} pixels",
-        "loss": optim.loss,
-        "epochs": optim.epochs,
-        "images a batch" if dataset.captions_per_image else "pairs a batch": dataset.batch_size,
-        "learning rate": f"{optim.lr:g}, {optim.schedule}",
+        "model": made.options.model.name,
+        "local branch": "yes" if made.options.model.reads_local else "no",
         "seed": made.options.seed,
         "fold": made.fold,
-        "augmentation": dataset.augment,
-        "average of weights": optim.ema or "no",
         "best epoch, from 0": "not known" if made.epoch is None else made.epoch,
         "its mR on validation, ties against": "not known" if made.rsum is None else f"{made.rsum / 6:.2f}",
         "code": made.commit or "not known",
         "weights": made.weights,
     }
-    return table([["", "value"], *([name, str(value)] for name, value in rows.items())])
+    options = yaml.safe_dump(made.options.model_dump(exclude_defaults=True), sort_keys=False)
+    cells = [["", "value"], *([name, str(value)] for name, value in rows.items())]
+    return f"{table(cells)}\n\nOptions that differ from their defaults:\n\n```yaml\n{options}```"
 
 
 def scores(made: Made) -> str:

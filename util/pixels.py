@@ -19,17 +19,7 @@ from layers.distributed import to_device
 from option import load_options
 from option.options import Dataset
 from util.device import free_memory
-from util.images import (
-    BadImages,
-    CutShort,
-    Truncated,
-    check_images,
-    decode,
-    decode_all,
-    load_pixels,
-    square,
-    warn_of_cut,
-)
+from util.images import BadImages, CutShort, check_images, decode, decode_all, load_pixels, square, warn_of_cut
 from util.lists import read_names, safe_paths
 from util.transforms import resize_size
 from utils import (
@@ -71,19 +61,17 @@ def open_pixels(paths: list[str], size: int, options: Dataset, device: torch.dev
         sizes = f"{len(paths)} images take {needed / 2**20:.0f} MiB of {free / 2**20:.0f} MiB that are free"
         logger.info(f"note: {sizes}, and a step needs room: they stay in a file, as with dataset.cache=disk")
         options = options.model_copy(update={"cache": "disk"})
+    if options.cache == "disk":  # which holds both lists
+        cache = open_cache(options)
+        row = {path: i for i, path in enumerate(cache.paths)}
+        return MemoryPixels(torch.from_numpy(cache.pixels(size)), np.array([row[path] for path in paths]))
     try:
-        if options.cache == "disk":
-            cache = open_cache(options)
-            row = {path: i for i, path in enumerate(cache.paths)}
-            return MemoryPixels(torch.from_numpy(cache.pixels(size)), np.array([row[path] for path in paths]))
         if options.cache == "none":
             for _ in decode_all(paths, lambda _: None, options.workers, options.truncated):
                 pass
             return FilePixels(paths, size, options.workers, options.truncated)
-        pixels = load_pixels(paths, size, options.workers, truncated=options.truncated)
+        pixels = load_pixels(paths, size, options.workers, options.truncated)
     except BadImages as error:
-        if options.cache == "disk":  # it holds both lists
-            raise
         others = [path for path in all_paths(options) if path not in set(paths) and Path(path).is_file()]
         faults = error.faults | check_images(others, options.workers, options.truncated)
         raise BadImages(faults, len(paths) + len(others)) from None
@@ -131,7 +119,7 @@ class MemoryPixels:
 class FilePixels(torch.utils.data.Dataset):
     """Images decoded anew by loader workers; `batches` yields what those of MemoryPixels do."""
 
-    def __init__(self, paths: list[str], size: int, workers: int, truncated: Truncated = "error") -> None:
+    def __init__(self, paths: list[str], size: int, workers: int, truncated: str = "error") -> None:
         self.paths, self.size, self.workers, self.truncated = paths, size, workers, truncated
 
     def __getitem__(self, row: int) -> np.ndarray | InputError:
@@ -218,7 +206,7 @@ class DiskCache(NamedTuple):
         end = ends[self.sizes.index(size)]
         return rows[:, end - 3 * size**2 : end].reshape(-1, size, size, 3)
 
-    def build(self, workers: int, truncated: Truncated = "error") -> None:
+    def build(self, workers: int, truncated: str = "error") -> None:
         """Decode all images. Raises BadImages; the file is then as it was."""
         record, cut = self.record(), []
         header = {"descr": "|u1", "fortran_order": False, "shape": (len(self.paths), sum(3 * s**2 for s in self.sizes))}
