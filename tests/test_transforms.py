@@ -127,13 +127,6 @@ def test_crops_lie_within_the_picture_and_have_the_sizes_and_shapes_that_are_ask
     assert all(len(array) == 10000 for array in half)
 
 
-def test_whole_crops_are_the_normalised_picture() -> None:
-    pixels = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), np.uint8))
-    nothing = transforms.Augmentation(np.zeros(2), np.zeros((2, 2)), np.zeros(2, bool), np.ones((2, 2)))
-    ours = transforms.augment(pixels, torch.tensor([2, 0]), nothing, 32)
-    assert torch.allclose(ours, transforms.normalise(pixels[[2, 0]]), atol=1e-5)
-
-
 def test_what_lies_beyond_the_picture_goes_on_as_its_edge() -> None:
     """No dark rim on crops that touch the border of the picture."""
     grey = torch.full((1, 40, 40, 3), 200, dtype=torch.uint8)

@@ -18,7 +18,7 @@ from layers.published import is_published, load_published, load_state
 from option.options import Options
 from util.model_folder import read_state
 from util.weights import check_finite, load_torch, weights_of
-from utils import InputError, RunError, atomic, read_json
+from utils import InputError, RunError, atomic, read_as, read_json
 
 logger = logging.getLogger("galr")
 
@@ -197,10 +197,8 @@ def changed_options(old: dict, new: dict, prefix: str = "") -> list[str]:
 def warn_of_seen_images(fold: int, validated: Sequence[str], resume: str) -> None:
     """Warn if the checkpoint to fine-tune from was trained on images that this fold validates on."""
     path = Path(resume, "split.json") if Path(resume).is_dir() else Path(resume).with_name("split.json")
-    before = read_json(path, "split") if path.is_file() else None
-    names = before.get("train") if isinstance(before, dict) else None
-    trained = {name for name in names if isinstance(name, str)} if isinstance(names, list) else set()
-    if seen := trained.intersection(validated):
+    trained = read_as(dict[str, list[str]], path, "split").get("train", []) if path.is_file() else []
+    if seen := set(trained).intersection(validated):
         logger.warning(
             f"{resume} was trained on {len(seen)} of the {len(validated)} images on which fold {fold} validates: its "
             "validation scores, and what is chosen by them, come out too good"
