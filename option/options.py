@@ -80,9 +80,7 @@ class Multiscale(Section):
 
 class Fusion(Section):
     kind: Literal["midf", "sum", "concatenation"] = key("midf", "Fusion of global and local vector.")
-    gate: Literal["paper", "released", "none"] = key(
-        "released", "Dynamic weights: two (paper), one (released code), none."
-    )
+    gate: Literal["paper", "released", "none"] = key("released", "Dynamic weights: two (paper), one (released), none.")
     dynamic_fusion_dim: Count = key(512, "Hidden width of the dynamic weights.")
     dynamic_fusion_drop: Fraction = key(0.2, "Dropout of the dynamic weights.")
     mca_DROPOUT_R: Fraction = key(0.1, "Dropout of MIDF's attention.")
@@ -101,9 +99,7 @@ class JointEmbed(Section):
 
 
 class CrossAttention(Section):
-    att_type: Literal["soft_att", "fusion_att", "similarity_att"] = key(
-        "soft_att", "Form of AMFMN's attention of images to captions."
-    )
+    att_type: Literal["soft_att", "fusion_att", "similarity_att"] = key("soft_att", "Form of AMFMN's attention.")
 
 
 class CLIPSource(Section):
@@ -219,13 +215,11 @@ class Dataset(Section):
     val_list: Name | None = key(None, "File of validation images, `{fold}` in its name; or random.")
     truncated: Literal["error", "allow"] = key("error", "Truncated image files: raise an error or decode the rest.")
     augment: Literal["rotate", "flips", "crops"] = key(
-        "rotate", "0-90 degrees; quarter turns and mirrors; these of crops."
+        "rotate", "0-90 degrees; quarter turns, mirrors; these of crops."
     )
-    smallest_crop: Annotated[float, Field(ge=0.01, le=1)] = key(
-        0.5, "Smallest area of `crops`, as a share of the image."
-    )
+    smallest_crop: Annotated[float, Field(ge=0.01, le=1)] = key(0.5, "Smallest area of `crops`, a share of the image.")
     captions_per_image: Annotated[int, Field(ge=0, le=1000)] = key(
-        0, "0: batches of pairs; K: images with K captions each."
+        0, "0: batches of pairs; K: images, K captions each."
     )
 
 

@@ -44,11 +44,9 @@ Orders = dict[str, np.ndarray]  # for "i2t" and "t2i": the first answers of each
 
 def new_figure(width: float, height: float, title: str = "") -> Figure:
     """Return an empty figure of this size in inches that belongs to no window."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), dpi=120, facecolor="white")
-    FigureCanvasAgg(figure)
     figure.suptitle(title, fontsize=12, color=INK, y=1 - 0.15 / height, va="top", **PLAIN)
     return figure
 
@@ -60,10 +58,10 @@ def save_figure(figure: Figure, path: str | os.PathLike) -> None:
         figure.savefig(temporary, format="png")
 
 
-def quiet(axes: Axes, grid: str) -> None:
+def quiet(axes: Axes) -> None:
     """Leave the axes without a frame, over a pale grid."""
     axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(axis=grid, color=PALE, linewidth=0.5)
+    axes.grid(axis="y", color=PALE, linewidth=0.5)
     axes.set_axisbelow(True)
 
 
@@ -98,7 +96,7 @@ def training_curve(history: History, title: str = "") -> Figure:
     right.set_ylabel("validation mR (%)", color=RUN)
     left.set_xlabel(f"batch ({epochs:g} epoch{'s' * (epochs != 1)})", color=INK)
     left.set_xlim(left=0)
-    quiet(left, "y")
+    quiet(left)
     right.spines["top"].set_visible(False)
     figure.legend(loc="upper center", bbox_to_anchor=(0.5, 0.91), ncols=4, frameon=False, fontsize=9)
     return figure
@@ -136,7 +134,7 @@ def recall_bars(results: Results) -> Figure:
     axes.set_ylabel("recall (%)")
     axes.set(xlim=(-0.6, 6.6), ylim=(0, 1.08 * axes.get_ylim()[1]))
     axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=5, frameon=False, fontsize=8.5)
-    quiet(axes, "y")
+    quiet(axes)
     return figure
 
 
