@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import multiprocessing
-import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
-from multiprocessing.connection import Connection
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
@@ -33,34 +33,22 @@ def measured(make: Callable[..., Callable[[], Any]], *arguments: Any, times: int
     A process that stays alive keeps its memory and its waiting threads and slows the next one, so the sides take turns
     in whole processes. Raises RunError if the work fails or its process dies.
     """
-    context = multiprocessing.get_context("spawn")
-    ours, theirs = context.Pipe(duplex=False)
-    process = context.Process(target=_work, args=(theirs, make, arguments, times))  # no daemon: loaders have children
-    process.start()
-    theirs.close()
-    try:
-        outcome = ours.recv()
-        process.join()
-    except EOFError:
-        raise RunError("a measured process died (out of memory?)") from None
-    finally:
-        process.terminate()
-    if isinstance(outcome, Exception):
-        raise RunError(f"a measured process failed ({outcome})")
-    return outcome
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        try:
+            return pool.submit(_work, make, arguments, times).result()
+        except BrokenProcessPool:
+            raise RunError("a measured process died (out of memory?)") from None
+        except Exception as error:
+            raise RunError(f"a measured process failed ({type(error).__name__}: {error})") from None
 
 
-def _work(pipe: Connection, make: Callable[..., Callable[[], Any]], arguments: Sequence[Any], times: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent
-    try:
-        work, seconds = make(*arguments), []
-        for _ in range(times):
-            start = time.perf_counter()
-            answer = work()
-            seconds.append(time.perf_counter() - start)
-        pipe.send(Outcome(median(seconds), answer, peak_mib()))
-    except Exception as error:
-        pipe.send(RuntimeError(f"{type(error).__name__}: {error}"))
+def _work(make: Callable[..., Callable[[], Any]], arguments: Sequence[Any], times: int) -> Outcome:
+    work, seconds = make(*arguments), []
+    for _ in range(times):
+        start = time.perf_counter()
+        answer = work()
+        seconds.append(time.perf_counter() - start)
+    return Outcome(median(seconds), answer, peak_mib())
 
 
 def rounds(name: str, repeats: int, *sides: Sequence[Any], times: int = 1) -> list[list[Outcome]]:

@@ -6,7 +6,7 @@ import logging
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -43,10 +43,8 @@ class Patch(NamedTuple):
     top: float
 
     def put_back(self, row: Row) -> Row:
-        left, top, right, bottom = row.hull
-        x, y = self.left, self.top
-        place = ((left + x) / self.scale, (top + y) / self.scale, (right + x) / self.scale, (bottom + y) / self.scale)
-        return row._replace(hull=place)
+        left, top, right, bottom = (np.array(row.hull) + [self.left, self.top] * 2) / self.scale
+        return row._replace(hull=(left, top, right, bottom))
 
 
 def patch_of(name: str) -> Patch | None:
@@ -115,7 +113,7 @@ def to_regions(
 
 def by_image(detections: Detections, names: Sequence[str]) -> tuple[Detections, list[str]]:
     """Return the detections under the names of the lists, patches put back, and the source's names of no image."""
-    found = Detections({}, detections.normalised, detections.names_all, {}, detections.source)
+    found = replace(detections, rows={}, size={})
     patches = {} if found.normalised else _patches(detections, names)
     others = [key for key in detections.rows if key not in patches]
     name_of = {key: name for name, key in zip(names, match(names, others, found.source), strict=True)}
@@ -160,9 +158,8 @@ def _check_missing(found: Detections, names: Sequence[str], strangers: list[str]
 def _class_indices(found: Detections, class_map: ClassMap) -> dict[str, int | None]:
     count = Counter(row.class_name for rows in found.rows.values() for row in rows)
     index = {name: class_map.get(plain(name), class_index(name)) for name in count}
-    unknown = Counter(
-        {name: number for name, number in count.items() if index[name] is None and plain(name) not in class_map}
-    )
+    dropped = [name for name in count if index[name] is None and plain(name) in class_map]
+    unknown = Counter({name: count[name] for name in count if index[name] is None and name not in dropped})
     named = some([f"{name} ({number})" for name, number in unknown.most_common()])
     if 2 * unknown.total() > count.total():
         raise InputError(

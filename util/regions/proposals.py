@@ -132,7 +132,7 @@ def _segments(rgb: np.ndarray, options: ProposalOptions) -> Proposals:
 
     bounds = np.array([(c.start, c.stop, r.start, r.stop) for r, c in ndimage.find_objects(label + 1)])
     left, right, top, bottom = bounds.T
-    contrast = _contrast(lab, colour, count, left, right, top, bottom)
+    contrast = _contrast(lab, colour, count, bounds)
     area = count / (height * width)
     keep = (area >= options.min_area) & (area <= options.max_area) & (compactness >= options.min_compactness)
     keep &= (elongation <= options.max_elongation) & (contrast >= options.min_contrast)
@@ -147,13 +147,11 @@ def _segments(rgb: np.ndarray, options: ProposalOptions) -> Proposals:
     return Proposals(score[keep], box[keep], description[keep])
 
 
-def _contrast(lab: np.ndarray, colour: np.ndarray, count: np.ndarray, left, right, top, bottom) -> np.ndarray:
+def _contrast(lab: np.ndarray, colour: np.ndarray, count: np.ndarray, bounds: np.ndarray) -> np.ndarray:
     """Return the CIELAB distance of each segment's mean colour and that of the rest of its box, widened by half."""
     height, width = lab.shape[:2]
-    table = np.zeros((height + 1, width + 1, 4))
-    table[1:, 1:, :3] = lab
-    table[1:, 1:, 3] = 1
-    table = table.cumsum(axis=0).cumsum(axis=1)
+    left, right, top, bottom = bounds.T
+    table = np.pad(np.dstack([lab, np.ones((height, width))]), ((1, 0), (1, 0), (0, 0))).cumsum(axis=0).cumsum(axis=1)
     margin_x, margin_y = (right - left) // 4 + 2, (bottom - top) // 4 + 2
     left, right = np.maximum(left - margin_x, 0), np.minimum(right + margin_x, width)
     top, bottom = np.maximum(top - margin_y, 0), np.minimum(bottom + margin_y, height)
