@@ -144,11 +144,10 @@ def run_rows(results: Results) -> Iterator[Row]:
         for fold in part.folds:
             gallery = gallery_of([fold], results.lists)
             yield from (Row(name, f"fold {fold.fold}", ties, gallery, fold.flat(ties)) for ties in fold.ties)
-        gallery = gallery_of(part.folds, results.lists)
-        stds = {ties: part.std.flat(ties) for ties in part.mean.ties}
-        yield from (Row(name, "mean", ties, gallery, part.mean.flat(ties), std["mr"]) for ties, std in stds.items())
+        gallery, mean, std = gallery_of(part.folds, results.lists), part.mean, part.std
+        yield from (Row(name, "mean", ties, gallery, mean.flat(ties), std.flat(ties)["mr"]) for ties in mean.ties)
         if len(part.folds) > 1:
-            yield from (Row(name, "std", ties, gallery, std) for ties, std in stds.items())
+            yield from (Row(name, "std", ties, gallery, std.flat(ties)) for ties in mean.ties)
 
 
 def markdown(results: Results) -> str:
@@ -163,13 +162,12 @@ def markdown(results: Results) -> str:
     texts.append(table([["fold", "ties", *NARROW], *cells]))
     flat = results.mean.flat()
     ranks = (f"{way} median {flat[f'{way}_medr']:.2f} mean {flat[f'{way}_meanr']:.2f}" for way in DIRECTIONS)
-    texts += [f"ranks: {', '.join(ranks)}", *further_tables(results)]
+    texts += [f"ranks: {', '.join(ranks)}", *further_tables(flat, [row for row in rows if row.what == "mean"])]
     return "\n\n".join([*texts, *published_tables(results.dataset)]) + "\n"
 
 
-def further_tables(results: Results) -> list[str]:
+def further_tables(flat: Metrics, means: list[Row]) -> list[str]:
     """Return a table of the means of the metrics that have no column, a row each, and one of the recalls by class."""
-    flat, means = results.mean.flat(), [row for row in run_rows(results) if row.what == "mean"]
     keys = [key for key in flat if key not in (*SIX, "mr") and key[4:] not in ("medr", "meanr")]
     texts = []
     if further := [key for key in keys if " " not in key]:
