@@ -142,7 +142,6 @@ def encode_records(
             good = [(record, one) for record, one in pairs if not isinstance(one, InputError)]
             vectors = np.zeros((0, 0), np.float32)
             if good:
-                parts = zip(*(one for _, one in good), strict=True)
-                vectors = encoder.encode(*(np.stack(part) for part in parts))
+                vectors = encoder.encode(*map(np.stack, zip(*(one for _, one in good), strict=True)))
             yield [record for record, _ in good], vectors, faults
             bar.update(len(pairs))

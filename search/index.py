@@ -19,7 +19,7 @@ from typing import NamedTuple
 from search.encoder import add_model_and_scenes, digest_of, encode_records, read_model
 from search.pictures import find_files, given_regions, records_of
 from search.rasters import RasterRules
-from search.store import PLACE, Index, Mark, Record, open_index, read_mark
+from search.store import PLACE, Index, Mark, Record, open_index
 from util.encoder import Encoder
 from util.run_log import StopSignals
 from utils import Bar, InputError, Parser, atomic, check_writable_file, printable, run_command, some, write_text
@@ -61,7 +61,7 @@ def make_mark(arguments: argparse.Namespace, encoder: Encoder) -> Mark:
 
 def check_mark(index: Index, mark: Mark, arguments: argparse.Namespace) -> None:
     """Write the mark of a new index. Raises InputError where these vectors do not belong to an old or complete one."""
-    known = index.mark()
+    known = index.mark
     if known is None:
         index.write_mark(mark)
         return
@@ -154,7 +154,7 @@ def export(address: str, path: Path) -> None:
     with open_index(address) as index:
         kinds = {"path": pa.string()} | dict.fromkeys(PLACE, pa.float64())
         fields = [(name, kinds.get(name, pa.int64())) for name in Record._fields]
-        schema = pa.schema([*fields, ("vector", pa.list_(pa.float32(), read_mark(index).dim))])
+        schema = pa.schema([*fields, ("vector", pa.list_(pa.float32(), index.mark.dim))])
         rows = ({**record._asdict(), "vector": vector} for record, vector in index.rows())
         with atomic(path) as temporary, pq.ParquetWriter(temporary, schema) as file:
             while chunk := list(itertools.islice(rows, CHUNK)):

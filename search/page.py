@@ -29,7 +29,7 @@ from search import query
 from search.localise import STRENGTH, SceneVectors, encode_scene, overlay
 from search.pictures import PICTURES, picture_size
 from search.rasters import SUFFIXES, open_scene
-from search.store import Index, Record, open_index, read_mark
+from search.store import Index, Record, open_index
 from search.windows import SCALES, selo_windows
 from util.device import pick_device
 from util.encoder import LONGEST, Encoder
@@ -72,7 +72,7 @@ class Site:
     """Answer what the page asks, from an index and the model that made it; folder: for files to download."""
 
     def __init__(self, index: Index, encoder: Encoder, folder: Path) -> None:
-        self.index, self.encoder, self.folder, self.mark = index, encoder, folder, read_mark(index)
+        self.index, self.encoder, self.folder, self.mark = index, encoder, folder, index.mark
         self.scenes = sorted({record.path for record in index.records() if record.windows > 1})
         self.rules = query.raster_rules_of(self.mark)
         self.encoded = functools.lru_cache(maxsize=4)(lambda path, _: encode_scene(encoder, path, self.rules))
@@ -297,7 +297,7 @@ def serve(page: gr.Blocks, host: str, port: int, upload_mb: int) -> str:
 def main() -> None:
     arguments = _parse()
     with open_index(arguments.index) as index, tempfile.TemporaryDirectory(prefix="galr_") as folder:
-        encoder = query.encoder_of(read_mark(index), arguments.resume, pick_device(arguments.device))
+        encoder = query.encoder_of(index.mark, arguments.resume, pick_device(arguments.device))
         page = build_page(Site(index, encoder, Path(folder)))
         logger.info(f"open {serve(page, arguments.host, arguments.port, arguments.upload_mb)}; Ctrl-C ends it")
         signal.signal(signal.SIGTERM, _stop)

@@ -10,6 +10,7 @@ import logging
 import os
 import signal
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -92,25 +93,21 @@ def leave_signals(_: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
+@dataclass
 class Pictures(Dataset):
     """Read records and their samples in loader workers; regions: a detector's, by path.
 
     A fault comes in place of a sample: raised there, it would end the work.
     """
 
-    def __init__(
-        self,
-        root: Path,
-        records: Sequence[Record],
-        size: int,
-        rules: LocalRules,
-        raster_rules: RasterRules,
-        regions: dict[str, Regions] | None = None,
-    ) -> None:
-        self.root, self.records, self.size, self.rules = root, records, size, rules
-        self.raster_rules, self.regions = raster_rules, regions
-        self._scene: Scene | None = None
-        self._open = contextlib.ExitStack()
+    root: Path
+    records: Sequence[Record]
+    size: int
+    rules: LocalRules
+    raster_rules: RasterRules
+    regions: dict[str, Regions] | None = None
+    _scene: Scene | None = None
+    _open: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
 
     def __len__(self) -> int:
         return len(self.records)

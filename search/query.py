@@ -21,7 +21,7 @@ from pydantic import ValidationError
 from option import Options
 from search.encoder import digest_of, load_encoder, note_unknown_words
 from search.rasters import RasterRules, open_scene
-from search.store import NOWHERE, Hit, Index, Mark, Record, open_index, quoted, read_mark
+from search.store import NOWHERE, Hit, Index, Mark, Record, open_index, quoted
 from util.device import pick_device
 from util.encoder import Encoder, check_sentence
 from util.regions.rules import DETECTOR, LocalRules, sample
@@ -51,11 +51,10 @@ def main() -> None:
     if arguments.json:
         logger.setLevel(logging.WARNING)  # nothing but JSON on standard output
     with open_index(arguments.index) as index:
-        mark = read_mark(index)
-        encoder = encoder_of(mark, arguments.resume, pick_device(arguments.device))
+        encoder = encoder_of(index.mark, arguments.resume, pick_device(arguments.device))
         if arguments.text is not None:
             note_unknown_words(encoder, arguments.text)
-        vector = question_vector(encoder, mark, arguments.text, arguments.image)
+        vector = question_vector(encoder, index.mark, arguments.text, arguments.image)
         answers = ask(index, vector, arguments.top, arguments.within, arguments.fold)
     if arguments.json:
         print(json.dumps(to_table(answers), indent=2))

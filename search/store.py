@@ -125,16 +125,19 @@ class Mark(NamedTuple):
 
 
 class Index:
-    """Read and write an open index by Milvus's client, whose errors `open_index` puts into one line."""
+    """Read and write an open index by Milvus's client, whose errors `open_index` puts into one line.
+
+    mark: that of the index; None for a new one.
+    """
 
     def __init__(self, address: str, client: MilvusClient) -> None:
         self.address, self.client = address, client
         for name in (ROWS, MARK):
             if client.has_collection(name):
                 client.load_collection(name)
+        self.mark = self._read_mark()
 
-    def mark(self) -> Mark | None:
-        """Return the mark; None for a new index. Raises InputError for a damaged one."""
+    def _read_mark(self) -> Mark | None:
         if not self.client.has_collection(MARK):
             return None
         rows = self.client.query(MARK, filter='key >= ""', output_fields=["key", "text"])
@@ -155,6 +158,7 @@ class Index:
         chunks = [text[i : i + CHUNK] for i in range(0, len(text), CHUNK)]
         self.client.upsert(MARK, [{"key": f"{i:04d}", "vector": none, "text": one} for i, one in enumerate(chunks)])
         self.client.flush(MARK)
+        self.mark = mark
 
     def _make(self, name: str, dim: int, **lengths: int) -> None:
         if self.client.has_collection(name):
@@ -259,8 +263,8 @@ def open_index(address: str, create: bool = False) -> Iterator[Index]:
     try:
         client = MilvusClient(address, token=os.environ.get("MILVUS_TOKEN", ""))
         index = Index(address, client)
-        if not create:
-            read_mark(index)
+        if index.mark is None and not create:
+            raise InputError(f"index {address} holds nothing; make it with python -m search.index")
         yield index
     except (MilvusException, grpc.RpcError) as error:
         advice = "is the server there, and MILVUS_TOKEN set if it asks for one?"
@@ -276,14 +280,6 @@ def open_index(address: str, create: bool = False) -> Iterator[Index]:
             from milvus_lite.server_manager import server_manager_instance
 
             server_manager_instance.release_server(address)  # and with it the lock
-
-
-def read_mark(index: Index) -> Mark:
-    """Return the mark of an index. Raises InputError for a new one."""
-    mark = index.mark()
-    if mark is None:
-        raise InputError(f"index {index.address} holds nothing; make it with python -m search.index")
-    return mark
 
 
 def _check_folder(path: Path, create: bool) -> None:

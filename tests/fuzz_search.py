@@ -31,7 +31,7 @@ from rasterio.control import GroundControlPoint
 from bench import peak_mib
 from search.pictures import records_of
 from search.rasters import RasterRules, open_scene
-from search.store import Mark, Record, open_index, read_mark
+from search.store import Mark, Record, open_index
 from tests.searching import write
 from tests.test_search_forms import FORMS, WIDE
 from tests.test_search_leaks import unopened
@@ -116,7 +116,6 @@ def ask(path: Path, fault: Path) -> None:
     before = peak_mib()
     try:
         with contextlib.suppress(InputError, RunError), open_index(str(path)) as index:
-            read_mark(index)
             index.search(np.ones(8, np.float32), 20, 'path >= "a/"')
             index.find("a/7.png")
             list(index.rows())

@@ -80,7 +80,7 @@ def test_kills_lose_nothing_and_double_nothing(folder: Path) -> None:
             process.send_signal(signal.SIGKILL)
         if (folder / "i.db").exists():
             with open_index("i.db", create=True) as opened:
-                counts.append(opened.count() if opened.mark() else 0)
+                counts.append(opened.count() if opened.mark else 0)
         if counts and counts[-1] == len(whole):
             shutil.rmtree("i.db")  # it had finished: anew
             counts.append(0)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import rasterio
 
-from search.store import open_index, read_mark
+from search.store import open_index
 from tests.conftest import Outcome
 from tests.searching import SENTENCE, rows, write, write_scene
 
@@ -67,7 +67,7 @@ def test_a_folder_that_was_moved_is_named_and_nothing_is_encoded_again(
     ended = index("--add --moved", "elsewhere")
     assert ended.status == 0 and "0 files new or changed, 0 gone" in ended.out
     with open_index("i.db") as opened:
-        assert read_mark(opened).images == str(work / "elsewhere")
+        assert opened.mark.images == str(work / "elsewhere")
 
 
 def test_what_is_left_out_is_counted_and_named(index: Callable[..., Outcome], work: Path, mine: Path) -> None:

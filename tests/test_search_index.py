@@ -22,7 +22,7 @@ from option import load_options
 from search.encoder import load_encoder
 from search.pictures import crop_regions
 from search.query import Answer, to_csv, to_geojson
-from search.store import Index, Record, open_index, read_mark
+from search.store import Index, Record, open_index
 from search.windows import selo_windows
 from tests.conftest import ROOT, Outcome
 from tests.searching import SENTENCE, rows, vectors, write_scene
@@ -244,7 +244,7 @@ def test_what_is_no_index_is_refused_and_left_alone(index: Callable[..., Outcome
     assert index().status == 0
     with open_index("i.db") as opened:
         assert "is in use" in run(query + "i.db").message
-        assert read_mark(opened).complete
+        assert opened.mark.complete
 
 
 def test_a_damaged_index_is_named(index: Callable[..., Outcome], run: Run) -> None:

@@ -35,7 +35,7 @@ from bench import peak_mib
 from search import index as index_command
 from search.page import Site, build_page, serve
 from search.query import encoder_of
-from search.store import open_index, read_mark
+from search.store import open_index
 from tests.conftest import shortened
 from tests.searching import SENTENCE, write
 from utils import InputError, exit_status
@@ -65,7 +65,7 @@ def site(demo: Path, checkpoint: Path, tmp_path_factory: pytest.TempPathFactory)
         patch.setattr(sys, "argv", ["index", *command.split(), *"--scales 128 --workers 0 --device cpu".split()])
         assert exit_status(index_command.main) == 0
         opened = stack.enter_context(open_index("i.db"))
-        encoder = encoder_of(read_mark(opened), None, torch.device("cpu"))
+        encoder = encoder_of(opened.mark, None, torch.device("cpu"))
         yield Site(opened, encoder, work)
 
 
