@@ -14,7 +14,6 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,6 +29,7 @@ from utils import InputError, Parser, check_writable_file, not_installed, read_j
 
 logger = logging.getLogger("galr")
 
+SENTENCES, WORDS = PunktSentenceTokenizer(), NLTKWordTokenizer()
 UNKNOWN = "<unk>"
 IDS = "input_ids"  # of Hugging Face's tokenizers
 LONGEST = 512  # tokens of a caption, where a tokenizer names no limit
@@ -67,11 +67,6 @@ class Vocabulary(NamedTuple):
         return {word: i for i, word in enumerate(self.words, start=1)}
 
 
-@cache
-def _nltk() -> tuple[PunktSentenceTokenizer, NLTKWordTokenizer]:
-    return PunktSentenceTokenizer(), NLTKWordTokenizer()
-
-
 def plain(text: str) -> str:
     """Return a text in the characters of a keyboard: Unicode's NFKC, straight quotes, hyphens, no invisible marks.
 
@@ -87,14 +82,8 @@ def tokenize(caption: str) -> list[str]:
     >>> tokenize("Two ships, one of them white. They don't move.")
     ['two', 'ships', 'one', 'of', 'them', 'white', 'they', 'do', "n't", 'move']
     """
-    sentences, words = _nltk()
-    caption = plain(caption)
-    return [
-        token
-        for sentence in sentences.tokenize(caption.lower())
-        for token in words.tokenize(sentence)
-        if token not in MARKS
-    ]
+    sentences = SENTENCES.tokenize(plain(caption).lower())
+    return [token for sentence in sentences for token in WORDS.tokenize(sentence) if token not in MARKS]
 
 
 def build(captions: Iterable[str], threshold: int = 5, keep_stopwords: bool = False) -> Vocabulary:

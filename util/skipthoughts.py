@@ -73,8 +73,7 @@ def check_present(folder: Path, kind: str, encoder: str) -> None:
 
 def read_dictionary(path: Path) -> list[str]:
     """Read the word of each row of the tables; white space at line ends is no part of it."""
-    lines = read_text(path, "skip-thoughts file").split("\n")
-    return [line.strip() for line in (lines if lines[-1] else lines[:-1])]
+    return [line.strip() for line in read_text(path, "skip-thoughts file").removesuffix("\n").split("\n")]
 
 
 # ---------------------------------------------------------------- the word table
