@@ -161,6 +161,22 @@ def test_what_does_not_fit_is_named_and_the_module_is_as_it_was(change, says) ->
     assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
 
 
+def test_versions_reach_the_modules_that_mend_older_files(tmp_path) -> None:
+    """torchvision's RetinaNet renames what files of before its second version hold: only a module can know that."""
+    seen = []
+
+    class Versioned(nn.Linear):
+        _version = 2
+
+        def _load_from_state_dict(self, state, prefix, metadata, *rest) -> None:
+            seen.append(metadata.get("version"))
+            super()._load_from_state_dict(state, prefix, metadata, *rest)
+
+    torch.save(Versioned(1, 1).state_dict(), tmp_path / "a.pth")
+    load_state(Versioned(1, 1), read_weights(tmp_path / "a.pth", "weights"))
+    assert set(seen) == {2}
+
+
 @pytest.mark.parametrize("kind", [np.float64, np.float32, np.int64, np.bool_])
 @pytest.mark.parametrize("archive", [True, False], ids=["archive", "old file"])
 def test_numpys_numbers_in_a_checkpoint_come_as_pythons(kind, archive, tmp_path) -> None:
