@@ -153,7 +153,7 @@ def test_hiding_duplicates_still_gives_as_many_answers_as_were_asked_for(index: 
 
 
 def test_hiding_puts_near_duplicates_under_the_best_of_them() -> None:
-    angles = {"a": 0, "b": 60, "a2": 1}
+    angles = {"a": 0, "b": 10, "a2": 5}  # the last is near both
     hits = [Hit(0.5, picture(name), unit(angle)[0]) for name, angle in angles.items()]
     first, second = hide_duplicates(hits, 0.99)
     assert (first.rank, first.record.path, [one.path for one in first.duplicates]) == (1, "a", ["a2"])
