@@ -192,7 +192,7 @@ TABLE = [
     Bad(
         "vocab with a name that is a path", "vocab.py --data_path data --data_name ../x", "--data_name may hold letters"
     ),
-    Bad("demo of too few images", "-m util.make_demo --out new --images 2", "--images 2"),
+    Bad("demo of too few images", "-m util.make_demo --out new --images 2", "--images must be from 5"),
     Bad("local features with a nonsense threshold", f"{LOCAL} --similarity-threshold nan", "threshold"),
     Bad("local features into a folder", f"{LOCAL} --out data", "data"),
     Bad("detection without weights", DETECT, "weights.pth"),
