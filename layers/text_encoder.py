@@ -2,23 +2,26 @@
 
     t = relu(Linear(H, D)(state at the last real word))
 
-Two of our own may replace it: a plain GRU, and a transformer of Hugging Face with its own tokenizer.
+Three of our own may replace it: a plain GRU, a transformer of Hugging Face with its own tokenizer, and both together.
 """
 
 from __future__ import annotations
 
 import sys
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from layers.cpu import on_cpu
 from layers.distributed import to_device
 from layers.gru import GRU, Float32GRU, pack, pack_sequences, unpack_sequences
+from option.options import PlainGRU
 
 if TYPE_CHECKING:
-    from option.options import PlainGRU, Seq2Vec, TextOptions, Transformer
+    from option.options import FrozenTransformer, Seq2Vec, TextOptions, Transformer
 
 
 class TextEncoder(nn.Module):
@@ -108,10 +111,14 @@ class TransformerEncoder(nn.Module):
 
     def forward(self, token_ids: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Encode token_ids (B, T) -> text vectors (B, D), not normalised."""
+        return self.out(self.drop(self.sentence_vectors(token_ids))).float()
+
+    def sentence_vectors(self, token_ids: Tensor) -> Tensor:
+        """Return the transformer's pooled states (B, H) of token_ids (B, T)."""
         real = token_ids != 0
         inputs = {"input_ids": (token_ids - 1).clamp(min=0), "attention_mask": self._attention_mask(real)}
         states = self.network(**inputs).last_hidden_state
-        return self.out(self.drop(pool(states.float(), real.sum(1), self.pooling))).float()
+        return pool(states.float(), real.sum(1), self.pooling)
 
     def _attention_mask(self, real: Tensor) -> Tensor:
         """Return the mask of real tokens (B, T); on a GPU (B, 1, 1, T), as attention itself takes it.
@@ -123,6 +130,49 @@ class TransformerEncoder(nn.Module):
         if on_cpu(real) or not makes_masks or self.network.config._attn_implementation != "sdpa":
             return real.long()
         return real[:, None, None, :]
+
+
+class FrozenTransformerEncoder(TransformerEncoder):
+    """t = Linear(mean of a bidirectional GRU's states) + MLP(sentence vector of a transformer that does not learn).
+
+    The GRU learns the captions of the data set, the transformer knows words that are rare in it. Both read the
+    transformer's tokens. Its vectors, standardised, pass through Linear, GELU, dropout and Linear.
+    """
+
+    def __init__(self, options: FrozenTransformer, embed_dim: int) -> None:
+        super().__init__(options, embed_dim)
+        config = self.network.requires_grad_(False).config
+        gru = {"embedding_dim": options.embedding_dim, "hidden_dim": options.hidden_dim, "dropout": options.gru_dropout}
+        self.words = GRUEncoder(
+            PlainGRU(arch="gru", bidirectional=True, pooling="mean", **gru), config.vocab_size, embed_dim
+        )
+        hidden = nn.Linear(config.hidden_size, 2 * embed_dim)
+        self.out = nn.Sequential(hidden, nn.GELU(), self.drop, nn.Linear(2 * embed_dim, embed_dim))
+        self._vector_of = lru_cache(maxsize=1 << 16)(self._encode_alone)
+        self.network.register_load_state_dict_post_hook(lambda *_: self._vector_of.cache_clear())
+
+    def train(self, mode: bool = True) -> FrozenTransformerEncoder:
+        """Set training or evaluation mode; the transformer stays in the latter."""
+        super().train(mode)
+        self.network.eval()
+        return self
+
+    def forward(self, token_ids: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """Encode token_ids (B, T), lengths (B,) or None -> text vectors (B, D), not normalised."""
+        vectors = self.frozen_vectors(token_ids)
+        return self.words(token_ids, lengths) + self.out(functional.layer_norm(vectors, vectors.shape[1:])).float()
+
+    @torch.no_grad()
+    def frozen_vectors(self, token_ids: Tensor) -> Tensor:
+        """Return the sentence vectors (B, H) of token_ids (B, T); on a CPU each caption is encoded once, and kept."""
+        if not on_cpu(token_ids):
+            return self.sentence_vectors(token_ids)
+        return torch.stack([self._vector_of(tuple(filter(None, ids))) for ids in token_ids.tolist()])
+
+    def _encode_alone(self, ids: tuple[int, ...]) -> Tensor:
+        """Return the vector (H,) of a caption, in float32, whatever batch it came in and whatever its precision."""
+        with torch.autocast("cpu", enabled=False):
+            return self.sentence_vectors(torch.tensor([ids or (0,)]))[0]
 
 
 def pool(states: Tensor, lengths: Tensor, pooling: str) -> Tensor:
@@ -141,6 +191,8 @@ def make_text_encoder(options: TextOptions, words: int, embed_dim: int) -> nn.Mo
 
     Raises ValueError for a transformer that is not there, and ImportError where transformers is not installed.
     """
+    if options.arch == "frozen_transformer":
+        return FrozenTransformerEncoder(options, embed_dim)
     if options.arch == "transformer":
         return TransformerEncoder(options, embed_dim)
     if options.arch == "gru":

@@ -68,8 +68,17 @@ class Transformer(Section):
     dropout: Fraction = key(0, "Dropout on the caption vector.")
 
 
+class FrozenTransformer(Transformer):
+    arch: Literal["frozen_transformer"] = key(..., "Text encoder: a GRU and a transformer that does not learn.")
+    embedding_dim: Count = key(300, "Width of the GRU's embedding of tokens.")
+    hidden_dim: Count = key(256, "Width of the GRU's state in each direction.")
+    gru_dropout: Fraction = key(0.4, "Dropout on token embeddings and GRU vectors.")
+
+
 TextOptions = Annotated[
-    Seq2Vec | PlainGRU | Transformer, Field(discriminator="arch"), _by_default("arch", "skipthoughts")
+    Seq2Vec | PlainGRU | Transformer | FrozenTransformer,
+    Field(discriminator="arch"),
+    _by_default("arch", "skipthoughts"),
 ]
 
 
