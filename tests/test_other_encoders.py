@@ -11,9 +11,9 @@ from torch.nn.utils import rnn
 
 from engine import make_model
 from layers.gru import pack_sequences, unpack_sequences
-from layers.text_encoder import GRUEncoder, pool
+from layers.text_encoder import FrozenTransformerEncoder, GRUEncoder, pool
 from option import load_options
-from option.options import PlainGRU
+from option.options import FrozenTransformer, PlainGRU
 from vocab import encode_captions, load_words
 
 NET = "test_efficientnet"  # timm's own for tests: 0.4 million parameters
@@ -114,13 +114,70 @@ def test_a_transformer_reads_captions_by_its_own_tokens_and_starts_from_its_weig
     assert run("test.py --path_opt tiny.yaml").status == 0
 
 
+@pytest.fixture
+def frozen(transformer) -> FrozenTransformerEncoder:
+    """Return an encoder of random weights in training mode, without dropout."""
+    torch.manual_seed(1)
+    options = FrozenTransformer(arch="frozen_transformer", path=str(transformer), hidden_dim=6, gru_dropout=0)
+    return FrozenTransformerEncoder(options, 5)
+
+
+def test_a_frozen_transformer_s_vector_is_added_to_what_a_gru_reads(frozen) -> None:
+    ids = torch.tensor([[3, 9, 6, 7, 10, 4], [3, 5, 8, 4, 0, 0]])
+    with torch.no_grad():
+        states = frozen.network(input_ids=(ids - 1).clamp(min=0), attention_mask=(ids != 0).long()).last_hidden_state
+        vectors = torch.stack((states[0].mean(0), states[1, :4].mean(0)))
+        standard = (vectors - vectors.mean(1, keepdim=True)) / (
+            vectors.var(1, keepdim=True, correction=0) + 1e-5
+        ).sqrt()
+        hidden = torch.nn.functional.gelu(frozen.out[0](standard))
+        expected = frozen.words(ids) + frozen.out[3](hidden)
+        assert torch.allclose(frozen(ids), expected, atol=1e-5)
+
+
+def test_a_frozen_transformer_learns_nothing_and_drops_nothing(frozen) -> None:
+    ids = torch.tensor([[3, 9, 6, 4]])
+    assert frozen.words.training and not any(module.training for module in frozen.network.modules())
+    frozen(ids).sum().backward()
+    learning = {name for name, parameter in frozen.named_parameters() if parameter.grad is not None}
+    assert {name.split(".")[0] for name in learning} == {"words", "out"}
+    assert not any(parameter.requires_grad for parameter in frozen.network.parameters())
+
+
+def test_a_caption_is_read_by_a_frozen_transformer_once_and_alone(frozen) -> None:
+    """So a resumed run, whose first batch is another one, has the same vectors to the bit."""
+    passes = []
+    frozen.network.register_forward_hook(lambda *_: passes.append(1))
+    ids = torch.tensor([[3, 9, 6, 7, 10, 4], [3, 5, 8, 4, 0, 0], [3, 5, 8, 4, 0, 0]])
+    together = frozen.frozen_vectors(ids)
+    assert len(passes) == 2
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(frozen.frozen_vectors(ids[1:2, :4]), together[1:2])
+    assert len(passes) == 2
+    other = {name: value + 1 for name, value in frozen.state_dict().items()}
+    frozen.load_state_dict(other)  # what was kept is of the weights before
+    assert not torch.allclose(frozen.frozen_vectors(ids), together, atol=1e-3)
+
+
+def test_a_run_with_a_frozen_transformer_resumes_to_the_bit(transformer, work, run) -> None:
+    with_encoder(f"{{arch: frozen_transformer, path: '{transformer}', hidden_dim: 6}}")
+    whole = "train.py --path_opt tiny.yaml --set optim.epochs=2 optim.ema=0.9 k_fold.experiment_name=whole"
+    assert run(whole).status == 0
+    assert run("train.py --path_opt tiny.yaml --set optim.epochs=1 optim.ema=0.9").status == 0
+    assert run("train.py --path_opt tiny.yaml --resume --set optim.epochs=2 optim.ema=0.9").status == 0
+    ends = [torch.load(f"checkpoint/{name}/0/last.pth.tar", weights_only=True) for name in ("whole", "tiny")]
+    assert ends[0]["model"].keys() == ends[1]["model"].keys()
+    assert all(torch.equal(value, ends[1]["model"][name]) for name, value in ends[0]["model"].items())
+    assert run("test.py --path_opt tiny.yaml --set optim.epochs=2").status == 0
+
+
 @pytest.mark.parametrize(
     ("block", "says"),
     [
         ("{arch: transformer, path: /nowhere/at/all}", "model.seq2vec.path /nowhere/at/all is no transformer"),
         ("{arch: gru, hidden_dim: 0}", "model.seq2vec.hidden_dim = 0"),
         ("{arch: gru, dir_st: x}", "unknown key model.seq2vec.dir_st"),
-        ("{arch: lstm}", "model.seq2vec.arch = 'lstm': there are skipthoughts, gru, transformer"),
+        ("{arch: lstm}", "model.seq2vec.arch = 'lstm': there are skipthoughts, gru, transformer, frozen_transformer"),
         ("{arch: gru}", "dataset.vocab_path is missing"),
     ],
 )

