@@ -51,6 +51,7 @@ CASES = {  # name -> block of the model, overrides
     "gru, mean": (GALR | {"seq2vec": GRU | {"pooling": "mean", "bidirectional": True}}, ""),
     "gru, max": (GALR | {"seq2vec": GRU | {"pooling": "max"}}, ""),
     "transformer": (GALR | {"seq2vec": {"arch": "transformer", "path": "bert"}}, "optim.ema=0.9"),
+    "frozen_transformer": (GALR | {"seq2vec": {"arch": "frozen_transformer", "path": "bert"}}, INFONCE),
     "AMFMN, soft_att": (AMFMN, ""),
     "AMFMN, fusion_att": (AMFMN | {"cross_attention": {"att_type": "fusion_att"}}, ""),
     "AMFMN, similarity_att": (AMFMN | {"cross_attention": {"att_type": "similarity_att"}}, ""),
@@ -95,7 +96,7 @@ def run_case(gpu: PretendGPU, name: str, precision: str) -> None:
 
 
 QUICK = [("GaLR", "bf16"), ("GaLR, all of it", "fp32"), ("gru, mean", "fp32"), ("AMFMN, soft_att", "bf16")]
-QUICK += [("VSE++, last", "fp32"), ("GaLR", "fp16"), ("CLIP", "fp32"), ("transformer", "fp32")]
+QUICK += [("VSE++, last", "fp32"), ("GaLR", "fp16"), ("CLIP", "fp32"), ("frozen_transformer", "fp32")]
 ALL = [(name, precision) for name in CASES for precision in ("fp32", "bf16")]
 ALL += [(name, "fp16") for name in ("GaLR", "GaLR, all of it")]  # with loss scaling
 
