@@ -164,8 +164,11 @@ class FrozenTransformerEncoder(TransformerEncoder):
 
     @torch.no_grad()
     def frozen_vectors(self, token_ids: Tensor) -> Tensor:
-        """Return the sentence vectors (B, H) of token_ids (B, T); on a CPU each caption is encoded once, and kept."""
-        if not on_cpu(token_ids):
+        """Return the sentence vectors (B, H) of token_ids (B, T).
+
+        In training on a CPU each caption is encoded once, and its vector kept for the next epochs.
+        """
+        if not (self.training and on_cpu(token_ids)):
             return self.sentence_vectors(token_ids)
         return torch.stack([self._vector_of(tuple(filter(None, ids))) for ids in token_ids.tolist()])
 

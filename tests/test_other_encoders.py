@@ -154,6 +154,9 @@ def test_a_caption_is_read_by_a_frozen_transformer_once_and_alone(frozen) -> Non
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(frozen.frozen_vectors(ids[1:2, :4]), together[1:2])
     assert len(passes) == 2
+    assert torch.allclose(frozen.eval().frozen_vectors(ids), together, atol=1e-6)  # as a batch
+    assert len(passes) == 3
+    frozen.train()
     other = {name: value + 1 for name, value in frozen.state_dict().items()}
     frozen.load_state_dict(other)  # what was kept is of the weights before
     assert not torch.allclose(frozen.frozen_vectors(ids), together, atol=1e-3)
