@@ -274,3 +274,11 @@ def test_options_that_make_no_sense_are_refused(run, data, extra):
     with pytest.raises(InputError):
         run(*extra.format(data=data).split())
     assert not (data / "out").exists()
+
+
+def test_a_published_number_that_is_too_large_for_float32_is_named(tmp_path) -> None:
+    zeros = np.zeros((20, 20)).tolist()
+    large = [[10**400, *zeros[0][1:]], *zeros[1:]]
+    np.save(tmp_path / "local.npy", {"local_rep": {"a.txt": large}, "adj_matrix": {"a.txt": zeros}})
+    with pytest.raises(InputError, match="local_rep holds an integer that is too large"):
+        load_local(tmp_path / "local.npy", ["a"])

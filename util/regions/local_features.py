@@ -72,7 +72,10 @@ def _read_npy(path: Path, names: Sequence[str]) -> tuple[np.ndarray, ...]:
         if not isinstance(table, dict):
             raise InputError(f"local features {path}: no table {what!r}; not the published form")
         keys = _keys(path, names, [key for key in table if isinstance(key, str)])
-        arrays.append(np.array([_rows(path, key, table[key]) for key in keys], np.float32).reshape(-1, *SHAPE))
+        try:
+            arrays.append(np.array([_rows(path, key, table[key]) for key in keys], np.float32).reshape(-1, *SHAPE))
+        except OverflowError:
+            raise InputError(f"local features {path}: {what} holds an integer that is too large") from None
     return tuple(arrays)
 
 
