@@ -142,10 +142,15 @@ class FrozenTransformerEncoder(TransformerEncoder):
     def __init__(self, options: FrozenTransformer, embed_dim: int) -> None:
         super().__init__(options, embed_dim)
         config = self.network.eval().requires_grad_(False).config
-        gru = {"embedding_dim": options.embedding_dim, "hidden_dim": options.hidden_dim, "dropout": options.gru_dropout}
-        self.words = GRUEncoder(
-            PlainGRU(arch="gru", bidirectional=True, pooling="mean", **gru), config.vocab_size, embed_dim
+        gru = PlainGRU(
+            arch="gru",
+            embedding_dim=options.embedding_dim,
+            hidden_dim=options.hidden_dim,
+            bidirectional=True,
+            pooling="mean",
+            dropout=options.gru_dropout,
         )
+        self.words = GRUEncoder(gru, config.vocab_size, embed_dim)
         hidden = nn.Linear(config.hidden_size, 2 * embed_dim)
         self.out = nn.Sequential(hidden, nn.GELU(), self.drop, nn.Linear(2 * embed_dim, embed_dim))
         self._vector_of = lru_cache(maxsize=1 << 16)(self._encode_alone)
