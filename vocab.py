@@ -187,7 +187,11 @@ def _hugging_face(options: Options, _: Sequence[str]) -> Tokenizer:
     """Build the tokenizer of a transformer, its ids plus one: 0 may be one of its tokens."""
     with not_installed("model.seq2vec.arch transformer"):
         from transformers import AutoTokenizer
-    tokenizer = AutoTokenizer.from_pretrained(options.model.seq2vec.path)
+    path = options.model.seq2vec.path
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path)
+    except Exception as error:  # damaged files raise errors of many kinds
+        raise InputError(f"model.seq2vec.path {path}: no tokenizer is read there ({error!s:.200})") from None
     longest = min(tokenizer.model_max_length, LONGEST)
 
     def encode_rows(captions: list[str]) -> list[list[int]]:

@@ -82,7 +82,7 @@ BAD = {
     "data elsewhere": (lambda: change_options(dataset={"data_path": "/etc"}), "dataset.data_path must lead below"),
     "a text encoder elsewhere": (
         lambda: change_options(model={"seq2vec": {"arch": "transformer", "path": "/tmp/x"}}),
-        "its tokenizer stands elsewhere",
+        "no file transformer/config.json",
     ),
     "an architecture elsewhere": (
         lambda: change_options(model={"name": "CLIP", "clip": {"arch": "local-dir:/tmp/x"}}),

@@ -233,13 +233,6 @@ def test_a_folder_that_is_there_is_refused_or_replaced_on_request(shared, run) -
     assert "must be the name of a folder" in run(f"{SHARE}/README.md").message
 
 
-@pytest.mark.parametrize("arch", ["transformer", "frozen_transformer"])
-def test_a_model_that_needs_other_files_is_not_shared(arch, state, run) -> None:
-    state["options"]["model"]["seq2vec"] = {"arch": arch, "path": "x"}
-    assert f"arch {arch}:" in run(SHARE).message
-    assert not Path("models").exists()
-
-
 def test_the_hubs_library_reads_the_card(scored_run, run) -> None:
     hub = pytest.importorskip("huggingface_hub", reason="pip install -r requirements-extra.txt")
     assert run("test.py --path_opt tiny.yaml").status == 0

@@ -1,8 +1,9 @@
 """A model as one folder: weights, options, vocabulary, and nothing that another file has to complete.
 
-model.safetensors, options.yaml, vocab.json, README.md; local_rules.json where the model reads local features, and
-split.json, the names of its train and validation images, where the run had one. A folder may come from a stranger: no
-file outside of it is opened, and none runs anything.
+model.safetensors, options.yaml, vocab.json, README.md; local_rules.json where the model reads local features,
+transformer/ (configuration and tokenizer) where a transformer reads the captions, and split.json, the names of its
+train and validation images, where the run had one. A folder may come from a stranger: no file outside of it is opened,
+and none runs anything.
 """
 
 from __future__ import annotations
@@ -30,7 +31,10 @@ from utils import InputError, not_installed, read_as
 
 WEIGHTS, OPTIONS, VOCABULARY, CARD = "model.safetensors", "options.yaml", "vocab.json", "README.md"
 RULES, SPLIT = "local_rules.json", "split.json"
+TRANSFORMER = "transformer"
 FILES = (WEIGHTS, OPTIONS, VOCABULARY, CARD, RULES, SPLIT)
+OF_TRANSFORMER = ("config.json", "tokenizer.json", "tokenizer_config.json")
+CODE = re.compile(r'"(auto_map|\w*_implementation\w*|quantization_config)"')  # keys that load other code
 LARGEST_TEXT = 64 * 2**20  # bytes of a file that is not weights
 TYPES = (torch.float16, torch.bfloat16, torch.float32, torch.int64)
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
@@ -50,7 +54,7 @@ def find_folder(source: str | os.PathLike) -> Path:
     with not_installed(f"the model {source} of the Hugging Face hub"):
         from huggingface_hub import snapshot_download
     try:
-        return Path(snapshot_download(str(source), allow_patterns=list(FILES)))
+        return Path(snapshot_download(str(source), allow_patterns=[*FILES, f"{TRANSFORMER}/*"]))
     except Exception as error:  # of the network, or of the hub
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"model {source}: no such folder here, and none from the hub ({reason})") from None
@@ -102,7 +106,20 @@ def folder_options(folder: str | os.PathLike, overrides: Sequence[str] = ()) -> 
     tree = without_paths(tree)
     if tree["dataset"]["vocab_path"] != "none":
         tree["dataset"]["vocab_path"] = str(file_of(folder, VOCABULARY))
+    if transformer_of(tree):
+        tree["model"]["seq2vec"]["path"] = str(transformer_folder(folder))
     return changed_tree(tree, overrides, where)
+
+
+def transformer_folder(folder: Path) -> Path:
+    """Return the path of a model folder's text transformer. Raise InputError for files that are missing or not ours."""
+    path = folder / TRANSFORMER
+    texts = [file_of(folder, f"{TRANSFORMER}/{name}").read_text("utf-8", "replace") for name in OF_TRANSFORMER]
+    if others := sorted({file.name for file in path.iterdir()} - {*OF_TRANSFORMER}):
+        raise InputError(f"{path}: a model folder has no {others[0]} there")
+    if found := next(filter(None, map(CODE.search, texts)), None):
+        raise InputError(f"{path}: the key {found[1]} would load other code, and is not read")
+    return path
 
 
 def options_of(checkpoint: str, path_opt: str | None, overrides: Sequence[str]) -> Options:
@@ -197,12 +214,15 @@ class _Rules(BaseModel):
 
 def not_shareable(tree: dict[str, Any]) -> str | None:
     """Return why a model of these options needs files that a model folder cannot hold; None if it needs none."""
-    text, clip = tree["model"].get("seq2vec") or {}, tree["model"].get("clip") or {}
-    if text.get("arch") in ("transformer", "frozen_transformer"):
-        return f"model.seq2vec.arch {text['arch']}: its tokenizer stands elsewhere, and a model folder cannot hold it"
+    clip = tree["model"].get("clip") or {}
     if ":" in clip.get("arch", ""):
         return f"model.clip.arch must be a name of open_clip in a model folder, got {clip['arch']}"
     return None
+
+
+def transformer_of(tree: dict[str, Any]) -> str | None:
+    """Return the folder or name of the text transformer in these options; None if they have none."""
+    return (tree["model"].get("seq2vec") or {}).get("path")
 
 
 def without_paths(tree: dict[str, Any]) -> dict[str, Any]:
@@ -212,6 +232,8 @@ def without_paths(tree: dict[str, Any]) -> dict[str, Any]:
         model["pretrained"] = "none"
     if "dir_st" in model.get("seq2vec", {}):
         model["seq2vec"] = model["seq2vec"] | {"dir_st": "seq2vec"}
+    if transformer_of(tree):
+        model["seq2vec"] = model["seq2vec"] | {"path": TRANSFORMER}
     if "/" in (model.get("clip") or {}).get("weights", ""):
         model["clip"] = model["clip"] | {"weights": "none"}
     if dataset["vocab_path"] != "none":

@@ -93,6 +93,8 @@ def main() -> None:
             vocab.save(vocab.Vocabulary(words), new / model_folder.VOCABULARY)
         if options.model.reads_local:
             write_json(new / model_folder.RULES, read_rules(trained.local_path).to_dict())
+        if transformer := model_folder.transformer_of(trained.to_dict()):
+            save_transformer(transformer, new / model_folder.TRANSFORMER)
         if made.split:
             write_json(new / model_folder.SPLIT, made.split)
         write_text(new / model_folder.CARD, card(made, *notes))
@@ -114,12 +116,31 @@ def shared_options(options: Options) -> Options:
     return check_options({key: value for key, value in tree.items() if value is not None}, "the options of the model")
 
 
+def save_transformer(source: str, folder: Path) -> None:
+    """Write the configuration and the tokenizer of a text transformer into a folder; its weights are in the model's.
+
+    Raise InputError where the transformer is gone, or has no tokenizer that one file holds.
+    """
+    from transformers import AutoConfig, AutoTokenizer
+
+    try:
+        for part in (AutoConfig, AutoTokenizer):
+            part.from_pretrained(source).save_pretrained(folder)
+    except (OSError, ValueError) as error:
+        raise InputError(f"model.seq2vec.path {source}: {str(error).splitlines()[0]}") from None
+    for file in folder.iterdir():
+        if file.name not in model_folder.OF_TRANSFORMER:
+            file.unlink()
+    model_folder.transformer_folder(folder.parent)
+
+
 def check_out(out: Path, replace: bool) -> None:
     """Raise InputError for a folder that may not be written: of another kind, or there without `replace`."""
     if not out.name or (out.exists() and not out.is_dir()):
         raise InputError(f"--out {out} must be the name of a folder, such as models/NAME")
     names = {path.name for path in out.iterdir()} if out.is_dir() else set()
-    if names and not {model_folder.WEIGHTS, model_folder.OPTIONS} <= names <= {*model_folder.FILES}:
+    ours = {*model_folder.FILES, model_folder.TRANSFORMER}
+    if names and not {model_folder.WEIGHTS, model_folder.OPTIONS} <= names <= ours:
         raise InputError(f"--out {out} is there and is no model folder; choose another name")
     if names and not replace:
         raise InputError(f"--out {out} holds a model; --replace writes over it")
