@@ -32,7 +32,6 @@ def wanted(request, work, tmp_path, run) -> np.ndarray:
     transformer = write_transformer(tmp_path)
     tree = load_options("tiny.yaml").to_dict()
     tree["model"]["seq2vec"] = {"arch": request.param, "path": str(transformer)}
-    tree["dataset"]["vocab_path"] = "none"
     options = Options.model_validate(tree)
     torch.manual_seed(0)
     model = build_model(options, ()).eval()

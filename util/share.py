@@ -110,6 +110,8 @@ def shared_options(options: Options) -> Options:
     if fault := model_folder.not_shareable(tree):
         raise InputError(fault)
     tree = model_folder.without_paths(tree)
+    if options.model.tokenizer != "vocabulary":
+        tree["dataset"]["vocab_path"] = "none"
     for key in model_folder.DATA:
         path = os.path.relpath(tree["dataset"][key])
         tree["dataset"][key] = Path(path).name if path.startswith("..") else path
