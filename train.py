@@ -14,6 +14,7 @@ import hashlib
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -120,65 +121,94 @@ def train_fold(
     fold: Fold, checkpoint: dict | None, options: Options, words: Sequence[str], device: torch.device, force: bool
 ) -> None:
     """Train a fold from its checkpoint, or anew, to its end; leave checkpoints, log and history in its folder."""
-    criterion = make_criterion(options.optim, device)
-    model = prepare(start_model(fold, checkpoint, options, words), options, device)
+    state = start_state(fold, checkpoint, options, words, device)
     train = load_data(fold.train, options, words, device, training=True)
     val = load_data(fold.val, options, words, device, training=False)
-    optimizer = make_optimizer(model, options.optim, criterion)
-    average, scaler = make_average(model, options.optim.ema), make_scaler(options.optim, device)
-    state = TrainState(model, criterion, optimizer, average, scaler)
-    inputs, rows = fingerprint(train, val), []
+    progress, inputs, rows = state.progress, fingerprint(train, val), checkpoint["rows"] if checkpoint else []
     if checkpoint:
         check_inputs(checkpoint, inputs, fold.folder, force)
-        state.load(checkpoint, fold.folder, device)
-        keep_place(state.progress, checkpoint, train, options, inputs)
-        rows = checkpoint["rows"]
-    progress = state.progress
+        keep_place(progress, checkpoint, train, options, inputs)
     check_alike("the checkpoint, captions or local features", (inputs, progress.steps, progress.batch))
     pairs, images = epoch_size(train, options.dataset)[1], len(fold.val.images)
     logger.info(f"fold {fold.number}: {pairs} pairs to train on, {images} images to validate on, into {fold.folder}")
-
     with (
         StopSignals() as signals,
         recorded(fold.folder, fold.names, options, rows, device) as log,
         Background(IN_BACKGROUND) as background,
     ):
-        saved_at = time.monotonic()
-
-        def save(name: str) -> None:
-            nonlocal saved_at
-            if not is_main():
-                return
-            last = name == LAST
-            saved_at = time.monotonic() if last else saved_at
-            tree = state.for_resume(options, words, log.rows, inputs) if last else state.for_scoring(options, words)
-            copied, path = snapshot(tree, device), fold.folder / name
-            background.put(name, lambda: save_checkpoint(copied(), path, keep_previous=last))
-
-        def after_step() -> None:
-            steps, minutes = options.logs.save_steps, options.logs.save_minutes
-            late = minutes and time.monotonic() - saved_at >= 60 * minutes
-            if late or (steps and progress.steps % steps == 0):
-                save(LAST)
-            check()
+        saver = Saver(fold.folder, state, options, words, inputs, log, background)
 
         def check() -> None:
             background.check()
             signals.check()
 
-        with saved_when_stopped(save, background, signals, fold.folder):
+        def after_step() -> None:
+            saver.save_if_due()
+            check()
+
+        with saved_when_stopped(saver, signals):
             while not largest(is_finished(options.optim, progress.epoch, log.rows)):  # the main process has the rows
                 train_one_epoch(state, train, options, fold.number, log, after_step)
                 if (progress.epoch + 1) % options.logs.eval_step == 0 or progress.epoch + 1 == options.optim.epochs:
-                    rsum = evaluate(state, val, options, log, background, check)
-                    if rsum > progress.best_rsum:  # of equal epochs the first is kept
-                        progress.best_rsum = rsum
-                        save(BEST)
+                    saver.save_if_best(evaluate(state, val, options, log, background, check))
                 progress.next_epoch()
-                save(LAST)
-            if progress.epoch < options.optim.epochs:
-                waited = f"no validation was better in {options.optim.early_stopping} epochs"
-                logger.info(f"fold {fold.number} stops early, after epoch {progress.epoch - 1}: {waited}")
+                saver.save(LAST)
+        if progress.epoch < options.optim.epochs:
+            waited = f"no validation was better in {options.optim.early_stopping} epochs"
+            logger.info(f"fold {fold.number} stops early, after epoch {progress.epoch - 1}: {waited}")
+
+
+def start_state(
+    fold: Fold, checkpoint: dict | None, options: Options, words: Sequence[str], device: torch.device
+) -> TrainState:
+    """Build everything that training changes, as it was when the checkpoint was written, or anew."""
+    criterion = make_criterion(options.optim, device)
+    model = prepare(start_model(fold, checkpoint, options, words), options, device)
+    optimizer = make_optimizer(model, options.optim, criterion)
+    average, scaler = make_average(model, options.optim.ema), make_scaler(options.optim, device)
+    state = TrainState(model, criterion, optimizer, average, scaler)
+    if checkpoint:
+        state.load(checkpoint, fold.folder, device)
+    return state
+
+
+@dataclass
+class Saver:
+    """Write the checkpoints of a fold in the background; of several processes the main one does."""
+
+    folder: Path
+    state: TrainState
+    options: Options
+    words: Sequence[str]
+    inputs: str
+    log: RunLog | NoLog
+    background: Background
+    saved_at: float = field(default_factory=lambda: time.monotonic())
+
+    def save(self, name: str) -> None:
+        """Copy the state, and have the copy written as the BEST or the LAST checkpoint."""
+        if not is_main():
+            return
+        if name == LAST:
+            self.saved_at = time.monotonic()
+            tree = self.state.for_resume(self.options, self.words, self.log.rows, self.inputs)
+        else:
+            tree = self.state.for_scoring(self.options, self.words)
+        copied = snapshot(tree, next(self.state.model.parameters()).device)
+        self.background.put(name, lambda: save_checkpoint(copied(), self.folder / name, keep_previous=name == LAST))
+
+    def save_if_due(self) -> None:
+        """Save the last checkpoint after so many steps or minutes (`logs.save_steps`, `logs.save_minutes`)."""
+        steps, minutes = self.options.logs.save_steps, self.options.logs.save_minutes
+        late = minutes and time.monotonic() - self.saved_at >= 60 * minutes
+        if late or (steps and self.state.progress.steps % steps == 0):
+            self.save(LAST)
+
+    def save_if_best(self, rsum: float) -> None:
+        """Save the best checkpoint if this sum of validation recalls is larger than every one before."""
+        if rsum > self.state.progress.best_rsum:
+            self.state.progress.best_rsum = rsum
+            self.save(BEST)
 
 
 def start_model(fold: Fold, checkpoint: dict | None, options: Options, words: Sequence[str]) -> Model:
@@ -275,22 +305,20 @@ def evaluate(
 
 
 @contextlib.contextmanager
-def saved_when_stopped(
-    save: Callable[[str], None], background: Background, signals: StopSignals, folder: Path
-) -> Iterator[None]:
+def saved_when_stopped(saver: Saver, signals: StopSignals) -> Iterator[None]:
     """Save the last checkpoint where a signal stops the run, and say how to go on."""
     try:
         yield
     except Interrupted as stop:
-        save(LAST)
-        background.wait()
+        saver.save(LAST)
+        saver.background.wait()
         wait_for_all()  # torchrun ends the others soon after the first that ends
-        message = f"{stop}; saved in {folder}: go on with the same command and --resume"
+        message = f"{stop}; saved in {saver.folder}: go on with the same command and --resume"
         raise Interrupted(stop.signum, message) from None
     except RuntimeError as error:  # the signal also went to the loader's workers, and ended a step half-way
         if not (signals.signum and worker_died(error)):
             raise
-        message = f"stopped with its loader workers: go on from the last checkpoint in {folder} with --resume"
+        message = f"stopped with its loader workers: go on from the last checkpoint in {saver.folder} with --resume"
         raise Interrupted(signals.signum, message) from None
 
 
