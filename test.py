@@ -14,8 +14,10 @@ import logging
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from data import Data, Split, load_data, read_split, validation_split
@@ -51,6 +53,19 @@ Vectors = tuple[Tensor, Captions]  # of a split: its images (N, D), and its capt
 
 
 def main() -> None:
+    arguments = parse()
+    options = load_options(arguments.path_opt, arguments.set)
+    device = pick_device(arguments.device)
+    check_trained(options, arguments)
+    check_writable(Path(options.logs.matrices), "logs.matrices")
+    run = TrainedRun(options, load_words(options), device)
+    if arguments.bank_grid:
+        print_bank_grid(run)
+    else:
+        score_run(run, arguments)
+
+
+def parse() -> argparse.Namespace:
     parser = Parser(prog="test.py", description="Score the k folds of a run on the test split.")
     parser.add_options()
     add = parser.add_argument
@@ -61,70 +76,104 @@ def main() -> None:
     add("--bank-grid", action="store_true", help="only print validation mR, the fold's train images as the bank")
     add_classes(parser)
     parser.add_device()
-    arguments = parser.parse_args()
-    options = load_options(arguments.path_opt, arguments.set)
-    device = pick_device(arguments.device)
-    run, folder = options.run_folder, Path(options.logs.matrices)
-    folds = range(options.k_fold.current_num, options.k_fold.nums)
-    absent = [fold for fold in folds if not (run / str(fold) / BEST).is_file()]
+    return parser.parse_args()
+
+
+def check_trained(options: Options, arguments: argparse.Namespace) -> None:
+    """Raise InputError if a fold has no checkpoint."""
+    run = options.run_folder
+    absent = [fold for fold in fold_numbers(options) if not (run / str(fold) / BEST).is_file()]
     if absent:
         raise InputError(
             f"{run}: folds {absent} have no {BEST}; train them with: python train.py "
             f"{same_options(arguments)} --resume, or score fewer with --set k_fold.nums=K"
         )
-    check_writable(folder, "logs.matrices")
-    words, data_path = load_words(options), options.dataset.data_path
 
-    def read(split: Split) -> Data:
-        return load_data(split, options, words, device, training=False)
 
-    def fold_part(fold: int, part: str) -> Data:
-        return read(validation_split(run / str(fold), options, part))
+def fold_numbers(options: Options) -> range:
+    """Return the numbers of the folds to score."""
+    return range(options.k_fold.current_num, options.k_fold.nums)
 
-    def fold_model(fold: int) -> Model:
-        checkpoint = read_checkpoint(file := run / str(fold) / BEST)
+
+class TrainedRun(NamedTuple):
+    """A run to score: its options, vocabulary and device."""
+
+    options: Options
+    words: Sequence[str]
+    device: torch.device
+
+    def read(self, split: Split) -> Data:
+        """Read the images and captions of a split."""
+        return load_data(split, self.options, self.words, self.device, training=False)
+
+    def fold_part(self, fold: int, part: str) -> Data:
+        """Read the images of a fold that train or validate."""
+        return self.read(validation_split(self.options.run_folder / str(fold), self.options, part))
+
+    def model(self, fold: int) -> Model:
+        """Load the best model of a fold."""
+        checkpoint = read_checkpoint(file := self.options.run_folder / str(fold) / BEST)
         check_alike(f"the checkpoint {file}", checkpoint.get("Eiters"))
-        return load_model(checkpoint, options, words, device)
+        return load_model(checkpoint, self.options, self.words, self.device)
 
-    if arguments.bank_grid:
-        with joined(device):
-            grids = [grid_of(fold_model(k), fold_part(k, "val"), fold_part(k, "train"), options) for k in folds]
-        if is_main():
-            print(f"validation mR, ties at random, mean over {len(grids)} folds, by temperature")
-            rows = zip(("no bank", "static", "dynamic"), np.mean(grids, axis=0).tolist(), strict=True)
-            print(table([["", *map(str, GRID)], *([name, *mr] for name, mr in rows)]))
-        return
-    split = read_split(data_path, "test")
+
+def print_bank_grid(run: TrainedRun) -> None:
+    """Print validation mR by kind and temperature of the query bank, the mean over the folds."""
+    grids = []
+    with joined(run.device):
+        for fold in fold_numbers(run.options):
+            parts = run.fold_part(fold, "val"), run.fold_part(fold, "train")
+            grids.append(grid_of(run.model(fold), *parts, run.options))
+    if is_main():
+        print(f"validation mR, ties at random, mean over {len(grids)} folds, by temperature")
+        rows = zip(("no bank", "static", "dynamic"), np.mean(grids, axis=0).tolist(), strict=True)
+        print(table([["", *map(str, GRID)], *([name, *mr] for name, mr in rows)]))
+
+
+def score_run(run: TrainedRun, arguments: argparse.Namespace) -> None:
+    """Score every fold on the test split; write and print the results."""
+    options = run.options
+    split = read_split(options.dataset.data_path, "test")
     classes = class_of_images(split.images, arguments.classes) if arguments.classes else None
-    test = read(split)
-    bank = read(read_split(data_path, "train")) if arguments.bank else None
+    test = run.read(split)
+    bank = run.read(read_split(options.dataset.data_path, "train")) if arguments.bank else None
     logger.info(describe("test", test))
-    experiment, matrices, scores = options.k_fold.experiment_name, {}, defaultdict(list)
-    with joined(device):
-        for fold in folds:
-            found, ranks = score_fold(fold_model(fold), test, fold_part(fold, "val"), bank, arguments, options)
-            matrices |= {f"{experiment}_{fold}{suffix}": matrix for suffix, matrix in found.items()}
+    matrices, scores = {}, defaultdict(list)
+    with joined(run.device):
+        for fold in fold_numbers(options):
+            found, ranks = score_fold(run.model(fold), test, run.fold_part(fold, "val"), bank, arguments, options)
+            matrices |= {f"{options.k_fold.experiment_name}_{fold}{end}": matrix for end, matrix in found.items()}
             for name, of_fold in ranks.items():
-                scores[name].append(fold_score(fold, of_fold, test.split, classes=classes))
-    if not is_main():  # it has helped to encode
-        return
-    results = Results.of(
+                scores[name].append(fold_score(fold, of_fold, split, classes=classes))
+    if is_main():  # nothing is written before every fold has been scored
+        write(run_results(scores, options, arguments.bank), matrices, split, options)
+
+
+def run_results(scores: dict[str, list[FoldScore]], options: Options, bank: str | None) -> Results:
+    """Return the results of a run from the scores of its folds: plain, reranked, with a query bank of this kind."""
+    return Results.of(
         scores["plain"],
-        experiment=experiment,
+        experiment=options.k_fold.experiment_name,
         dataset=options.dataset.datatype,
-        lists=Path(data_path).name,
-        rerank=Reranked.of(scores["rerank"], setting=PUBLISHED) if arguments.rerank else None,
-        bank=Banked.of(scores["bank"], kind=arguments.bank) if arguments.bank else None,
+        lists=Path(options.dataset.data_path).name,
+        rerank=Reranked.of(scores["rerank"], setting=PUBLISHED) if scores["rerank"] else None,
+        bank=Banked.of(scores["bank"], kind=bank) if scores["bank"] else None,
     )
-    for name, matrix in matrices.items():  # nothing is written before every fold has been scored
+
+
+def write(results: Results, matrices: dict[str, Matrix | np.ndarray], split: Split, options: Options) -> None:
+    """Write the matrices, tables and figures of a run, and print the table."""
+    folder, run, name = Path(options.logs.matrices), options.run_folder, options.k_fold.experiment_name
+    for file, matrix in matrices.items():
         if isinstance(matrix, Matrix):
-            matrix.save(folder / f"{name}.npy")
+            matrix.save(folder / f"{file}.npy")
         else:
-            save_array(folder / f"{name}.npy", matrix)
+            save_array(folder / f"{file}.npy", matrix)
     write_json(run / "results.json", results.model_dump())
     write_text(run / "results.md", markdown(results))
     write_text(run / "results.csv", comma_separated(results))
-    write_ranks(run / "ranks.csv", {fold: matrices[f"{experiment}_{fold}"].sims for fold in folds}, *test.split)
+    sims = {fold: matrices[f"{name}_{fold}"].sims for fold in fold_numbers(options)}
+    write_ranks(run / "ranks.csv", sims, *split)
     logger.info(markdown(results))
     pictures, _ = draw_run(run, matrices=folder)
     logger.info(f"{run}/results.json, .md, .csv, ranks.csv; {len(pictures)} figures in figures; matrices in {folder}")
