@@ -48,7 +48,7 @@ def values(kind: Any, bounds: Sequence[Any] = ()) -> str:
     if parts:
         return ", ".join(values(part) for part in parts if part is not type(None))
     limits = [f"{BOUNDS[at]} {getattr(bound, at)}" for bound in bounds for at in BOUNDS if hasattr(bound, at)]
-    return f"{KINDS[kind]} {' and '.join(limits)}".strip()
+    return f"{KINDS[kind]} {', '.join(limits)}".strip()
 
 
 def main() -> None:

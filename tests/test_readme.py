@@ -1,4 +1,4 @@
-"""The README's lines of Python run on the model in the box."""
+"""The README's lines of Python run on the pretrained model, models/rs_lite."""
 
 from __future__ import annotations
 
