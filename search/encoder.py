@@ -56,10 +56,9 @@ def add_model_and_scenes(parser: Parser, scales: Sequence[int] = SCALES) -> None
 
 
 def read_model(arguments: argparse.Namespace) -> tuple[Encoder, RasterRules]:
-    """Load the model that a command line names, and the rules by which it reads scenes.
+    """Load the model that a command line names, else the one in the box, and the rules by which it reads scenes.
 
-    Sets the model in the box where none is named. Raises InputError where there is no model, where it needs a
-    detector's regions and none are given, and for values that cannot be.
+    Raises InputError where there is no model, where it needs a detector's regions, and for values that cannot be.
     """
     if min(arguments.scales) < 16:
         raise InputError(f"--scales must be at least 16 pixels, got {min(arguments.scales)}")

@@ -63,7 +63,9 @@ def main() -> None:
             scores.append(query.score(scene.map_of(sentence) / np.float32(255)))
             rows.append({"scene": name, "caption": query.caption} | scores[-1]._asdict())
     mean, of_flat = (SeloScores(*np.mean(part, axis=0).tolist()) for part in (scores, flat))
-    print(table({"this model": mean, "a flat map": of_flat}, len(rows), len(queries)))
+    print(f"| {len(rows)} queries, {len(queries)} scenes | Rsu | Rda | Ras | Rmi |\n|---|---|---|---|---|")
+    for name, score in (("this model", mean), ("a flat map", of_flat)):
+        print(f"| {name} | {score.rsu:.4f} | {score.rda:.4f} | {score.ras:.4f} | {score.rmi:.4f} |")
     if arguments.json:
         write_json(arguments.json, {"mean": mean._asdict(), "flat": of_flat._asdict(), "queries": rows})
         logger.info(f"written: {arguments.json}")
@@ -77,14 +79,6 @@ def read_annotations(path: Path) -> dict[str, list[Query]]:
     if not queries:
         raise InputError(f"annotations {path} hold no query")
     return queries
-
-
-def table(rows: dict[str, SeloScores], queries: int, scenes: int) -> str:
-    """Return a Markdown table in the order that papers print; Ras: lower is better."""
-    lines = [f"| {queries} queries, {scenes} scenes | Rsu | Rda | Ras | Rmi |", "|---|---|---|---|---|"]
-    for name, score in rows.items():
-        lines.append(f"| {name} | {score.rsu:.4f} | {score.rda:.4f} | {score.ras:.4f} | {score.rmi:.4f} |")
-    return "\n".join(lines)
 
 
 def _parse() -> argparse.Namespace:

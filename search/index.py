@@ -12,12 +12,10 @@ from __future__ import annotations
 import argparse
 import itertools
 import logging
-from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 from search.encoder import add_model_and_scenes, digest_of, encode_records, read_model
-from search.pictures import find_files, given_regions, records_of
+from search.pictures import Found, find_files, given_regions, records_of
 from search.rasters import RasterRules
 from search.store import PLACE, Index, Mark, Record, open_index
 from util.encoder import Encoder
@@ -35,28 +33,23 @@ def main() -> None:
     if arguments.export:
         export(arguments.index, Path(arguments.export))
         return
-    find_files(arguments.images)  # before the model is loaded
+    found = find_files(arguments.images)  # before the model is loaded
     encoder, rules = read_model(arguments)
     with open_index(arguments.index, create=True) as index:
-        mark = make_mark(arguments, encoder)
+        mark = Mark(
+            checkpoint=str(Path(arguments.resume).absolute()),
+            sha256=digest_of(arguments.resume),
+            options=encoder.options.to_dict(),
+            words=list(encoder.words),
+            rules=encoder.rules.to_dict(),
+            images=str(arguments.images.absolute()),
+            dim=encoder.sentences(["image"]).shape[1],
+            scales=arguments.scales,
+            bands=arguments.bands,
+            stretch=arguments.stretch,
+        )
         check_mark(index, mark, arguments)
-        build(index, mark, encoder, rules, arguments)
-
-
-def make_mark(arguments: argparse.Namespace, encoder: Encoder) -> Mark:
-    """Build the mark of the index that these arguments make."""
-    return Mark(
-        checkpoint=str(Path(arguments.resume).absolute()),
-        sha256=digest_of(arguments.resume),
-        options=encoder.options.to_dict(),
-        words=list(encoder.words),
-        rules=encoder.rules.to_dict(),
-        images=str(arguments.images.absolute()),
-        dim=encoder.sentences(["image"]).shape[1],
-        scales=arguments.scales,
-        bands=arguments.bands,
-        stretch=arguments.stretch,
-    )
+        build(index, mark, found, encoder, rules, arguments)
 
 
 def check_mark(index: Index, mark: Mark, arguments: argparse.Namespace) -> None:
@@ -76,33 +69,19 @@ def check_mark(index: Index, mark: Mark, arguments: argparse.Namespace) -> None:
         raise InputError(f"index {index.address} is there and complete; --add brings it up to date")
 
 
-class Plan(NamedTuple):
-    """Hold what a folder's index lacks.
+def compare(
+    index: Index, root: Path, found: Found, scales: list[int], rules: RasterRules
+) -> tuple[list[Record], list[str], int]:
+    """Return the rows that an index lacks, the keys of those to delete, and the number of files that are gone.
 
-    paths: all files of the folder, by name. records: rows to make. faults: why a file was left out. stale: keys of rows
-    to delete at the end. gone: the number of files that are no longer there.
+    A file is done when all of its rows bear its size and time stamp. What cannot be read joins `found.faults`.
     """
-
-    paths: dict[str, Path]
-    records: list[Record]
-    faults: dict[str, str]
-    stale: list[str]
-    gone: int
-
-
-def make_plan(index: Index, root: Path, scales: Sequence[int], rules: RasterRules) -> Plan:
-    """Compare the folder with the index: a file is done when all of its rows bear its size and time stamp."""
-    files, faults, others = find_files(root)
-    if others:
-        kinds = [f"{number} {kind}" for kind, number in others.most_common()]
-        logger.info(f"passed over, for they are no images: {some(kinds, 20)}")
     rows: dict[str, list[Record]] = {}
     for record in index.records():
         rows.setdefault(record.path, []).append(record)
-    gone = rows.keys() - files.keys()
+    gone, missing = rows.keys() - found.files.keys(), []
     stale = [row.key for name in gone for row in rows[name]]
-    plan = Plan({name: root / name for name in files}, [], {fault: fault for fault in faults}, stale, len(gone))
-    for name, status in Bar(files.items(), "reading heads", unit="file"):
+    for name, status in Bar(found.files.items(), "reading heads", unit="file"):
         old, stamp = rows.get(name, []), (status.st_size, status.st_mtime_ns)
         here = {row.key for row in old if (row.size, row.mtime_ns) == stamp}
         if here and len(here) == len(old) == old[0].windows:
@@ -111,38 +90,42 @@ def make_plan(index: Index, root: Path, scales: Sequence[int], rules: RasterRule
         try:
             wanted = records_of(root, name, status, scales, rules)
         except (InputError, OSError) as error:
-            plan.faults[name] = str(error)
-        plan.records.extend(record for record in wanted if record.key not in here)
-        plan.stale.extend({row.key for row in old} - {record.key for record in wanted})
-    return plan
+            found.faults[name] = str(error)
+        missing += [record for record in wanted if record.key not in here]
+        stale += {row.key for row in old} - {record.key for record in wanted}
+    return missing, stale, len(gone)
 
 
-def build(index: Index, mark: Mark, encoder: Encoder, rules: RasterRules, arguments: argparse.Namespace) -> None:
+def build(
+    index: Index, mark: Mark, found: Found, encoder: Encoder, rules: RasterRules, arguments: argparse.Namespace
+) -> None:
     """Make the rows that the index lacks, then delete those of files that are gone, changed or unreadable."""
-    plan = make_plan(index, arguments.images, arguments.scales, rules)
-    readable = {name: path for name, path in plan.paths.items() if name not in plan.faults}
-    regions = given_regions(arguments, readable, rules)
+    root, faults = arguments.images, found.faults
+    if found.others:
+        kinds = [f"{number} {kind}" for kind, number in found.others.most_common()]
+        logger.info(f"passed over, for they are no images: {some(kinds, 20)}")
+    missing, stale, gone = compare(index, root, found, arguments.scales, rules)
+    regions = given_regions(arguments, {name: root / name for name in found.files if name not in faults}, rules)
     with StopSignals() as stop:
-        batches = encode_records(encoder, arguments.images, plan.records, rules, arguments.workers, regions)
-        for records, vectors, faults in batches:
-            plan.faults.update(faults)
+        for records, vectors, bad in encode_records(encoder, root, missing, rules, arguments.workers, regions):
+            faults |= bad
             if records:
                 index.put(records, vectors)
             stop.check()
-    index.drop([*plan.stale, *(record.key for record in plan.records if record.path in plan.faults)])
+    index.drop([*stale, *(record.key for record in missing if record.path in faults)])
     index.complete(mark)
-    made = {record.path for record in plan.records} - plan.faults.keys()
+    made = {record.path for record in missing} - faults.keys()
     logger.info(
-        f"{index.address}: {index.count()} rows; {len(made)} files new or changed, {plan.gone} gone; ask it with "
+        f"{index.address}: {index.count()} rows; {len(made)} files new or changed, {gone} gone; ask it with "
         f"python -m search.query --index {index.address} --text '...'"
     )
-    if faults := sorted(plan.faults.values()):
-        log = ""
+    if faults:
+        log, said = "", sorted(faults.values())
         if Path(index.address).is_dir():  # of a server nothing is known here
             path = Path(index.address).with_suffix(".log")
             log = f" (all of them: {path})"
-            write_text(path, "\n".join(map(printable, faults)) + "\n")
-        logger.warning(f"{len(faults)} files were not read{log}: {some(faults)}")
+            write_text(path, "\n".join(map(printable, said)) + "\n")
+        logger.warning(f"{len(said)} files were not read{log}: {some(said)}")
 
 
 def export(address: str, path: Path) -> None:

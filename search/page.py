@@ -14,6 +14,7 @@ import functools
 import hashlib
 import logging
 import signal
+import sys
 import tempfile
 import threading
 from collections.abc import Callable
@@ -29,13 +30,13 @@ from search import query
 from search.localise import STRENGTH, SceneVectors, encode_scene, overlay
 from search.pictures import PICTURES, picture_size
 from search.rasters import SUFFIXES, open_scene
-from search.store import Index, Record, open_index
+from search.store import Hit, Index, Record, open_index
 from search.windows import SCALES, selo_windows
 from util.device import pick_device
 from util.encoder import LONGEST, Encoder
 from util.images import formats
 from util.lists import safe_paths
-from utils import InputError, Interrupted, Parser, describe, printable, run_command, write_json, write_text
+from utils import InputError, Parser, describe, printable, run_command, write_json, write_text
 
 logger = logging.getLogger("galr")
 
@@ -59,7 +60,7 @@ HEADERS = [(b"content-security-policy", POLICY), (b"x-content-type-options", b"n
 
 
 class Question(NamedTuple):
-    """Hold what was asked: its vector (D,), in words, what narrows it, and the number of answers wanted."""
+    """Hold what was asked: its vector (D,), in words, what narrows it, `query.ask`'s `fold`, and how many to show."""
 
     vector: np.ndarray
     words: str
@@ -103,12 +104,12 @@ class Site:
         image.thumbnail((THUMBNAIL, THUMBNAIL))
         return image
 
-    def files(self, answers: list[query.Answer], session: str) -> tuple[str, str]:
+    def files(self, answers: list[Hit], session: str) -> list[str]:
         """Write the answers as CSV and as GeoJSON, in files of this session."""
-        folder = self.folder / hashlib.sha256(session.encode()).hexdigest()[:16]
-        write_text(folder / "answers.csv", query.to_csv(answers))
-        write_json(folder / "answers.geojson", query.to_geojson(answers))
-        return str(folder / "answers.csv"), str(folder / "answers.geojson")
+        name = self.folder / hashlib.sha256(session.encode()).hexdigest()[:16] / "answers"
+        write_text(name.with_suffix(".csv"), query.to_csv(answers))
+        write_json(name.with_suffix(".geojson"), query.to_geojson(answers))
+        return [f"{name}.csv", f"{name}.geojson"]
 
     def heat(self, name: str | None, upload: str | None, sentence: str) -> tuple[Image.Image, np.ndarray]:
         """Return a scene, uploaded or else of the index, reduced, and the map (H, W) uint8 of a sentence over it."""
@@ -145,7 +146,7 @@ def build_page(site: Site) -> gr.Blocks:
 
 
 def _search_tab(site: Site) -> None:
-    question, answers = gr.State(None), gr.State([])
+    question, records = gr.State(None), gr.State([])
     with gr.Row():
         with gr.Column(scale=2):
             sentence = gr.Textbox(label="Sentence", max_length=LONGEST, elem_id="sentence", autofocus=True)
@@ -165,15 +166,16 @@ def _search_tab(site: Site) -> None:
         more = gr.Button("More", elem_id="more")
         as_csv = gr.DownloadButton("CSV", elem_id="csv")
         as_geojson = gr.DownloadButton("GeoJSON", elem_id="geojson")
-    shown = [gallery, status, as_csv, as_geojson, question, answers]
+    shown = [gallery, status, as_csv, as_geojson, question, records]
     errors_in_status = _errors_in(status, shown)
 
     def show(asked: Question, request: gr.Request) -> tuple:
         found = query.ask(site.index, asked.vector, asked.top, asked.within, asked.fold)
-        captions = [f"{one.rank} · {one.score:.4f} · {one.record}{one.alike}" for one in found]
-        tiles = [(site.thumbnail(one.record), caption) for one, caption in zip(found, captions, strict=True)]
+        captions = (f"{rank} · {hit.score:.4f} · {hit}" for rank, hit in enumerate(found, start=1))
+        tiles = [(site.thumbnail(hit.record), caption) for hit, caption in zip(found, captions, strict=True)]
         files = site.files(found, request.session_hash or "")
-        return tiles, f"{len(found)} for: {printable(asked.words)}", *files, asked, found
+        records = [hit.record for hit in found]
+        return tiles, f"{len(found)} for: {printable(asked.words)}", *files, asked, records
 
     @errors_in_status
     def by_question(
@@ -189,13 +191,13 @@ def _search_tab(site: Site) -> None:
         return show(asked._replace(top=min(asked.top + PAGE, MOST)), request)
 
     @errors_in_status
-    def alike(event: gr.SelectData, asked: Question, found: list[query.Answer], request: gr.Request) -> tuple:
-        return show(site.like(found[int(event.index)].record, asked), request)
+    def alike(event: gr.SelectData, asked: Question, records: list[Record], request: gr.Request) -> tuple:
+        return show(site.like(records[int(event.index)], asked), request)
 
     asked = [sentence, upload, fold, folder, area, since, until]
     gr.on([search.click, sentence.submit, upload.upload], by_question, asked, shown, **PRIVATE)
     more.click(extend, [question], shown, **PRIVATE)
-    gallery.select(alike, [question, answers], shown, **PRIVATE)
+    gallery.select(alike, [question, records], shown, **PRIVATE)
 
 
 def _scene_tab(site: Site) -> None:
@@ -273,25 +275,16 @@ def serve(page: gr.Blocks, host: str, port: int, upload_mb: int) -> str:
     for name in Image.OPEN.keys() - set(formats()):
         del Image.OPEN[name]  # Gradio opens uploads by Pillow: a format of programs (EPS) is none of ours
         Image.ID.remove(name)
+    guard = Middleware(Guard, limit=upload_mb * 2**20 + BESIDES)
+    theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"])  # none of the network
+    quiet = {"quiet": True, "share": False, "enable_monitoring": False, "ssr_mode": False, "footer_links": []}
+    place = {"server_name": host, "server_port": port, "prevent_thread_lock": True}
+    limits = {"max_file_size": f"{upload_mb}mb", "app_kwargs": {"middleware": [guard]}}
     try:
-        _, address, _ = page.launch(
-            server_name=host,
-            server_port=port,
-            share=False,
-            quiet=True,
-            prevent_thread_lock=True,
-            enable_monitoring=False,
-            ssr_mode=False,
-            footer_links=[],
-            max_file_size=f"{upload_mb}mb",
-            css=STYLE,
-            theme=gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"]),
-            app_kwargs={"middleware": [Middleware(Guard, limit=upload_mb * 2**20 + BESIDES)]},
-        )
+        return page.launch(css=STYLE, theme=theme, **quiet, **place, **limits)[1]
     except OSError as error:
         reason = str(error).partition(".")[0]
         raise InputError(f"cannot listen on {host}:{port} ({reason}); choose another --port or --host") from None
-    return address
 
 
 def main() -> None:
@@ -300,15 +293,11 @@ def main() -> None:
         encoder = query.encoder_of(index.mark, arguments.resume, pick_device(arguments.device))
         page = build_page(Site(index, encoder, Path(folder)))
         logger.info(f"open {serve(page, arguments.host, arguments.port, arguments.upload_mb)}; Ctrl-C ends it")
-        signal.signal(signal.SIGTERM, _stop)
+        signal.signal(signal.SIGTERM, lambda signum, _: sys.exit(128 + signum))
         try:
             threading.Event().wait()
         finally:
             page.close(verbose=False)
-
-
-def _stop(signum: int, _: Any) -> None:
-    raise Interrupted(signum, "stopped")
 
 
 def _parse() -> argparse.Namespace:

@@ -12,6 +12,7 @@ import signal
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from torch.utils.data import Dataset
@@ -33,36 +34,41 @@ PICTURES = (".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".webp", ".gif", ".avif")
 SCENE = 2  # times the largest window: a file whose longer side exceeds that is a scene
 
 
-def find_files(root: Path) -> tuple[dict[str, os.stat_result], list[str], collections.Counter[str]]:
-    """Find the image files of a folder, at any depth: name in the folder -> size and times.
+class Found(NamedTuple):
+    """Hold what a folder holds: images by name in it, with size and times; why others are left out; other files."""
 
-    Hidden files are passed over, linked folders not followed. Returns besides the faults of files that are left out,
-    and the number of other files by suffix. Raises InputError where there is no image.
+    files: dict[str, os.stat_result]
+    faults: dict[str, str]
+    others: collections.Counter[str]  # by suffix
+
+
+def find_files(root: Path) -> Found:
+    """Find the image files of a folder, at any depth; hidden files are passed over, linked folders not followed.
+
+    Raises InputError where there is no image.
     """
     if not root.is_dir():
         raise InputError(f"image folder {root} " + ("is a file; give its folder" if root.exists() else "is not there"))
-    files, faults, others = {}, [], collections.Counter()
-    inside = root.resolve()
+    found, inside = Found({}, {}, collections.Counter()), root.resolve()
     for folder, subfolders, names in os.walk(root):
-        linked = sorted(name for name in subfolders if Path(folder, name).is_symlink())
-        faults.extend(f"folder {Path(folder, name)}: a link, which is not followed" for name in linked)
+        for path in (Path(folder, name) for name in sorted(subfolders) if Path(folder, name).is_symlink()):
+            found.faults[str(path)] = f"folder {path}: a link, which is not followed"
         subfolders[:] = sorted(name for name in subfolders if name[0] != "." and not name.endswith(".db"))
         for path in (Path(folder, name) for name in sorted(names) if name[0] != "."):
             if path.suffix.lower() not in (*SUFFIXES, *PICTURES):
-                others[path.suffix.lower() or "without a suffix"] += 1
+                found.others[path.suffix.lower() or "without a suffix"] += 1
                 continue
             relative = path.relative_to(root).as_posix()
             try:
                 relative.encode()
                 if path.is_symlink() and not Path(os.path.realpath(path)).is_relative_to(inside):
-                    faults.append(f"image {path}: a link that leads out of the folder")
-                else:
-                    files[relative] = path.stat()
+                    raise OSError("a link that leads out of the folder")
+                found.files[relative] = path.stat()
             except (OSError, UnicodeEncodeError) as error:
-                faults.append(f"image {path}: {error}")
-    if not files and not faults:
+                found.faults[str(path)] = f"image {path}: {error}"
+    if not found.files and not found.faults:
         raise InputError(f"image folder {root} holds no images")
-    return files, faults, others
+    return found
 
 
 def picture_size(path: Path, rules: RasterRules) -> tuple[int, int]:

@@ -6,44 +6,30 @@ python -m search.query --index INDEX.db [--text "..."] [--image FILE] [--top 20]
 from __future__ import annotations
 
 import argparse
+import contextlib
 import csv
 import io
 import json
 import logging
 from collections.abc import Sequence
 from datetime import date, datetime, time, timedelta
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
-from pydantic import ValidationError
 
 from option import Options
 from search.encoder import digest_of, load_encoder, note_unknown_words
 from search.rasters import RasterRules, open_scene
-from search.store import NOWHERE, Hit, Index, Mark, Record, open_index, quoted
+from search.store import NOWHERE, Hit, Index, Mark, open_index, quoted
 from util.device import pick_device
 from util.encoder import Encoder, check_sentence
 from util.regions.rules import DETECTOR, LocalRules, sample
-from utils import InputError, Parser, run_command
+from utils import InputError, Parser, checked, run_command
 
 logger = logging.getLogger("galr")
 
 OVERVIEW = 1024  # pixels: the longer side of a scene that is itself the query
-
-
-class Answer(NamedTuple):
-    """Hold an answer: rank from 1, cosine, record, and the near-duplicates hidden under it, best first."""
-
-    rank: int
-    score: float
-    record: Record
-    duplicates: Sequence[Record] = ()
-
-    @property
-    def alike(self) -> str:
-        """Return the number of duplicates, in words that follow a path."""
-        return f" (and {len(self.duplicates)} alike)" if self.duplicates else ""
 
 
 def main() -> None:
@@ -59,16 +45,12 @@ def main() -> None:
     if arguments.json:
         print(json.dumps(to_table(answers), indent=2))
         return
-    lines = [f"{one.rank:4d}  {one.score:.4f}  {one.record}{one.alike}" for one in answers]
+    lines = [f"{rank:4d}  {hit.score:.4f}  {hit}" for rank, hit in enumerate(answers, start=1)]
     print("\n".join(lines) or "nothing found")
 
 
-def ask(index: Index, vector: np.ndarray, top: int, within: str = "", fold: float | None = None) -> list[Answer]:
-    """Return the best `top` answers to a vector (D,).
-
-    within: the filter that they meet (`narrowed`). fold: hide what has at least this cosine with a better answer under
-    that one.
-    """
+def ask(index: Index, vector: np.ndarray, top: int, within: str = "", fold: float | None = None) -> list[Hit]:
+    """Return the best `top` answers to a vector (D,) that meet a filter (`narrowed`); fold: as in `hide_duplicates`."""
     wanted = top
     while True:
         hits = index.search(vector, wanted, within)
@@ -78,18 +60,18 @@ def ask(index: Index, vector: np.ndarray, top: int, within: str = "", fold: floa
         wanted *= 2
 
 
-def hide_duplicates(hits: Sequence[Hit], least: float | None) -> list[Answer]:
-    """Return answers in order; a hit that has at least the cosine `least` with better ones goes under the best such."""
-    kept: list[tuple[Hit, list[Record]]] = []
+def hide_duplicates(hits: Sequence[Hit], least: float | None) -> list[Hit]:
+    """Put each hit that has at least the cosine `least` with better ones under the best such, and return the others."""
+    if least is None:
+        return list(hits)
+    kept: list[Hit] = []
     for hit in hits:
-        same = []
-        if least is not None and kept:
-            same = np.flatnonzero(np.stack([other.vector for other, _ in kept]) @ hit.vector >= least)
-        if len(same):
-            kept[same[0]][1].append(hit.record)
+        cosines = np.stack([other.vector for other in kept]) @ hit.vector if kept else np.zeros(0)
+        if (cosines >= least).any():
+            kept[np.argmax(cosines >= least)].duplicates.append(hit.record)
         else:
-            kept.append((hit, []))
-    return [Answer(rank, hit.score, hit.record, under) for rank, (hit, under) in enumerate(kept, start=1)]
+            kept.append(hit._replace(duplicates=[]))
+    return kept
 
 
 # ---------------------------------------------------------------- what narrows a search
@@ -121,24 +103,19 @@ def narrowed(folder: str = "", bbox: Sequence[float | str] | None = None, since:
 
 
 def _bounds(bbox: Sequence[float | str]) -> list[float]:
-    try:
+    with contextlib.suppress(ValueError):
         west, south, east, north = map(float, bbox)
         if -180 <= west <= 180 and -180 <= east <= 180 and -90 <= south <= north <= 90:
             return [west, south, east, north]
-    except ValueError:
-        pass
-    given = " ".join(map(str, bbox))
-    raise InputError(f"bounds must be west, south, east, north in degrees, got {given}")
+    raise InputError(f"bounds must be west, south, east, north in degrees, got {' '.join(map(str, bbox))}")
 
 
 def _nanoseconds(day: str, days: int = 0) -> int:
     """Return the time stamp at which a day begins here, or so many days later."""
-    try:
+    with contextlib.suppress(ValueError, OverflowError):
         start = datetime.combine(date.fromisoformat(day) + timedelta(days), time())
         if 1677 < start.year < 2262:  # as far as 64 bits reach
             return int(start.timestamp()) * 10**9
-    except (ValueError, OverflowError):
-        pass
     raise InputError(f"a day must be written as 2024-12-31, got {day}")
 
 
@@ -150,10 +127,7 @@ def encoder_of(mark: Mark, resume: str | None, device: torch.device) -> Encoder:
     path = resume or mark.checkpoint
     if digest_of(path) != mark.sha256:
         raise InputError(f"checkpoint {path} is not the one that made this index; --model names that one")
-    try:
-        options = Options(**mark.options)
-    except ValidationError as error:
-        raise InputError(f"the options of this index do not fit this version ({error.errors()[0]['msg']})") from None
+    options = checked(Options, mark.options, "the options of this index")
     return load_encoder(options, path, device, LocalRules.from_dict(mark.rules), mark.words)
 
 
@@ -192,22 +166,22 @@ def raster_rules_of(mark: Mark) -> RasterRules:
 # ---------------------------------------------------------------- answers as JSON, CSV and GeoJSON
 
 
-def to_table(answers: Sequence[Answer]) -> list[dict[str, Any]]:
+def to_table(answers: Sequence[Hit]) -> list[dict[str, Any]]:
     """Return rows for JSON. window: top, bottom, left, right in pixels. place: bounds in degrees, or null."""
     return [
         {
             "rank": rank,
-            "score": round(score, 6),
-            "path": record.path,
-            "window": list(record.window),
-            "place": record.place,
-            "folded": list(map(str, duplicates)),
+            "score": round(hit.score, 6),
+            "path": hit.record.path,
+            "window": list(hit.record.window),
+            "place": hit.record.place,
+            "folded": list(map(str, hit.duplicates)),
         }
-        for rank, score, record, duplicates in answers
+        for rank, hit in enumerate(answers, start=1)
     ]
 
 
-def to_csv(answers: Sequence[Answer]) -> str:
+def to_csv(answers: Sequence[Hit]) -> str:
     """Return rank, score, path, window and place, with a head line.
 
     A blank before a path keeps spreadsheets from taking it for a formula by its first character.
@@ -215,17 +189,17 @@ def to_csv(answers: Sequence[Answer]) -> str:
     text = io.StringIO()
     writer = csv.writer(text)
     writer.writerow(["rank", "score", "path", "top", "bottom", "left", "right", "west", "south", "east", "north"])
-    for rank, score, record, _ in answers:
-        path = f" {record.path}" if record.path[0] in "=+-@\t\r" else record.path
-        writer.writerow([rank, f"{score:.6f}", path, *record.window, *(record.place or [""] * 4)])
+    for row in to_table(answers):
+        path = " " * row["path"].startswith(tuple("=+-@\t\r")) + row["path"]
+        writer.writerow([row["rank"], f"{row['score']:.6f}", path, *row["window"], *(row["place"] or [""] * 4)])
     return text.getvalue()
 
 
-def to_geojson(answers: Sequence[Answer]) -> dict[str, Any]:
+def to_geojson(answers: Sequence[Hit]) -> dict[str, Any]:
     """Return a feature for each answer: its bounds (WGS 84), or no geometry if its file does not say where it lies."""
     features = []
-    for row, answer in zip(to_table(answers), answers, strict=True):
-        west, south, east, north = answer.record[-4:]
+    for row, hit in zip(to_table(answers), answers, strict=True):
+        west, south, east, north = hit.record[-4:]
         ring = [[west, south], [east, south], [east, north], [west, north], [west, south]]
         geometry = {"type": "Polygon", "coordinates": [ring]} if row["place"] else None
         features.append({"type": "Feature", "geometry": geometry, "properties": row})

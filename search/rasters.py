@@ -72,6 +72,12 @@ class RasterRules(NamedTuple):
     truncated: Truncated = "error"
 
 
+@functools.lru_cache(maxsize=1)
+def _decoded(path: str, mtime_ns: int, truncated: Truncated) -> Image.Image:
+    """Open a picture, and keep the last one for its other windows."""
+    return open_image(path, truncated)
+
+
 class Scene:
     """Read an open picture of `height` x `width` pixels. Use it through `open_scene`, which closes it.
 
@@ -88,11 +94,12 @@ class Scene:
     def read(self, window: Window) -> Image.Image:
         """Read a window as RGB. Raises InputError for damaged pixels."""
         top, bottom, left, right = window
-        return self._picture().crop((left, top, right, bottom))
+        picture = _decoded(str(self.path), self.path.stat().st_mtime_ns, self.rules.truncated)
+        return picture.crop((left, top, right, bottom))
 
     def overview(self, side: int) -> Image.Image:
         """Read the whole scene, reduced so that its longer side has at most `side` pixels."""
-        image = self._picture().copy()
+        image = self.read((0, self.height, 0, self.width))
         image.thumbnail((side, side))
         return image
 
@@ -101,8 +108,7 @@ class Scene:
         if self.crs is None or self.transform is None:
             return None
         top, bottom, left, right = window
-        corners = [self.transform @ (x, y) for x in (left, right) for y in (top, bottom)]
-        xs, ys = zip(*corners, strict=True)
+        xs, ys = zip(*(self.transform @ (x, y) for x in (left, right) for y in (top, bottom)), strict=True)
         try:
             west, south, east, north = transform_bounds(self.crs, "EPSG:4326", min(xs), min(ys), max(xs), max(ys))
         except Exception:  # a reference system that PROJ cannot follow there
@@ -134,15 +140,6 @@ class Scene:
             return []
         return [f"scenes without a place on the earth: {why}"]
 
-    def _picture(self) -> Image.Image:
-        return _decoded(str(self.path), self.path.stat().st_mtime_ns, self.rules.truncated)
-
-
-@functools.lru_cache(maxsize=1)
-def _decoded(path: str, mtime_ns: int, truncated: Truncated) -> Image.Image:
-    """Open a picture, and keep the last one for its other windows."""
-    return open_image(path, truncated)
-
 
 class Raster(Scene):
     """Read an open TIFF or JPEG 2000."""
@@ -166,19 +163,16 @@ class Raster(Scene):
             self._low, self._high = self._percentiles(rules.stretch)
 
     def read(self, window: Window) -> Image.Image:
-        """Read a window as RGB. Raises InputError for damaged pixels."""
         top, bottom, left, right = window
         return self._rgb(window=Pane(left, top, right - left, bottom - top))
 
     def overview(self, side: int) -> Image.Image:
-        """Read the whole scene, reduced so that its longer side has at most `side` pixels."""
         scale = min(1.0, side / max(self.height, self.width))
         shape = [max(1, round(length * scale)) for length in (self.height, self.width)]
         how = Resampling.average if self._form["palette"] is None else Resampling.nearest
         return self._rgb(out_shape=(3, *shape), resampling=how)
 
     def notes(self) -> list[str]:
-        """Return what the user had better know of scenes of this kind."""
         notes, count = super().notes(), self.file.count
         if count > 4 and not self.rules.bands and ColorInterp.red not in self.file.colorinterp:
             notes.append(f"scenes of {count} bands without names: the first three are shown; --bands chooses")
@@ -280,7 +274,7 @@ def _chosen_bands(path: Path, file: rasterio.DatasetReader, rules: RasterRules) 
         return list(rules.bands)
     named = {colour: band for band, colour in enumerate(file.colorinterp, start=1)}
     colours = ColorInterp.red, ColorInterp.green, ColorInterp.blue
-    if all(colour in named for colour in colours):
+    if named.keys() >= set(colours):
         return [named[colour] for colour in colours]
     shown = [band for band, colour in enumerate(file.colorinterp, start=1) if colour != ColorInterp.alpha] or [1]
     return shown[:3] if len(shown) >= 3 else shown[:1] * 3

@@ -29,7 +29,6 @@ for chatty in ("pymilvus", "milvus_lite", "grpc"):  # they log errors that reach
 
 ROWS, MARK = "galr", "galr_mark"
 NOWHERE = 1000.0  # degrees: the place of what has none; Milvus Lite knows no missing numbers
-PATH_BYTES = 4096
 PLACE = ("west", "south", "east", "north")
 CHUNK = 40_000  # bytes of the mark in a row: a text field holds 65,535
 MOST = 16_384  # rows that Milvus gives at once
@@ -63,10 +62,8 @@ class Record(NamedTuple):
 
     def __str__(self) -> str:
         """Return the path, and the window in it if it is one of several, fit to be shown."""
-        path = printable(self.path)
-        if self.windows == 1:
-            return path
-        return f"{path} [rows {self.top}-{self.bottom}, columns {self.left}-{self.right}]"
+        where = f" [rows {self.top}-{self.bottom}, columns {self.left}-{self.right}]" if self.windows > 1 else ""
+        return printable(self.path) + where
 
     @property
     def key(self) -> str:
@@ -87,11 +84,15 @@ class Record(NamedTuple):
 
 
 class Hit(NamedTuple):
-    """Hold a row that was found: its cosine with the query, its record and its vector (D,)."""
+    """Hold a row that was found: its cosine with the query, record, vector (D,), and near-duplicates, best first."""
 
     score: float
     record: Record
     vector: np.ndarray
+    duplicates: Sequence[Record] = ()
+
+    def __str__(self) -> str:
+        return str(self.record) + (f" (and {len(self.duplicates)} alike)" if self.duplicates else "")
 
 
 class Mark(NamedTuple):
@@ -116,12 +117,14 @@ class Mark(NamedTuple):
 
     def differs(self, other: Mark) -> list[str]:
         """Return the names of what differs so that the vectors of two marks do not belong together."""
-        same = ("words", "rules", "images", "scales", "bands", "stretch")
-        found = [name for name in same if getattr(self, name) != getattr(other, name)]
-        found += ["checkpoint"] if self.sha256 != other.sha256 else []
-        found += ["model"] if self.options["model"] != other.options["model"] else []
-        sizes = {mark.options["dataset"]["image_size"] for mark in (self, other)}
-        return found + (["image_size"] if len(sizes) > 1 else [])
+        mine, its = (
+            mark._asdict()
+            | {"checkpoint": mark.sha256, "model": mark.options["model"]}
+            | {"image_size": mark.options["dataset"]["image_size"]}
+            for mark in (self, other)
+        )
+        names = ("words", "rules", "images", "scales", "bands", "stretch", "checkpoint", "model", "image_size")
+        return [name for name in names if mine[name] != its[name]]
 
 
 class Index:
@@ -131,44 +134,37 @@ class Index:
     """
 
     def __init__(self, address: str, client: MilvusClient) -> None:
-        self.address, self.client = address, client
-        for name in (ROWS, MARK):
-            if client.has_collection(name):
-                client.load_collection(name)
-        self.mark = self._read_mark()
-
-    def _read_mark(self) -> Mark | None:
-        if not self.client.has_collection(MARK):
-            return None
-        rows = self.client.query(MARK, filter='key >= ""', output_fields=["key", "text"])
+        self.address, self.client, self.mark = address, client, None
+        for name in filter(client.has_collection, (ROWS, MARK)):
+            client.load_collection(name)
+        if not client.has_collection(MARK):
+            return
+        rows = client.query(MARK, filter='key >= ""', output_fields=["key", "text"])
         text = "".join(row["text"] for row in sorted(rows, key=lambda row: row["key"]))
-        if not text:
-            return None  # killed between making the collection and writing the mark
-        try:
-            return Mark(**json.loads(text))
+        try:  # without text, it was killed between making the collection and writing the mark
+            self.mark = Mark(**json.loads(text)) if text else None
         except (ValueError, TypeError) as error:
-            raise InputError(f"index {self.address} is damaged, or of another kind ({error}); make it anew") from None
+            raise InputError(f"index {address} is damaged, or of another kind ({error}); make it anew") from None
 
     def write_mark(self, mark: Mark) -> None:
         """Make the collections where they are missing, and write the mark."""
         none = [0.0, 1.0]  # Milvus wants a vector in every row
-        self._make(ROWS, mark.dim, path=PATH_BYTES)
-        self._make(MARK, len(none), text=65_535)
+        self._make(ROWS, mark.dim, "path", 4096, Record._fields[1:])
+        self._make(MARK, len(none), "text", 65_535)
         text = json.dumps(mark._asdict())
         chunks = [text[i : i + CHUNK] for i in range(0, len(text), CHUNK)]
         self.client.upsert(MARK, [{"key": f"{i:04d}", "vector": none, "text": one} for i, one in enumerate(chunks)])
         self.client.flush(MARK)
         self.mark = mark
 
-    def _make(self, name: str, dim: int, **lengths: int) -> None:
+    def _make(self, name: str, dim: int, text: str, most_bytes: int, numbers: Sequence[str] = ()) -> None:
         if self.client.has_collection(name):
             return
         schema = MilvusClient.create_schema(auto_id=False, enable_dynamic_field=False)
         schema.add_field("key", DataType.VARCHAR, is_primary=True, max_length=32)
         schema.add_field("vector", DataType.FLOAT_VECTOR, dim=dim)
-        for field, length in lengths.items():
-            schema.add_field(field, DataType.VARCHAR, max_length=length)
-        for field in Record._fields[1:] if name == ROWS else ():
+        schema.add_field(text, DataType.VARCHAR, max_length=most_bytes)
+        for field in numbers:
             schema.add_field(field, DataType.DOUBLE if field in PLACE else DataType.INT64)
         how = {"schema": schema, "index_params": vector_index(FLAT), "consistency_level": "Strong"}
         self.client.create_collection(name, **how)
@@ -188,8 +184,7 @@ class Index:
 
     def rows(self, where: str = "") -> Iterator[tuple[Record, np.ndarray]]:
         """Yield the record and the vector (D,) float32 of every row that meets a filter of Milvus."""
-        for row in self._query(where, "vector"):
-            yield _record(row), np.asarray(row["vector"], np.float32)
+        return ((_record(row), np.asarray(row["vector"], np.float32)) for row in self._query(where, "vector"))
 
     def records(self) -> Iterator[Record]:
         """Yield the record of every row."""
@@ -246,9 +241,6 @@ def _record(row: Any) -> Record:
     return Record(*(row[field] for field in Record._fields))
 
 
-# ---------------------------------------------------------------- opening
-
-
 @contextlib.contextmanager
 def open_index(address: str, create: bool = False) -> Iterator[Index]:
     """Open an index, a folder NAME.db or a server; one process at a time has a folder open.
@@ -290,14 +282,12 @@ def _check_folder(path: Path, create: bool) -> None:
     if path.is_file() or (path.exists() and any(path.iterdir()) and not (path / "LOCK").exists()):
         raise InputError(f"index {path} is there and is no index; choose another name")
     check_writable(path, "Milvus Lite locks every index that it opens; index")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.exists():
-        lock = filelock.FileLock(path / "LOCK")  # that Milvus Lite takes
-        try:
-            lock.acquire(timeout=0)
-            lock.release()
-        except filelock.Timeout:
-            raise InputError(
-                f"index {path} is in use by another program; wait for it, or serve it to many: milvus-lite server "
-                f"--data-dir {path} --port 19530, and give http://127.0.0.1:19530 as the index"
-            ) from None
+    path.mkdir(parents=True, exist_ok=True)
+    try:
+        with filelock.FileLock(path / "LOCK", timeout=0):  # that Milvus Lite takes
+            pass
+    except filelock.Timeout:
+        raise InputError(
+            f"index {path} is in use by another program; wait for it, or serve it to many: milvus-lite server "
+            f"--data-dir {path} --port 19530, and give http://127.0.0.1:19530 as the index"
+        ) from None

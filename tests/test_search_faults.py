@@ -48,17 +48,14 @@ def command(out: str, images: str = "many") -> str:
     )
 
 
-def started(line: str, folder: Path) -> subprocess.Popen[str]:
-    """Start a command that runs while the test goes on; what it says to standard error is kept."""
+def start(line: str, folder: Path, sign: str) -> subprocess.Popen[str]:
+    """Start a command, and wait until it has made the file `sign`, has ended, or a minute is over."""
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(command_line(line), cwd=folder, env=environment(), **quiet)
-
-
-def wait_for(path: str, process: subprocess.Popen[str]) -> None:
-    """Wait until a process has made a file, has ended, or a minute is over."""
+    process = subprocess.Popen(command_line(line), cwd=folder, env=environment(), **quiet)
     latest = time.monotonic() + 60
-    while not Path(path).exists() and process.poll() is None and time.monotonic() < latest:
+    while not Path(sign).exists() and process.poll() is None and time.monotonic() < latest:
         time.sleep(0.02)
+    return process
 
 
 def assert_equal(index: str, whole: dict[str, np.ndarray]) -> None:
@@ -68,14 +65,13 @@ def assert_equal(index: str, whole: dict[str, np.ndarray]) -> None:
         np.testing.assert_allclose(found[path], vector, atol=1e-5, err_msg=path)
 
 
-def test_kills_lose_nothing_and_double_nothing(folder: Path) -> None:
+def test_kills_lose_nothing_and_double_nothing(folder):
     assert run_process(command("whole.db"), folder).status == 0
     whole = vectors("whole.db")
     assert len(whole) == 20 * COPIES
     rng, counts = random.Random(0), []
     for _ in range(KILLS):
-        with started(command("i.db"), folder) as process:
-            wait_for("i.db/LOCK", process)
+        with start(command("i.db"), folder, "i.db/LOCK") as process:
             time.sleep(rng.uniform(0, 8) if not counts or counts[-1] < 350 else rng.uniform(0, 3))
             process.send_signal(signal.SIGKILL)
         if (folder / "i.db").exists():
@@ -89,7 +85,7 @@ def test_kills_lose_nothing_and_double_nothing(folder: Path) -> None:
     assert_equal("i.db", whole)
 
 
-def test_a_full_disk_is_one_line_and_the_same_command_goes_on(folder: Path) -> None:
+def test_a_full_disk_is_one_line_and_the_same_command_goes_on(folder):
     assert run_process(command("whole.db"), folder).status == 0
     limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))  # noqa: E731 - bytes of a file
     ended = run_process(command("i.db"), folder, preexec_fn=limit)
@@ -99,9 +95,8 @@ def test_a_full_disk_is_one_line_and_the_same_command_goes_on(folder: Path) -> N
     assert_equal("i.db", vectors("whole.db"))
 
 
-def test_files_that_vanish_meanwhile_are_counted_and_stop_nothing(folder: Path) -> None:
-    with started(command("i.db"), folder) as process:
-        wait_for("i.db/collections/galr", process)
+def test_files_that_vanish_meanwhile_are_counted_and_stop_nothing(folder):
+    with start(command("i.db"), folder, "i.db/collections/galr") as process:
         for copy in range(10, COPIES):
             shutil.rmtree(f"many/{copy}")
         _, error = process.communicate(timeout=120)
@@ -116,7 +111,7 @@ def obey_modes() -> None:
     ctypes.CDLL(None).prctl(drop_from_bounding_set, dac_override, 0, 0, 0)
 
 
-def test_a_folder_that_is_read_only_is_named(folder: Path) -> None:
+def test_a_folder_that_is_read_only_is_named(folder):
     assert run_process(command("i.db"), folder).status == 0
     Path("i.db").chmod(0o500)
     for line in (command("i.db"), "-m search.query --index i.db --text plane"):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +11,6 @@ import pytest
 import rasterio
 
 from search.store import open_index
-from tests.conftest import Outcome
 from tests.searching import SENTENCE, rows, write, write_scene
 
 pytestmark = pytest.mark.usefixtures("short_trunk")
@@ -26,7 +24,7 @@ def mine(work: Path) -> Path:
     return work / "mine"
 
 
-def test_hostile_files_are_counted_and_stop_nothing(index: Callable[..., Outcome], work: Path, mine: Path) -> None:
+def test_hostile_files_are_counted_and_stop_nothing(index, work, mine):
     (mine / "reads_others.tif").write_text(
         '<VRTDataset rasterXSize="9" rasterYSize="9"><VRTRasterBand dataType="Byte" band="1"><SimpleSource>'
         "<SourceFilename>/etc/passwd</SourceFilename></SimpleSource></VRTRasterBand></VRTDataset>"
@@ -48,7 +46,7 @@ def test_hostile_files_are_counted_and_stop_nothing(index: Callable[..., Outcome
     assert rows().keys() == {"good.png"}
 
 
-def test_of_a_scene_that_is_damaged_in_part_no_window_is_kept(index: Callable[..., Outcome], mine: Path) -> None:
+def test_of_a_scene_that_is_damaged_in_part_no_window_is_kept(index, mine):
     path = write_scene(mine / "scene.tif", bands=3, dtype="uint8")
     path.write_bytes(path.read_bytes()[: path.stat().st_size * 2 // 3])
     ended = index("--scales 64", "mine", "none")
@@ -57,9 +55,7 @@ def test_of_a_scene_that_is_damaged_in_part_no_window_is_kept(index: Callable[..
     assert "scene.tif" in Path("i.log").read_text()
 
 
-def test_a_folder_that_was_moved_is_named_and_nothing_is_encoded_again(
-    index: Callable[..., Outcome], work: Path
-) -> None:
+def test_a_folder_that_was_moved_is_named_and_nothing_is_encoded_again(index, work):
     assert index().status == 0
     (work / "data/images").rename(work / "elsewhere")
     refused = index("--add", "elsewhere")
@@ -70,7 +66,7 @@ def test_a_folder_that_was_moved_is_named_and_nothing_is_encoded_again(
         assert opened.mark.images == str(work / "elsewhere")
 
 
-def test_what_is_left_out_is_counted_and_named(index: Callable[..., Outcome], work: Path, mine: Path) -> None:
+def test_what_is_left_out_is_counted_and_named(index, work, mine):
     for name in ("a.heic", "b.heic", "notes.txt"):
         (mine / name).write_bytes(b"x")
     (mine / "linked").symlink_to(work / "data/images")
@@ -81,9 +77,7 @@ def test_what_is_left_out_is_counted_and_named(index: Callable[..., Outcome], wo
     assert "give its folder" in index("--add", "mine/good.png", "none").message
 
 
-def test_control_characters_of_a_name_are_escaped(
-    index: Callable[..., Outcome], run: Callable[[str], Outcome], mine: Path
-) -> None:
+def test_control_characters_of_a_name_are_escaped(index, run, mine):
     names = ["new\nline.png", "\x1b[31mRED.png", "\x9b31m.png", "right\u202eleft.png"]
     for name in names:
         shutil.copy(mine / "good.png", mine / name)

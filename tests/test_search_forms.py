@@ -118,7 +118,7 @@ SEEN = {  # what must be seen, by our own reckoning
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_a_file_shows_the_same_pixels_in_training_in_an_index_and_as_scene(tmp_path: Path, form: str) -> None:
+def test_a_file_shows_the_same_pixels_in_training_in_an_index_and_as_scene(tmp_path, form):
     trained, indexed, shown, resized, small = look(FORMS[form](tmp_path))
     np.testing.assert_array_equal(indexed, trained)
     np.testing.assert_array_equal(shown, trained)
@@ -128,7 +128,7 @@ def test_a_file_shows_the_same_pixels_in_training_in_an_index_and_as_scene(tmp_p
 
 
 @pytest.mark.parametrize("kind", [np.uint8, np.uint16])
-def test_a_palette_keeps_its_colours_when_the_scene_is_reduced(tmp_path: Path, kind: type) -> None:
+def test_a_palette_keeps_its_colours_when_the_scene_is_reduced(tmp_path, kind):
     values = GREY // 64 * 64
     with open_scene(gdal(values[None].astype(kind), COLOURS)(tmp_path)) as scene:
         small = np.asarray(scene.overview(16)).reshape(-1, 3)
@@ -144,7 +144,7 @@ WIDE = {  # forms of more than 8 bits: scenes are stretched, training images mus
 
 
 @pytest.mark.parametrize("form", WIDE)
-def test_more_than_eight_bits_are_stretched_in_an_index_and_refused_in_training(tmp_path: Path, form: str) -> None:
+def test_more_than_eight_bits_are_stretched_in_an_index_and_refused_in_training(tmp_path, form):
     path = WIDE[form](tmp_path)
     with pytest.raises(InputError, match=r"a\.tif (has|cannot)"):
         open_image(path)
@@ -152,7 +152,7 @@ def test_more_than_eight_bits_are_stretched_in_an_index_and_refused_in_training(
     assert np.corrcoef(seen(path).ravel(), expected.ravel())[0, 1] > 0.99
 
 
-def test_a_palette_of_sixteen_bits_gives_its_colours_and_transparency_is_none(tmp_path: Path) -> None:
+def test_a_palette_of_sixteen_bits_gives_its_colours_and_transparency_is_none(tmp_path):
     np.testing.assert_array_equal(seen(gdal(GREY[None].astype(np.uint16), COLOURS)(tmp_path)), COLOURS[GREY])
     path = gdal(np.stack([GREY, GREY // 2, 255 - GREY]), photometric="MINISBLACK", alpha="YES")(tmp_path)
     np.testing.assert_array_equal(seen(path)[..., 2], GREY)
@@ -162,14 +162,14 @@ def test_a_palette_of_sixteen_bits_gives_its_colours_and_transparency_is_none(tm
     ("kind", "fill"),
     [("uint16", 0), ("uint16", 65535), ("int16", -9999), ("int16", -32768), ("float32", -3.4028235e38)],
 )
-def test_what_stands_for_no_datum_leaves_the_brightness_as_it_is(tmp_path: Path, kind: str, fill: float) -> None:
+def test_what_stands_for_no_datum_leaves_the_brightness_as_it_is(tmp_path, kind, fill):
     values = (RGB * 20.0 + 300).astype(kind)
     expected = seen(write(tmp_path / "whole.tif", values[..., 16:]))
     values[..., :16] = fill
     np.testing.assert_array_equal(seen(write(tmp_path / "filled.tif", values))[:, 16:], expected)
 
 
-def test_a_colour_image_of_sixteen_bits_in_jpeg_2000_is_an_error_that_says_so(tmp_path: Path) -> None:
+def test_a_colour_image_of_sixteen_bits_in_jpeg_2000_is_an_error_that_says_so(tmp_path):
     how = {"driver": "JP2OpenJPEG", "quality": 100, "reversible": True}
     for kind in ("uint8", "uint16"):
         write(tmp_path / f"{kind}.jp2", np.concatenate([RGB, GREY[None]]).astype(kind), **how)

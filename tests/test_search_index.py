@@ -21,8 +21,8 @@ from layers.drea import Regions
 from option import load_options
 from search.encoder import load_encoder
 from search.pictures import crop_regions
-from search.query import Answer, to_csv, to_geojson
-from search.store import Index, Record, open_index
+from search.query import to_csv, to_geojson
+from search.store import Hit, Index, Record, open_index
 from search.windows import selo_windows
 from tests.conftest import ROOT, Outcome
 from tests.searching import SENTENCE, rows, vectors, write_scene
@@ -45,9 +45,7 @@ def answers(run: Run, question: str, top: int = 100) -> list[dict]:
     return json.loads(ended.out)
 
 
-def test_an_index_holds_the_vectors_of_the_whole_model_and_ranks_them_exactly(
-    index: Callable[..., Outcome], run: Run, checkpoint: Path
-) -> None:
+def test_an_index_holds_the_vectors_of_the_whole_model_and_ranks_them_exactly(index, run, checkpoint):
     assert index().status == 0
     assert run("-m search.index --index i.db --export rows.parquet").status == 0
     table = pyarrow.parquet.read_table("rows.parquet").to_pydict()
@@ -69,7 +67,7 @@ def test_an_index_holds_the_vectors_of_the_whole_model_and_ranks_them_exactly(
     assert [one["score"] for one in found] == pytest.approx(sorted(scores.values(), reverse=True), abs=1e-5)
 
 
-def test_add_takes_what_is_new_or_changed_and_drops_what_is_gone(index: Callable[..., Outcome], work: Path) -> None:
+def test_add_takes_what_is_new_or_changed_and_drops_what_is_gone(index, work):
     images = work / "data/images"
     late = images / "demo_0003.png"
     late.rename(work / "demo_0003.png")
@@ -91,9 +89,7 @@ def test_add_takes_what_is_new_or_changed_and_drops_what_is_gone(index: Callable
     assert "0 files new or changed, 0 gone" in index("--add").out
 
 
-def test_a_stopped_run_goes_on_where_it_was_and_doubles_nothing(
-    index: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_stopped_run_goes_on_where_it_was_and_doubles_nothing(index, monkeypatch):
     monkeypatch.setattr("search.encoder.BATCH", 8)
     original, batches = Index.put, []
 
@@ -111,9 +107,7 @@ def test_a_stopped_run_goes_on_where_it_was_and_doubles_nothing(
     assert batches == [8, 8, 0, 4] and len(rows()) == 20
 
 
-def test_an_index_refuses_the_vectors_of_another_model(
-    index: Callable[..., Outcome], run: Run, checkpoint: Path, work: Path
-) -> None:
+def test_an_index_refuses_the_vectors_of_another_model(index, run, checkpoint, work):
     assert index().status == 0
     other = torch.load(checkpoint, weights_only=True)
     next(iter(other["model"].values())).add_(1)
@@ -127,7 +121,7 @@ def test_an_index_refuses_the_vectors_of_another_model(
     assert index().status == 2  # complete: --add is needed
 
 
-def test_scenes_are_indexed_by_windows_with_their_place(index: Callable[..., Outcome], run: Run, work: Path) -> None:
+def test_scenes_are_indexed_by_windows_with_their_place(index, run, work):
     folder = work / "mine"
     write_scene(folder / "a 'b' \"c\"" / "größe,{x}%.tif")
     write_scene(folder / "far/away.tif", west=700_000)
@@ -154,16 +148,14 @@ def test_scenes_are_indexed_by_windows_with_their_place(index: Callable[..., Out
     assert len(folded) < 49 and len(folded) + sum(len(one["folded"]) for one in folded) == 49
 
 
-def test_a_picture_asks_with_the_bands_of_the_index(index: Callable[..., Outcome], run: Run, work: Path) -> None:
+def test_a_picture_asks_with_the_bands_of_the_index(index, run, work):
     write_scene(work / "mine/a.tif", bands=5, side=100)
     assert index("--bands 5 2 1 --stretch 10", "mine", "none").status == 0
     [answer] = answers(run, "--image mine/a.tif")
     assert answer["score"] == pytest.approx(1, abs=1e-5)
 
 
-def test_a_scene_whose_windows_are_not_all_there_is_completed(
-    index: Callable[..., Outcome], run: Run, work: Path
-) -> None:
+def test_a_scene_whose_windows_are_not_all_there_is_completed(index, run, work):
     write_scene(work / "mine/scene.tif")
     assert index("--scales 64 128", "mine", "none").status == 0
     whole = rows()["scene.tif"]
@@ -179,16 +171,14 @@ def test_a_scene_whose_windows_are_not_all_there_is_completed(
     assert [record[3:8] for record in rows()["scene.tif"]] == [(0, 120, 0, 120, 1)]  # and no window of the old file
 
 
-def test_a_detectors_regions_go_to_the_window_that_their_centre_lies_in() -> None:
+def test_a_detectors_regions_go_to_the_window_that_their_centre_lies_in():
     regions = Regions(np.array([0, 1]), np.array([0.9, 0.8]), np.array([[0.25, 0.25, 0.1, 0.1], [0.5, 0.25, 0.2, 0.2]]))
     cut = crop_regions(regions, (1000, 400), (0, 200, 400, 600))  # the second one: centre (500, 100), 200 x 80
     assert cut.class_id.tolist() == [1] and cut.score.tolist() == [0.8]
     np.testing.assert_allclose(cut.box, [[0.5, 0.5, 1, 0.4]])
 
 
-def test_local_features_of_a_new_image_are_made_by_the_training_files_rules(
-    run: Run, work: Path, checkpoint: Path
-) -> None:
+def test_local_features_of_a_new_image_are_made_by_the_training_files_rules(run, work, checkpoint):
     (work / "lists").mkdir()
     (work / "lists/train_filename.txt").write_text("demo_0003.png\ndemo_0004.png\n")
     (work / "lists/test_filename.txt").write_text("demo_0005.png\n")
@@ -210,44 +200,33 @@ def test_local_features_of_a_new_image_are_made_by_the_training_files_rules(
     assert "0 files new or changed, 0 gone" in run(index).out  # an index knows its own rules again
 
 
-def test_a_detectors_model_asks_for_regions(run: Run, work: Path, checkpoint: Path) -> None:
-    refused = run(f"-m search.index --path_opt tiny.yaml --resume {checkpoint} --images data/images --out i.db")
-    assert refused.status == 2 and "--regions" in refused.message and not Path("i.db").exists()
-
-
-def test_a_query_that_cannot_be_answered_is_one_line(index: Callable[..., Outcome], run: Run) -> None:
+def test_what_cannot_be_answered_is_one_line_and_what_is_no_index_is_left_alone(index, run, work):
     assert index().status == 0
-    for arguments, says in (
-        ("--text ''", "is empty"),
-        ("--text xyzzy", "knows none of these words"),
-        ("--image /no/file.png", "is not there"),
-        ("--image vocab.json", "cannot be decoded"),
-        ("--text plane --top 0", "--top must be from 1 to 10000, got 0"),
-        ("", "--text or --image is missing"),
-        ("--text plane --bbox 5 2 6 1", "bounds must be west, south, east, north in degrees, got 5.0 2.0 6.0 1.0"),
-        ("--text plane --fold 2", "--fold must be a cosine above 0, at most 1, got 2"),
-    ):
-        refused = run(f"-m search.query --index i.db {arguments} --device cpu")
-        assert refused.status == 2 and says in refused.message and len(refused.message) < 400
-
-
-def test_what_is_no_index_is_refused_and_left_alone(index: Callable[..., Outcome], run: Run, work: Path) -> None:
-    query = f"-m search.query --text '{SENTENCE}' --index "
-    assert "ends in .db" in run(query + "data").message
-    assert "is not there" in run(query + "no.db").message
     (work / "file.db").write_text("x")
-    assert "is no index" in run(query + "file.db").message
     (work / "other.db").mkdir()
     (work / "other.db/mine.txt").write_text("x")
-    assert "is no index" in run(query + "other.db").message
-    assert sorted(path.name for path in (work / "other.db").iterdir()) == ["mine.txt"]
-    assert index().status == 0
-    with open_index("i.db") as opened:
-        assert "is in use" in run(query + "i.db").message
-        assert opened.mark.complete
+    for arguments, says in (
+        ("i.db --text ''", "is empty"),
+        ("i.db --text xyzzy", "knows none of these words"),
+        ("i.db --image /no/file.png", "is not there"),
+        ("i.db --image vocab.json", "cannot be decoded"),
+        ("i.db --text plane --top 0", "--top must be from 1 to 10000, got 0"),
+        ("i.db", "--text or --image is missing"),
+        ("i.db --text plane --bbox 5 2 6 1", "bounds must be west, south, east, north in degrees, got 5.0 2.0 6.0 1.0"),
+        ("i.db --text plane --fold 2", "--fold must be a cosine above 0, at most 1, got 2"),
+        ("data --text plane", "ends in .db"),
+        ("no.db --text plane", "is not there"),
+        ("file.db --text plane", "is no index"),
+        ("other.db --text plane", "is no index"),
+    ):
+        refused = run(f"-m search.query --device cpu --index {arguments}")
+        assert refused.status == 2 and says in refused.message and len(refused.message) < 400
+    assert [path.name for path in (work / "other.db").iterdir()] == ["mine.txt"]
+    with open_index("i.db"):
+        assert "is in use" in run(QUERY).message
 
 
-def test_a_damaged_index_is_named(index: Callable[..., Outcome], run: Run) -> None:
+def test_a_damaged_index_is_named(index, run):
     assert index().status == 0
     for fault in ("manifest.json*", "schema.json", "data_*.parquet"):
         shutil.copytree("i.db", "damaged.db", dirs_exist_ok=True)
@@ -257,9 +236,9 @@ def test_a_damaged_index_is_named(index: Callable[..., Outcome], run: Run) -> No
         assert ended.status in (2, 3) and "damaged.db" in ended.message and "anew" in ended.message, fault
 
 
-def test_answers_as_csv_and_geojson() -> None:
+def test_answers_as_csv_and_geojson():
     here = Record("=1+1.tif", 1, 1, 0, 8, 4, 12, 5, 10.0, 50.0, 11.0, 51.0)
-    answers = [Answer(1, 0.5, here), Answer(2, 0.25, Record('a,"b".png', 1, 1, 0, 1, 0, 1, 1))]
+    answers = [Hit(0.5, here, None), Hit(0.25, Record('a,"b".png', 1, 1, 0, 1, 0, 1, 1), None)]
     lines = to_csv(answers).splitlines()
     assert lines[1] == "1,0.500000, =1+1.tif,0,8,4,12,10.0,50.0,11.0,51.0"
     assert lines[2] == '2,0.250000,"a,""b"".png",0,1,0,1,,,,'
@@ -268,7 +247,7 @@ def test_answers_as_csv_and_geojson() -> None:
     assert first["properties"]["window"] == [0, 8, 4, 12] and second["geometry"] is None
 
 
-def test_a_model_whose_similarity_is_a_cosine_encodes_and_another_is_refused(tmp_path: Path) -> None:
+def test_a_model_whose_similarity_is_a_cosine_encodes_and_another_is_refused(tmp_path):
     words = ("plane", "road", "<unk>")
     for model in ("VSEPP", "AMFMN"):
         options = load_options(ROOT / f"option/DEMO/DEMO_{model}.yaml")
@@ -283,7 +262,7 @@ def test_a_model_whose_similarity_is_a_cosine_encodes_and_another_is_refused(tmp
                 load()
 
 
-def test_clip_indexes_and_answers_with_its_own_tokenizer(run: Run, work: Path) -> None:
+def test_clip_indexes_and_answers_with_its_own_tokenizer(run, work):
     pytest.importorskip("open_clip", reason="pip install -r requirements-extra.txt")
     from tests.test_clip import arch_in
 

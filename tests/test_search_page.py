@@ -21,7 +21,6 @@ from pathlib import Path
 import gradio as gr
 import numpy as np
 import pytest
-import rasterio
 import torch
 from PIL import EpsImagePlugin, Image
 from selenium import webdriver
@@ -37,7 +36,7 @@ from search.page import Site, build_page, serve
 from search.query import encoder_of
 from search.store import open_index
 from tests.conftest import shortened
-from tests.searching import SENTENCE, write
+from tests.searching import SENTENCE
 from utils import InputError, exit_status
 
 BROWSER, DRIVER = Path("/usr/bin/chromium"), Path("/usr/bin/chromedriver")
@@ -88,16 +87,19 @@ def browser(tmp_path: Path) -> Iterator[webdriver.Chrome]:
     options = webdriver.ChromeOptions()
     options.binary_location = str(BROWSER)
     flags = "headless=new no-sandbox disable-gpu disable-quic no-first-run disable-background-networking disable-sync"
-    for flag in (*flags.split(), "disable-component-update", "disable-dev-shm-usage", "window-size=1280,1400"):
+    flags += f" disable-component-update disable-dev-shm-usage window-size=1280,1400 user-data-dir={tmp_path}/profile"
+    for flag in flags.split():
         options.add_argument(f"--{flag}")
-    options.add_argument(f"--user-data-dir={tmp_path / 'profile'}")
     options.set_capability("goog:loggingPrefs", {"performance": "ALL"})
     driver = webdriver.Chrome(options, webdriver.ChromeService(str(DRIVER)))
     yield driver
     driver.quit()
 
 
-def test_a_person_searches_and_finds_a_place(address: str, browser: webdriver.Chrome, demo: Path) -> None:
+def test_a_person_searches_and_finds_a_place(address, browser, demo):
+    def all_of(selector: str) -> list[WebElement]:
+        return browser.find_elements(By.CSS_SELECTOR, selector)
+
     def one(selector: str) -> WebElement:
         return browser.find_element(By.CSS_SELECTOR, selector)
 
@@ -107,12 +109,9 @@ def test_a_person_searches_and_finds_a_place(address: str, browser: webdriver.Ch
     def status() -> str:
         return field("status").get_attribute("value")
 
-    def thumbnails() -> list[WebElement]:
-        return browser.find_elements(By.CSS_SELECTOR, "#gallery img")
-
-    def until(what: Callable[[], object], seconds: float = 30) -> object:
+    def until(what: Callable[[], object]) -> object:
         """Wait until something is so; the page may replace an element in the middle of it."""
-        return WebDriverWait(browser, seconds, ignored_exceptions=(WebDriverException,)).until(lambda _: what())
+        return WebDriverWait(browser, 60, ignored_exceptions=(WebDriverException,)).until(lambda _: what())
 
     def shoot(name: str) -> None:
         if folder := os.environ.get("GALR_SCREENSHOTS"):
@@ -123,11 +122,11 @@ def test_a_person_searches_and_finds_a_place(address: str, browser: webdriver.Ch
     field("sentence").send_keys(SENTENCE)
     one("#search").click()
     until(lambda: status().startswith("20 for: there are two"))
-    until(lambda: len([image for image in thumbnails() if image.get_property("naturalWidth")]) == 20)
+    until(lambda: len([image for image in all_of("#gallery img") if image.get_property("naturalWidth")]) == 20)
     one("#more").click()
-    until(lambda: status().startswith("40 for:") and len(thumbnails()) == 40)
+    until(lambda: status().startswith("40 for:") and len(all_of("#gallery img")) == 40)
     shoot("search")
-    browser.execute_script("arguments[0].click()", thumbnails()[0].find_element(By.XPATH, "./ancestor::button"))
+    browser.execute_script("arguments[0].closest('button').click()", one("#gallery img"))
     until(lambda: "what looks like" in status())
 
     field("sentence").send_keys(Keys.CONTROL, "a", Keys.NULL, Keys.DELETE)
@@ -139,19 +138,17 @@ def test_a_person_searches_and_finds_a_place(address: str, browser: webdriver.Ch
     one("#search").click()
     until(lambda: status().startswith(f"0 for: {SENTENCE}") and status().endswith(BOTH))  # none has a place
 
-    for tab in browser.find_elements(By.CSS_SELECTOR, "button[role=tab]"):
-        if tab.text == "Scene":
-            tab.click()
+    next(tab for tab in all_of("button[role=tab]") if tab.text == "Scene").click()
     until(lambda: one("#scene input").is_displayed())
     one("#scene input").click()
-    until(lambda: browser.find_elements(By.CSS_SELECTOR, "[role=option]"))[0].click()
+    until(lambda: all_of("[role=option]"))[0].click()
     field("scene_sentence").send_keys(SENTENCE)
     one("#locate").click()
-    until(lambda: one("#map img").get_property("naturalWidth") == 400, 60)
+    until(lambda: one("#map img").get_property("naturalWidth") == 400)
     before = one("#map img").get_attribute("src")
     browser.execute_script(
-        "const s = arguments[0]; s.value = 1; s.dispatchEvent(new Event('input', {bubbles: true}));"
-        "s.dispatchEvent(new Event('pointerup', {bubbles: true}))",
+        "const s = arguments[0]; s.value = 1; for (const kind of ['input', 'pointerup'])"
+        "s.dispatchEvent(new Event(kind, {bubbles: true}))",
         one("#strength input[type=range]"),
     )
     until(lambda: one("#map img").get_attribute("src") != before)
@@ -215,16 +212,26 @@ def answers(address: str, *data: object) -> tuple[str, list[str], list[str]]:
     return status, [tile["caption"] for tile in tiles], table[1:]
 
 
-def test_no_path_leaves_the_index_and_uploads_are_bounded(address: str) -> None:
-    for path in ("/etc/passwd", "tiny.yaml", "data/images/demo_0000.png", "../../etc/passwd", "/proc/self/environ"):
+def test_no_path_leaves_the_index_uploads_are_bounded_and_hostile_data_refused(address):
+    for path in ("/etc/passwd", "tiny.yaml", "data/images/demo_0000.png", "../../etc/passwd"):
         for route in ("gradio_api/file=", "file=", "gradio_api/stream/"):
-            code, content = fetch(f"{address}{route}{path}")
-            assert code in (403, 404, 405), (route, path, code)
-            assert b"root:" not in content and b"PATH=" not in content
+            assert fetch(f"{address}{route}{path}")[0] in (403, 404, 405), (route, path)
     assert upload(address, "a.png", b"0" * 1_050_000)[0] == 413
+    stolen = {"path": "/etc/passwd", "meta": {"_type": "gradio.FileData"}}
+    assert '"success":true' in call(address, "by_question", SENTENCE, None, *WIDE).replace(" ", "")
+    for function, *data in (
+        ("by_question", "", stolen, *WIDE),
+        ("by_map", "../../tiny.yaml", None, SENTENCE, 0.5),
+        ("by_map", None, stolen, SENTENCE, 0.5),
+        ("by_question", "x" * 100_000, None, *WIDE),
+        ("by_question", "<script>1</script>", None, *WIDE),
+    ):
+        answer = call(address, function, *data)
+        assert "root:" not in answer and "Traceback" not in answer
+        assert "error" in answer or '"success":false' in answer.replace(" ", ""), answer
 
 
-def test_a_sentence_of_a_gigabyte_is_cut_off_and_not_kept(address: str) -> None:
+def test_a_sentence_of_a_gigabyte_is_cut_off_and_not_kept(address):
     netloc = urllib.parse.urlsplit(address).netloc
     head = f"POST /gradio_api/queue/join HTTP/1.1\r\nHost: {netloc}\r\nContent-Type: application/json\r\n"
     before, piece = peak_mib(), b"%x\r\n%s\r\n" % (2**20, b"a" * 2**20)
@@ -239,7 +246,7 @@ def test_a_sentence_of_a_gigabyte_is_cut_off_and_not_kept(address: str) -> None:
     assert fetch(f"{address}config")[0] == 200  # it lives
 
 
-def test_the_page_asks_as_it_is_told_and_escapes_names(address: str) -> None:
+def test_the_page_asks_as_it_is_told_and_escapes_names(address):
     day = time.strftime("%Y-%m-%d", time.localtime(time.time() - 86400))
     status, captions, table = answers(address, SENTENCE, None, False, "odd", "", day, "")
     assert status.startswith(f"1 for: {SENTENCE}") and len(table) == 1
@@ -254,45 +261,21 @@ def test_the_page_asks_as_it_is_told_and_escapes_names(address: str) -> None:
     assert "the sentence is empty" in answers(address, " ", None, *WIDE)[0]
 
 
-def test_a_sentence_and_a_picture_ask_for_the_middle_of_both(site: Site) -> None:
+def test_a_sentence_and_a_picture_ask_for_the_middle_of_both(site):
     path = "data/images/demo_0003.png"
     sentence, picture, both = (site.ask(*one).vector for one in ((SENTENCE, None), ("", path), (SENTENCE, path)))
     np.testing.assert_allclose(both, (sentence + picture) / np.linalg.norm(sentence + picture), atol=1e-6)
 
 
-def test_a_port_that_is_taken_is_named(address: str) -> None:
+def test_a_port_that_is_taken_is_named(address):
     with gr.Blocks() as page, pytest.raises(InputError, match="choose another --port"):
         serve(page, "127.0.0.1", urllib.parse.urlsplit(address).port, 1)
 
 
-def test_an_upload_that_is_a_program_or_names_other_files_is_refused(
-    address: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_an_upload_that_is_a_program_is_not_run(address, monkeypatch):
     started: list[object] = []
     monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *arguments, **_: started.append(arguments))
     program = uploaded(address, "a.png", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EOF\n")
     call(address, "by_question", "", program, *WIDE)
     assert "error" in call(address, "by_map", None, program, SENTENCE, 0.5)
     assert not started
-    path = write(tmp_path / "a.tif", np.zeros((1, 999, 999), np.uint8))
-    with rasterio.open(path, "r+") as file:
-        file.update_tags(ns="OVERVIEWS", OVERVIEW_FILE="/etc/passwd")
-    scene = uploaded(address, "a.tif", path.read_bytes())
-    assert "names another file" in call(address, "by_map", None, scene, SENTENCE, 0.5)
-    picture = uploaded(address, "a.png", Path("data/images/demo_0003.png").read_bytes())
-    assert "demo_0003.png" in call(address, "by_question", "", picture, *WIDE)
-
-
-def test_hostile_data_of_the_page_are_refused(address: str) -> None:
-    stolen = {"path": "/etc/passwd", "meta": {"_type": "gradio.FileData"}}
-    assert '"success":true' in call(address, "by_question", SENTENCE, None, *WIDE).replace(" ", "")
-    for function, *data in (
-        ("by_question", "", stolen, *WIDE),
-        ("by_map", "../../tiny.yaml", None, SENTENCE, 0.5),
-        ("by_map", None, stolen, SENTENCE, 0.5),
-        ("by_question", "x" * 100_000, None, *WIDE),
-        ("by_question", "<script>1</script>", None, *WIDE),
-    ):
-        answer = call(address, function, *data)
-        assert "root:" not in answer and "Traceback" not in answer
-        assert "error" in answer or '"success":false' in answer.replace(" ", ""), answer
