@@ -15,13 +15,13 @@ BY_NAME = "name"
 
 
 def class_of_images(images: Sequence[str], source: str) -> list[str]:
-    """Return the class of each image: by its `name` (`port_12.tif`, else its folder), or by a file.
+    """Return the class of each image: by its `name` without the number (`port_12.tif`, else its folder), or by a file.
 
-    The file has a line `NAME CLASS` for each image; names may lack the suffix. Raise InputError for an image without
-    class.
+    The file has lines `NAME CLASS`; names may lack the suffix. Raise InputError for an image without class.
     """
     if source == BY_NAME:
-        found = [_by_name(PurePosixPath(image)) for image in images]
+        paths = map(PurePosixPath, images)
+        found = [re.sub(r"[\s_(-]*\d+\)?$", "", path.name.split(".")[0]) or path.parent.name for path in paths]
     else:
         lines = [re.split(r"[\t,; ]+", line.strip(), maxsplit=1) for line in read_text(source, "classes").split("\n")]
         known = {PurePosixPath(line[0]).stem: line[1].strip() for line in lines if len(line) == 2}
@@ -30,11 +30,6 @@ def class_of_images(images: Sequence[str], source: str) -> list[str]:
         way = "; give a file of lines NAME CLASS: --classes FILE" if source == BY_NAME else f" in {Path(source)}"
         raise InputError(f"{len(without)} of {len(images)} images have no class{way}: {some(without)}")
     return found
-
-
-def _by_name(image: PurePosixPath) -> str:
-    """Return the name without its number, or its folder's name."""
-    return re.sub(r"[\s_(-]*\d+\)?$", "", image.name.split(".")[0]) or image.parent.name
 
 
 def class_metrics(

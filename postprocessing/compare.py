@@ -113,10 +113,6 @@ class Difference(NamedTuple):
     queries: Interval
     seeds: Interval | None
 
-    def as_dict(self) -> dict[str, Any]:
-        intervals = {"queries": self.queries._asdict(), "seeds": self.seeds and self.seeds._asdict()}
-        return self._asdict() | intervals | {"verdict": self.verdict}
-
     @property
     def verdict(self) -> str:
         if not self.queries.leaves_out_zero:
@@ -140,9 +136,10 @@ def score_model(seeds: Seeds) -> tuple[Score, dict[str, dict[str, float | None]]
     spread = {}
     for ties in ("against", "random"):
         mr = mr_of(seeds, ties)
-        over_seeds = float(mr.mean(axis=1).std(ddof=1)) if mr.shape[0] > 1 else None
-        over_folds = float(np.sqrt(mr.var(axis=1, ddof=1).mean())) if mr.shape[1] > 1 else None
-        spread[ties] = {"seeds": over_seeds, "folds": over_folds}
+        spread[ties] = {
+            "seeds": float(mr.mean(axis=1).std(ddof=1)) if mr.shape[0] > 1 else None,
+            "folds": float(np.sqrt(mr.var(axis=1, ddof=1).mean())) if mr.shape[1] > 1 else None,
+        }
     return mean, spread
 
 
@@ -180,36 +177,33 @@ def markdown(scores: dict[str, tuple[Score, dict]], pairs: list[Difference], lev
 
 
 class Run(NamedTuple):
-    """One seed of a model: its results, the ranks in each fold, and what they are of."""
+    """A run that others are compared with: its name, results, and split."""
 
     name: str
     results: Results
-    ranks: list[QueryRanks]
-    split: dict[str, Any]  # the same for every fold and every run that is compared
-
-    def check_comparable(self, split: dict[str, Any], name: str) -> None:
-        """Raise InputError if another run has another split or other folds."""
-        for what, mine in self.split.items():
-            if not np.array_equal(mine, split[what]):
-                raise InputError(f"{self.name} and {name} were scored on different {what}; take the same split")
+    split: dict[str, Any]  # what must be the same in every fold of every run
 
 
-def read_run(name: str, runs: Path, matrices: Path) -> Run:
-    """Read a run. Raise InputError if something of it is missing, damaged, or not of one scoring."""
+def read_run(name: str, runs: Path, matrices: Path, first: Run | None) -> tuple[Run, list[QueryRanks]]:
+    """Return the first run, which is this one if there is none yet, and the ranks in each fold of this one.
+
+    Raise InputError if something of it is missing, damaged, or not of the split and the folds of the first.
+    """
     results = load_file(runs / name / "results.json", Results, "train and score it: exec/compare.sh does")
-    run = None
+    of_folds = []
     for fold in results.folds:
         file = matrices / f"{name}_{fold.fold}.npy"
         (sims, owner), (images, captions) = load(file), load_gallery(file)
-        ranks = query_ranks(sims, owner)
-        if abs(ranks.metrics()["mr"] - fold.mr) > 1e-6:
+        of_folds.append(query_ranks(sims, owner))
+        if abs(of_folds[-1].metrics()["mr"] - fold.mr) > 1e-6:
             raise InputError(f"{file} is not what {runs / name}/results.json was made from; run test.py for it again")
         split = {"images": [Path(image).name for image in images], "captions": captions, "image_of_caption": owner}
         split["folds"] = [fold.fold for fold in results.folds]
-        run = run or Run(name, results, [], split)
-        run.check_comparable(split, name)
-        run.ranks.append(ranks)
-    return run
+        first = first or Run(name, results, split)
+        for what, mine in first.split.items():
+            if not np.array_equal(mine, split[what]):
+                raise InputError(f"{first.name} and {name} were scored on different {what}; take the same split")
+    return first, of_folds
 
 
 def main() -> None:
@@ -230,10 +224,8 @@ def main() -> None:
     check_writable(out, "the folder of the comparison")
     first, models = None, {name: [] for name in args.models}
     for model, seed in Bar(list(itertools.product(models, range(args.seeds))), desc="compare", unit="run"):
-        run = read_run(f"{args.dataset}_{model}_s{seed}", Path(args.runs), Path(args.matrices))
-        first = first or run
-        first.check_comparable(run.split, run.name)
-        models[model].append(run.ranks)
+        first, ranks = read_run(f"{args.dataset}_{model}_s{seed}", Path(args.runs), Path(args.matrices), first)
+        models[model].append(ranks)
     dataset, gallery = first.results.dataset, gallery_of(first.results.folds, first.results.lists)
     scores = {name: score_model(seeds) for name, seeds in models.items()}
     pairs = differences(models, first.split["image_of_caption"], args.level)
@@ -242,11 +234,15 @@ def main() -> None:
         "gallery": gallery._asdict(),
         "level": args.level,
         "seeds": args.seeds,
-        "folds": len(first.ranks),
+        "folds": len(first.results.folds),
         "scores": [{"name": name, "mean": mean.model_dump(), **spread} for name, (mean, spread) in scores.items()],
-        "differences": [pair.as_dict() for pair in pairs],
+        "differences": [
+            pair._asdict()
+            | {"queries": pair.queries._asdict(), "seeds": pair.seeds and pair.seeds._asdict(), "verdict": pair.verdict}
+            for pair in pairs
+        ],
     }
-    sizes = (f"{n} {what}{'s' * (n != 1)}" for n, what in ((args.seeds, "seed"), (len(first.ranks), "fold")))
+    sizes = (f"{n} {what}{'s' * (n != 1)}" for n, what in ((args.seeds, "seed"), (len(first.results.folds), "fold")))
     title = f"{dataset}, mean over {' of '.join(sizes)}"
     texts = [title, str(gallery), markdown(scores, pairs, args.level), *published_tables(dataset)]
     write_json(out / "compare.json", content)

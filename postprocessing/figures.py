@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from postprocessing.matrices import gallery_file, load, load_gallery
+from postprocessing.matrices import GALLERY, beside, load, load_gallery
 from postprocessing.recall import CUTS, DIRECTIONS, SIX
 from postprocessing.rerank import multivariate_order
 from postprocessing.results import History, Results, Setting
@@ -262,7 +262,7 @@ def draw_run(
         for split, suffix in (("test", ""), ("validation", "_val")):
             sims = Path(matrices) / f"{name}_{fold}{suffix}.npy"
             draw = partial(_grid, sims, setting, f"{title}, {split} split")
-            drawings[f"sheet_{fold}{suffix}"] = [sims, gallery_file(sims)], draw
+            drawings[f"sheet_{fold}{suffix}"] = [sims, beside(sims, GALLERY)], draw
     missing = [file for files, _ in drawings.values() for file in files if not file.is_file()]
     figures = {name: draw() for name, (files, draw) in drawings.items() if not set(files) & set(missing)}
     if not figures:

@@ -16,6 +16,8 @@ import numpy as np
 from postprocessing.recall import blocks, check_images, check_matrix, image_of_caption
 from utils import InputError, atomic, existing_file, read_as, write_json
 
+IMAGES, GALLERY = "images.npy", "gallery.json"  # what stands beside NAME.npy, after NAME_
+
 
 class Gallery(NamedTuple):
     """The paths of a matrix's images, and its captions."""
@@ -33,11 +35,11 @@ class Matrix(NamedTuple):
 
     def save(self, path: Path) -> list[Path]:
         """Save the similarities as `path`, and the rest beside it. Return the files."""
-        files = [path, images_file(path)]
+        files = [path, beside(path, IMAGES)]
         for file, array in zip(files, self[:2], strict=True):
             save_array(file, array)
         if self.gallery:
-            files.append(gallery_file(path))
+            files.append(beside(path, GALLERY))
             write_json(files[-1], self.gallery._asdict())
         return files
 
@@ -55,15 +57,14 @@ def load(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
     Raise InputError, naming the file, for anything that is not such a file.
     """
     path = file = existing_file(path, "similarity matrix", "test.py and test_single.py --sims write such files")
-    beside = images_file(path)
     try:
         sims = check_matrix(_load_array(path))
         for _ in blocks(sims):  # NaN and infinity are faults of the file, so say so here
             pass
-        if not beside.exists():
+        if not beside(path, IMAGES).exists():
             return sims, image_of_caption(*sims.shape)
-        file = beside
-        return sims, check_images(_load_array(beside), sims.shape)
+        file = beside(path, IMAGES)
+        return sims, check_images(_load_array(file), sims.shape)
     except InputError as error:
         raise InputError(f"{file}: {error}") from None
 
@@ -75,24 +76,19 @@ def _load_array(path: Path) -> np.ndarray:
         raise InputError("not a .npy file of plain numbers, or only a part of one") from None
 
 
-def images_file(matrix: Path) -> Path:
-    """Return the file of the row of each caption's image."""
-    return matrix.with_name(f"{matrix.stem}_images.npy")
-
-
-def gallery_file(matrix: Path) -> Path:
-    """Return the file of the names of a matrix's images and captions."""
-    return matrix.with_name(f"{matrix.stem}_gallery.json")
+def beside(matrix: Path, what: str) -> Path:
+    """Return the file NAME_what beside a matrix NAME.npy."""
+    return matrix.with_name(f"{matrix.stem}_{what}")
 
 
 def load_gallery(matrix: Path) -> Gallery:
     """Read the gallery of a matrix. Raise InputError, naming the file, if it is missing or damaged."""
-    return read_as(Gallery, gallery_file(matrix), "gallery")
+    return read_as(Gallery, beside(matrix, GALLERY), "gallery")
 
 
 def gallery_beside(matrix: Path) -> Gallery | None:
     """Return the gallery of a matrix if it is known."""
-    return load_gallery(matrix) if gallery_file(matrix).is_file() else None
+    return load_gallery(matrix) if beside(matrix, GALLERY).is_file() else None
 
 
 def share_images(one: Path, other: Path) -> bool:

@@ -116,7 +116,8 @@ def mean_similarities(files: Sequence[Path], standardise: bool = False) -> tuple
     InputError, naming the files, where they are not of the same images and captions.
     """
     (first, owner), deviations = load(files[0]), []
-    known = {file: names for file in files if (names := _names(file))}
+    galleries = {file: gallery for file in files if (gallery := gallery_beside(file))}
+    known = {file: ([Path(image).name for image in one.images], one.captions) for file, one in galleries.items()}
     if known and len(known) < len(files):
         without = next(file for file in files if file not in known)
         logger.warning(f"{without} has no names (*_gallery.json): taken to be of the images of {next(iter(known))}")
@@ -135,11 +136,6 @@ def mean_similarities(files: Sequence[Path], standardise: bool = False) -> tuple
             f"{min(deviations):.3g}, so the former decides the mean; --standardise gives both the same weight"
         )
     return (total / len(files)).astype(sims.dtype), owner
-
-
-def _names(file: Path) -> tuple | None:
-    gallery = gallery_beside(file)
-    return gallery and ([Path(image).name for image in gallery.images], gallery.captions)  # folders may differ
 
 
 # ---------------------------------------------------------------- commands

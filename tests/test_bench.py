@@ -66,12 +66,15 @@ def check_figures(cases: dict, names: set[str], left_out: str = "") -> None:
         assert (case is None) if name == left_out else case.keys() == FIGURES
 
 
-def test_training_suite_leaves_out_emulated_bf16(in_this_process, monkeypatch, emulated):
-    monkeypatch.setattr(bench.train, "our_step", lambda *_: lambda: None)
-    monkeypatch.setattr(bench.train, "baseline_step", lambda *_: lambda: None)
+def test_suites_time_both_sides_and_leave_out_emulated_bf16(in_this_process, monkeypatch, emulated):
+    for side in ("our_step", "baseline_step"):
+        monkeypatch.setattr(bench.train, side, lambda *_: lambda: None)
     cases = bench.train.cases(CPU, 1, TINY)
     check_figures(cases, {"step_bf16", "step_fp32"}, "step_bf16" * emulated)
     assert cases["step_fp32"]["ratio"] == 1
+    cases = bench.eval.cases(CPU, 1, TINY, images=7)
+    check_figures(cases, {"rsitmd_test", "rsitmd_test_bf16"}, "rsitmd_test_bf16" * emulated)
+    check_figures(bench.rerank.cases(images=40, repeats=1), {"rsicd"})
 
 
 def test_steps_of_both_sides_train():
@@ -92,11 +95,6 @@ def test_a_gradient_that_is_lost_counts_as_another():
     assert not gradients.worst_gradient({"a": float("nan")}, {"a": 1.0})[1] <= gradients.TOLERANCE
 
 
-def test_evaluation_suite_compares_similarities(in_this_process, emulated):
-    cases = bench.eval.cases(CPU, 1, TINY, images=7)
-    check_figures(cases, {"rsitmd_test", "rsitmd_test_bf16"}, "rsitmd_test_bf16" * emulated)
-
-
 @pytest.mark.parametrize(("gain", "emulated"), [(0.01, True), (0.6, False), (4.0, False)])
 def test_a_small_product_tells_whether_bf16_is_emulated(monkeypatch, gain, emulated):
     monkeypatch.setattr(bench.train, "gain", lambda *_: gain)
@@ -111,23 +109,14 @@ def test_blockwise_similarities_equal_ours_and_images_differ():
     assert ours.std(axis=0).min() > 1e-3
 
 
-def test_rerank_suite_compares_with_the_plain_rerank(in_this_process):
-    check_figures(bench.rerank.cases(images=40, repeats=1), {"rsicd"})
-
-
-def test_other_similarities_stop_the_evaluation_suite(in_this_process, monkeypatch):
-    plain = np.ones((3, 35), np.float32)
+def test_other_similarities_and_another_rerank_stop_their_suites(in_this_process, monkeypatch):
+    plain, right = np.ones((3, 35), np.float32), bench.rerank.plain_multivariate
     monkeypatch.setattr(bench.eval, "baseline_evaluation", lambda *_: lambda: (1.0, plain))
     monkeypatch.setattr(bench.eval, "our_evaluation", lambda *_: lambda: plain + 1e-3)
-    with pytest.raises(RunError, match="from the baseline's"):
-        bench.eval.cases(CPU, 1, TINY, images=7)
-
-
-def test_another_rerank_stops_the_suite(in_this_process, monkeypatch):
-    right = bench.rerank.plain_multivariate
     monkeypatch.setattr(bench.rerank, "plain_multivariate", lambda sims, **setting: right(sims, **setting) * 1.001)
-    with pytest.raises(RunError, match="baseline's"):
-        bench.rerank.cases(images=40, repeats=1)
+    for suite in (lambda: bench.eval.cases(CPU, 1, TINY, images=7), lambda: bench.rerank.cases(images=40, repeats=1)):
+        with pytest.raises(RunError, match="baseline's"):
+            suite()
 
 
 def test_times_are_for_100_samples_and_for_the_whole_split(in_this_process):

@@ -15,7 +15,7 @@ from postprocessing.results import Setting
 from utils import InputError
 
 
-def test_the_class_of_an_image_is_in_its_name_its_folder_or_a_file(tmp_path) -> None:
+def test_the_class_of_an_image_is_in_its_name_its_folder_or_a_file(tmp_path):
     images = ["port_12.tif", "rail-way 3.jpg", "airport/7.tif", "bridge/bridge_001.jpg"]
     assert class_of_images(images, "name") == ["port", "rail-way", "airport", "bridge"]
     with pytest.raises(InputError, match=r"1 of 2 images have no class; .*--classes FILE: 0012\.jpg"):
@@ -26,7 +26,7 @@ def test_the_class_of_an_image_is_in_its_name_its_folder_or_a_file(tmp_path) -> 
         class_of_images(["a.tif"], str(tmp_path / "classes.txt"))
 
 
-def test_the_recall_of_a_class_is_that_of_its_queries() -> None:
+def test_the_recall_of_a_class_is_that_of_its_queries():
     rng = np.random.default_rng(0)
     sims, owner = rng.normal(size=(12, 30)), rng.integers(0, 11, 30)  # image 11 has no captions
     sims[owner, np.arange(30)] += np.linspace(-1, 3, 12)[owner]  # later images are found more easily
@@ -46,7 +46,7 @@ def test_the_recall_of_a_class_is_that_of_its_queries() -> None:
 
 @pytest.mark.parametrize("variant", ["released", "paper"])
 @pytest.mark.parametrize("levels", [5, 1000])
-def test_mean_average_precision_after_the_rerank_is_that_of_the_scores(variant, levels) -> None:
+def test_mean_average_precision_after_the_rerank_is_that_of_the_scores(variant, levels):
     """Reranker finds it from the candidates alone, `multivariate` builds the whole matrix."""
     rng = np.random.default_rng(1)
     sims, owner = rng.integers(1, levels, (30, 90)) / levels, rng.integers(0, 30, 90)
@@ -58,12 +58,10 @@ def test_mean_average_precision_after_the_rerank_is_that_of_the_scores(variant, 
 
 
 @pytest.mark.usefixtures("short_trunk")
-def test_a_further_metric_and_the_classes_reach_every_file_of_results(scored_run, run) -> None:
-    classes = {
-        name: "sea port" if i % 2 else "dock"
-        for i, name in enumerate(Path("data/test_filename.txt").read_text().split())
-    }
-    Path("classes.txt").write_text("".join(f"{name} {of}\n" for name, of in classes.items()))
+def test_a_further_metric_and_the_classes_reach_every_file_of_results(scored_run, run):
+    names = Path("data/test_filename.txt").read_text().split()
+    lines = [f"{name} {'sea port' if i % 2 else 'dock'}\n" for i, name in enumerate(dict.fromkeys(names))]
+    Path("classes.txt").write_text("".join(lines))
     assert run("test.py --path_opt tiny.yaml --rerank --classes classes.txt").status == 0
     folder = Path("checkpoint/tiny")
     results = json.loads((folder / "results.json").read_text())
@@ -72,9 +70,8 @@ def test_a_further_metric_and_the_classes_reach_every_file_of_results(scored_run
     assert "i2t mAP" in head and "t2i r5 sea port" in head
     page = (folder / "results.md").read_text()
     assert "| i2t mAP " in page and "| sea port " in page and f"{results['mean']['i2t']['map']:.2f}" in page
-    single = run(
-        "test_single.py --path_opt tiny.yaml --resume checkpoint/tiny/0/GaLR_best.pth.tar --classes classes.txt"
-    )
+    checkpoint = "--path_opt tiny.yaml --resume checkpoint/tiny/0/GaLR_best.pth.tar"
+    single = run(f"test_single.py {checkpoint} --classes classes.txt")
     assert single.status == 0 and "| dock " in single.out
     refused = run("test.py --path_opt tiny.yaml --classes gone.txt")
     assert refused.status == 2 and "classes gone.txt is not there" in refused.message

@@ -50,11 +50,10 @@ def test_the_hits_of_the_images_give_mr_with_uneven_captions_and_images_without_
 def test_an_interval_is_nothing_for_equal_models_and_leaves_out_zero_for_a_clearly_better_one():
     better, worse = hits(2.5, range(2)), hits(1.0, range(2, 4))
     assert over_queries(better, better) == (0, 0)
-    interval = over_queries(better, worse)
-    difference = mean_recall(*better) - mean_recall(*worse)
-    assert 0 < interval.low < difference < interval.high and interval.leaves_out_zero
-    turned = over_queries(worse, better)
-    assert turned == pytest.approx((-interval.high, -interval.low)) and turned.leaves_out_zero
+    interval, turned = over_queries(better, worse), over_queries(worse, better)
+    assert 0 < interval.low < mean_recall(*better) - mean_recall(*worse) < interval.high
+    assert turned == pytest.approx((-interval.high, -interval.low))
+    assert interval.leaves_out_zero and turned.leaves_out_zero
 
 
 def test_the_captions_of_an_image_are_drawn_together():
@@ -156,7 +155,7 @@ def test_the_command_gives_means_deviations_intervals_and_the_published_rows(run
     assert max(map(len, done.out.splitlines()[:-1])) <= WIDTH  # the last line names the files
     assert "mean over 2 seeds of 2 folds\n\ntest split of rsitmd_precomp: 30 images, 60 captions, chance mR" in done.out
     assert {"GaLR + rerank", "GeoRSCLIP, fine-tuned"} <= {line[2:24].rstrip() for line in done.out.splitlines()}
-    written = json.loads((runs / "runs/X_compare/compare.json").read_text())
+    written = written_by(runs)
     mr = np.array([[recall(*loaded(runs, f"X_GaLR_s{s}_{f}")).mr for f in (0, 1)] for s in (0, 1)])
     score = written["scores"][0]
     assert score["name"] == "GaLR" and score["mean"]["mr"] == pytest.approx(mr.mean())
@@ -171,6 +170,10 @@ def test_the_command_gives_means_deviations_intervals_and_the_published_rows(run
     assert "Table I" in whole and "| GaLR - VSE++ |" in whole
 
 
+def written_by(folder: Path) -> dict:
+    return json.loads((folder / "runs/X_compare/compare.json").read_text())
+
+
 def loaded(folder: Path, name: str) -> tuple[np.ndarray, np.ndarray]:
     return matrices.load(folder / "file" / f"{name}.npy")
 
@@ -183,7 +186,7 @@ def test_the_command_s_level_is_that_of_its_intervals(runs, command):
     widths = {}
     for level in (0.5, 0.95):
         assert command(f"--level {level}").status == 0
-        written = json.loads((runs / "runs/X_compare/compare.json").read_text())
+        written = written_by(runs)
         (pair,) = written["differences"]
         widths[level] = pair["queries"]["high"] - pair["queries"]["low"]
         seeds = over_seeds(means_of_seeds(runs, "GaLR"), means_of_seeds(runs, "VSE++"), level)
@@ -200,20 +203,6 @@ def test_one_seed_says_nothing_of_seeds_and_one_model_has_no_pairs(command):
     assert alone.status == 0 and "| ties random" in alone.out and "Differences" not in alone.out
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ("--seeds 0", "--seeds must be an integer"),
-        ("--level 1.5", "--level must lie between"),
-        ("--seeds 3", "X_GaLR_s2/results.json is not there"),
-        (f"--out {__file__}", "is not a folder that you may write to"),
-    ],
-)
-def test_wrong_arguments_are_one_line(command, arguments, message):
-    done = command(arguments)
-    assert done.status == 2 and message in done.message
-
-
 def reverse(folder: Path, what: str) -> None:
     file = folder / "file/X_GaLR_s1_0_gallery.json"
     tree = json.loads(file.read_text())
@@ -222,27 +211,34 @@ def reverse(folder: Path, what: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("damage", "message"),
+    ("arguments", "damage", "message"),
     [
+        ("--seeds 0", None, "--seeds must be an integer"),
+        ("--level 1.5", None, "--level must lie between"),
+        ("--seeds 3", None, "X_GaLR_s2/results.json is not there"),
+        (f"--out {__file__}", None, "is not a folder that you may write to"),
         (
+            "",
             lambda folder: save_run(folder, "X_GaLR_s1", [1, 11], 2.5, images=31),
             "X_GaLR_s0 and X_GaLR_s1 were scored on different images",
         ),
-        (lambda folder: reverse(folder, "images"), "were scored on different images"),
-        (lambda folder: reverse(folder, "captions"), "were scored on different captions"),
-        (lambda folder: save_run(folder, "X_VSE++_s1", [5], 1.0), "X_VSE++_s1 were scored on different folds"),
-        (lambda folder: shutil.rmtree(folder / "runs/X_VSE++_s1"), "X_VSE++_s1/results.json is not there; train"),
-        (lambda folder: (folder / "file/X_GaLR_s0_1.npy").unlink(), "X_GaLR_s0_1.npy is not there"),
-        (lambda folder: (folder / "file/X_GaLR_s0_1_gallery.json").unlink(), "X_GaLR_s0_1_gallery.json is not there"),
+        ("", lambda folder: reverse(folder, "images"), "were scored on different images"),
+        ("", lambda folder: reverse(folder, "captions"), "were scored on different captions"),
+        ("", lambda folder: save_run(folder, "X_VSE++_s1", [5], 1.0), "X_VSE++_s1 were scored on different folds"),
+        ("", lambda folder: shutil.rmtree(folder / "runs/X_VSE++_s1"), "X_VSE++_s1/results.json is not there; train"),
+        ("", lambda folder: (folder / "file/X_GaLR_s0_1.npy").unlink(), "X_GaLR_s0_1.npy is not there"),
+        ("", lambda folder: (folder / "file/X_GaLR_s0_1_gallery.json").unlink(), "_1_gallery.json is not there"),
         (
+            "",
             lambda folder: shutil.copy(folder / "file/X_GaLR_s0_1.npy", folder / "file/X_GaLR_s0_0.npy"),
             "X_GaLR_s0_0.npy is not what",
         ),
     ],
 )
-def test_what_does_not_compare_is_refused_in_one_line_and_nothing_is_written(runs, command, damage, message):
-    damage(runs)
-    done = command()
+def test_what_does_not_compare_is_refused_in_one_line_and_nothing_is_written(runs, command, arguments, damage, message):
+    if damage:
+        damage(runs)
+    done = command(arguments)
     assert done.status == 2 and message in done.message
     assert not (runs / "runs/X_compare").exists()
 

@@ -112,32 +112,26 @@ def test_recall_after_the_rerank_is_that_of_the_reranked_matrices(problem, setti
 
 
 @pytest.mark.parametrize("name", SETTINGS)
-@pytest.mark.parametrize("direction", ["i2t", "t2i"])
-def test_golden_scores_of_the_candidates(name, direction):
-    sims, golden = GOLDEN["sims"], GOLDEN[f"{name}_multivariate_{direction}"]
-    if direction == "t2i":
-        sims, golden = sims.T, golden.T
-    k, w_similarity, w_reverse = GOLDEN[f"{name}_params"]
-    for precision in (np.float64, np.float32):
-        scores = multivariate(sims.astype(precision), int(k), w_similarity, w_reverse)
+def test_golden_scores_reverse_orders_and_recalls(name):
+    k, w_similarity, w_reverse = GOLDEN[f"{name}_params"].tolist()
+    setting = Setting(k=int(k), w_similarity=w_similarity, w_reverse=w_reverse)
+    recalls = rerank_recall(GOLDEN["sims"], np.arange(200) // 5, setting)
+    for way, found in zip(("i2t", "t2i"), recalls, strict=False):
+        sims, golden, order = (
+            GOLDEN[key] for key in ("sims", f"{name}_multivariate_{way}", f"{name}_reverse_{way}_order")
+        )
+        if way == "t2i":
+            sims, golden, order = sims.T, golden.T, order.T
         inside = golden != 0
         assert (inside.sum(axis=1) == k).all()
-        assert np.abs(scores - golden)[inside].max() < 1e-6
-        assert (np.where(inside, np.inf, scores).max(axis=1) > 0).all()
-        assert (np.where(inside, -np.inf, scores).max(1) < np.where(inside, scores, np.inf).min(1)).all()
-
-
-@pytest.mark.parametrize("name", SETTINGS)
-def test_golden_reverse_orders_and_recalls(name):
-    sims, (k, w_similarity, w_reverse) = GOLDEN["sims"], GOLDEN[f"{name}_params"]
-    for way, rows in (("i2t", sims), ("t2i", sims.T)):
-        found = rerank.find_candidates(rows, int(k))
-        order = np.take_along_axis(found.index, np.argsort(found.back, axis=1, kind="stable"), axis=1)
-        assert ((order if way == "i2t" else order.T) == GOLDEN[f"{name}_reverse_{way}_order"]).all()
-    setting = Setting(k=int(k), w_similarity=float(w_similarity), w_reverse=float(w_reverse))
-    i2t, t2i, _ = rerank_recall(sims, np.arange(200) // 5, setting)
-    assert list(i2t[:3]) == GOLDEN[f"{name}_multivariate_i2t_recall"].tolist()
-    assert list(t2i[:3]) == GOLDEN[f"{name}_multivariate_t2i_recall"].tolist()
+        for precision in (np.float64, np.float32):
+            scores = multivariate(sims.astype(precision), int(k), w_similarity, w_reverse)
+            assert np.abs(scores - golden)[inside].max() < 1e-6
+            assert (np.where(inside, np.inf, scores).max(axis=1) > 0).all()
+            assert (np.where(inside, -np.inf, scores).max(1) < np.where(inside, scores, np.inf).min(1)).all()
+        best = rerank.find_candidates(sims, int(k))
+        assert (np.take_along_axis(best.index, np.argsort(best.back, axis=1, kind="stable"), axis=1) == order).all()
+        assert list(found[:3]) == GOLDEN[f"{name}_multivariate_{way}_recall"].tolist()
 
 
 def test_the_order_is_that_of_the_scores_and_the_input_stays_as_it_was():
@@ -148,24 +142,27 @@ def test_the_order_is_that_of_the_scores_and_the_input_stays_as_it_was():
     assert (sims == GOLDEN["sims"]).all()
 
 
-def test_ties_alone_still_follow_the_index_order():
-    agrees_with_the_equations(np.full((12, 30), 0.5, np.float32), 11, 0.3, 1.1, 0.05, "released", None)
-    agrees_with_the_equations(np.full((30, 12), 0.5), 3, 0.3, 1.1, 0.05, "paper", 4)
+def of_the_size(scale):
+    sims = scale * np.random.default_rng(0).uniform(0.5, 1, (6, 40))
+    sims[:, :10] = scale * np.array([[3.0], [2.0], [1.0], [0.9], [0.8], [0.7]])
+    return sims
 
 
-@pytest.mark.parametrize("scale", [1e-300, 1.0, 1e20])
-@pytest.mark.parametrize("sign", [1, -1])
-def test_others_stay_below_in_their_old_order_whatever_the_size_of_the_similarities(scale, sign):
-    rng = np.random.default_rng(0)
-    sims = sign * scale * rng.uniform(0.5, 1, (6, 40))
-    sims[:, :10] = sign * scale * np.array([[3.0], [2.0], [1.0], [0.9], [0.8], [0.7]])
-    agrees_with_the_equations(sims, 10, 0.3, 1.1, 0.05, "released", None)
+ALMOST_EQUAL = np.full((3, 14), 2.0)
+ALMOST_EQUAL[:, 10:] = [5e-324, 0.0, 1e-310, 1.5]  # differ by less than any sum shows; 1.5 is above the lowest score
 
 
-def test_others_that_differ_by_less_than_any_sum_shows_stay_apart():
-    sims = np.full((3, 14), 2.0)
-    sims[:, 10:] = [5e-324, 0.0, 1e-310, 1.5]  # 1.5 is above the lowest score
-    agrees_with_the_equations(sims, 10, 0.3, 1.1, 0.05, "released", None)
+@pytest.mark.parametrize(
+    ("sims", "k", "variant", "cut"),
+    [
+        *((of_the_size(sign * scale), 10, "released", None) for sign in (1, -1) for scale in (1e-300, 1.0, 1e20)),
+        (ALMOST_EQUAL, 10, "released", None),
+        (np.full((12, 30), 0.5, np.float32), 11, "released", None),  # ties alone: in index order
+        (np.full((30, 12), 0.5), 3, "paper", 4),
+    ],
+)
+def test_others_stay_below_in_their_old_order_whatever_the_size_of_the_similarities(sims, k, variant, cut):
+    agrees_with_the_equations(sims, k, 0.3, 1.1, 0.05, variant, cut)
 
 
 def test_a_column_that_sums_to_zero_has_no_share():
@@ -185,15 +182,6 @@ def test_k_is_at_most_the_gallery_and_in_the_released_variant_at_least_10():
     assert (multivariate(sims, 3, 0.3, 1.1) == multivariate(sims, 10, 0.3, 1.1)).all()
     assert (multivariate(sims, 99, 0.3, 1.1) == multivariate(sims, 40, 0.3, 1.1)).all()
     assert multivariate_order(sims, Setting(k=3, variant="paper")).shape == (7, 3)
-
-
-@pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_a_value_that_is_not_finite_is_an_error_that_names_its_place(value):
-    sims = np.ones((5, 20))
-    sims[4, 13] = value
-    for call in (lambda: multivariate(sims, 10, 0.3, 1.1), lambda: rerank_recall(sims, np.arange(20) // 4)):
-        with pytest.raises(InputError, match="row 4, column 13"):
-            call()
 
 
 @pytest.mark.parametrize(
@@ -302,9 +290,7 @@ def test_a_setting_is_not_chosen_on_images_of_the_test_split(saved, run, shared,
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("missing.npy", "missing.npy is not there"),
         ("none_*.npy", "none_*.npy is not there"),
-        ("nan.npy", "nan.npy: the similarity in row 1, column 2 is nan"),
         ("run_0.npy --k 0", "k must be an integer >= 1, got 0"),
         ("run_0.npy --w_reverse nan", "w_reverse"),
         ("run_0.npy --l 5", "--l belongs to"),
@@ -313,11 +299,9 @@ def test_a_setting_is_not_chosen_on_images_of_the_test_split(saved, run, shared,
         ("run_0.npy run_1.npy --search --val run_0_val.npy", "1 validation matrices for 2"),
         ("run_0.npy --search --val missing.npy", "missing.npy is not there"),
         ("run_0.npy --search --out .", "is a folder"),
-        ("run_0_images.npy", "run_0_images.npy: a similarity matrix must have two dimensions"),
     ],
 )
 def test_wrong_input_is_one_line_and_status_2(saved, run, monkeypatch, arguments, message):
-    np.save(saved / "nan.npy", np.array([[0, 0, 0, 0], [0, 0, np.nan, 0]]))
     before = sorted(saved.iterdir())
     monkeypatch.chdir(saved)
     done = run(f"-m postprocessing.rerank --sims {arguments}")

@@ -37,8 +37,7 @@ def results(folds: list[FoldScore], dataset: str = "RSITMD", **more) -> Results:
     return Results.of(folds, **{"experiment": "run", "dataset": dataset, "lists": "rsitmd_precomp", **more})
 
 
-def reranked(folds: list[FoldScore]) -> Reranked:
-    return Reranked.of(folds)
+BOTH = results([fold(0, 0.0), fold(1, 2.0)], rerank=Reranked.of([fold(0, 3.0), fold(1, 4.0)]))
 
 
 def read_csv(text: str) -> list[dict]:
@@ -70,25 +69,20 @@ def test_the_published_rows_have_the_mr_of_their_recalls():
 
 def test_every_published_row_names_its_source_and_those_of_ucm_their_lists():
     for rows in map(published, ("rsitmd", "rsicd", "ucm", "sydney")):
-        assert len({row.name for row in rows}) == len(rows)
-        assert all(row.source for row in rows)
-    assert all(row.lists for row in published("ucm"))
+        assert len({row.name for row in rows}) == len(rows) and all(row.source for row in rows)
     lists = {row.name: row.lists for row in published("ucm")}
-    assert lists["PE-RSITR"] == "ucm_precomp" and lists["AMFMN-soft"].startswith("ucm_amfmn_precomp")
+    assert all(lists.values()) and lists["PE-RSITR"] == "ucm_precomp"
+    assert lists["AMFMN-soft"].startswith("ucm_amfmn_precomp")
     assert "not known" in lists["AMFMN-soft"] and "not known" in lists["CABIR"]
-    sources = {row.source for row in published("sydney")} | {
-        row.source for row in published("rsicd") if row.name == "HarMA"
-    }
-    assert all(source.startswith("from memory, not checked") for source in sources)
+    from_memory = [*published("sydney"), *(row for row in published("rsicd") if row.name == "HarMA")]
+    assert all(row.source.startswith("from memory, not checked") for row in from_memory)
     for dataset in ("rsitmd", "rsicd"):
         assert sum("Table I" in row.source for row in published(dataset)) == 13
-    assert published("RSITMD") == published("rsitmd_precomp") == published("rsitmd") != []
-    assert published("DEMO") == []
+    assert published("RSITMD") == published("rsitmd_precomp") == published("rsitmd") != [] == published("DEMO")
 
 
 def test_rows_are_folds_then_mean_and_std_then_rerank_then_published():
-    both = results([fold(0, 0.0), fold(1, 2.0)], rerank=reranked([fold(0, 3.0), fold(1, 4.0)]))
-    rows = read_csv(comma_separated(both))
+    rows = read_csv(comma_separated(BOTH))
     names = ["fold 0", "fold 1", "mean", "std"]
     assert [row["name"] for row in rows] == [
         *names,
@@ -121,8 +115,7 @@ def cells_of(text: str) -> list[list[list[str]]]:
 
 
 def test_the_two_forms_hold_the_same_numbers():
-    both = results([fold(0, 0.0), fold(1, 2.0)], rerank=reranked([fold(0, 3.0), fold(1, 4.0)]))
-    whole, text = markdown(both), comma_separated(both)
+    whole, text = markdown(BOTH), comma_separated(BOTH)
     means, folds, others = cells_of(whole)
     rows = {row["name"]: row for row in read_csv(text)}
     columns = ["i2t R@1", "i2t R@5", "i2t R@10", "t2i R@1", "t2i R@5", "t2i R@10", "mR"]
@@ -136,10 +129,9 @@ def test_the_two_forms_hold_the_same_numbers():
 
 
 def test_the_change_stands_beside_before_and_after():
-    table = change_table(fold(0, 0.0), fold(0, 2.5))
-    assert "| i2t R@10   | 30.00 | 35.00 |  +5.00 |".replace(" ", "") in table.replace(" ", "")
+    table = change_table(fold(0, 0.0), fold(0, 2.5)).replace(" ", "")
+    assert "|i2tR@10|30.00|35.00|+5.00|" in table and "|mR|17.50|20.00|+2.50|" in table
     assert "-0.00" not in change_table(fold(0, 0.001), fold(0, 0.0))
-    assert "| mR | 17.50 | 20.00 | +2.50 |".replace(" ", "") in table.replace(" ", "")
 
 
 @pytest.mark.parametrize(
@@ -148,13 +140,11 @@ def test_the_change_stands_beside_before_and_after():
         (("folds", 0, "images"), "many", "results.json, entry folds 1 images: Input should be a valid integer"),
         (("rerank", "setting"), {"k": -1}, "k must be an integer >= 1, got -1"),
         (("rerank", "setting"), {"k": "x"}, "results.json, entry rerank setting k: Input should be a valid integer"),
-        (("experiment",), 5, "results.json, entry experiment: Input should be a valid string"),
-        (("folds",), 3, "results.json, entry folds: Input should be a valid list"),
         (("folds",), [], "results.json, entry folds: List should have at least 1 item"),
     ],
 )
 def test_damage_to_a_results_file_is_named_with_its_place(tmp_path, place, value, message):
-    tree = json.loads(results([fold(0, 0.0)], rerank=reranked([fold(0, 3.0)])).model_dump_json())
+    tree = json.loads(results([fold(0, 0.0)], rerank=Reranked.of([fold(0, 3.0)])).model_dump_json())
     part = tree
     for key in place[:-1]:
         part = part[key]
@@ -162,12 +152,6 @@ def test_damage_to_a_results_file_is_named_with_its_place(tmp_path, place, value
     (tmp_path / "results.json").write_text(json.dumps(tree))
     with pytest.raises(InputError, match=re.escape(message)):
         load(tmp_path / "results.json", Results)
-
-
-def test_a_results_file_comes_back_as_it_was(tmp_path):
-    both = results([fold(0, 0.0, ties=1.0), fold(1, 2.0)], rerank=reranked([fold(0, 3.0)]))
-    write_json(tmp_path / "results.json", both.model_dump())
-    assert load(tmp_path / "results.json", Results) == both
 
 
 def test_ties_at_random_have_rows_where_they_matter_and_only_there():
@@ -194,7 +178,7 @@ def test_ties_that_move_mr_by_more_than_a_twentieth_of_a_point_are_shown(ties, s
 def test_every_line_has_at_most_100_columns_and_the_head_names_split_lists_gallery_and_chance(dataset):
     folds = [fold(0, 0.0, ties=1.0), fold(1, 70.0, 453, 22650, ties=1.0)]
     bank = Banked.of(folds, kind="dynamic")
-    text = markdown(results(folds, dataset, rerank=reranked(folds), bank=bank))
+    text = markdown(results(folds, dataset, rerank=Reranked.of(folds), bank=bank))
     assert max(map(len, text.splitlines())) <= WIDTH == 100
     assert "test split of rsitmd_precomp: 452 images, 2260 captions, chance mR 1.18" in text
     assert "test split of rsitmd_precomp: 453 images, 22650 captions" in text
