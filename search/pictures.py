@@ -120,22 +120,18 @@ class Pictures(Dataset):
 
     def __getitem__(self, row: int) -> tuple[Record, Sample | InputError]:
         record = self.records[row]
+        path = self.root / record.path
         try:
-            scene = self._scene_of(self.root / record.path)
+            if self._scene is None or self._scene.path != path:  # it stays open for its other windows
+                self._open.close()
+                self._scene = None
+                self._scene = self._open.enter_context(open_scene(path, self.raster_rules))
             regions = None if self.regions is None else self.regions[record.path]
             if regions is not None and record.windows > 1:
-                regions = crop_regions(regions, (scene.width, scene.height), record.window)
-            return record, sample(scene.read(record.window), self.size, self.rules, regions)
+                regions = crop_regions(regions, (self._scene.width, self._scene.height), record.window)
+            return record, sample(self._scene.read(record.window), self.size, self.rules, regions)
         except (InputError, OSError) as error:
             return record, InputError(str(error))
-
-    def _scene_of(self, path: Path) -> Scene:
-        """Return the scene of a file, which stays open for its other windows."""
-        if self._scene is None or self._scene.path != path:
-            self._open.close()
-            self._scene = None
-            self._scene = self._open.enter_context(open_scene(path, self.raster_rules))
-        return self._scene
 
 
 # ---------------------------------------------------------------- a detector's regions

@@ -67,7 +67,6 @@ class Record(NamedTuple):
 
     @property
     def key(self) -> str:
-        """Return the row's primary key."""
         return hashlib.sha256(repr((self.path, self.window if self.windows > 1 else ())).encode()).hexdigest()[:32]
 
     @property
@@ -187,7 +186,6 @@ class Index:
         return ((_record(row), np.asarray(row["vector"], np.float32)) for row in self._query(where, "vector"))
 
     def records(self) -> Iterator[Record]:
-        """Yield the record of every row."""
         return map(_record, self._query(""))
 
     def _query(self, where: str, *more: str) -> Iterator[dict[str, Any]]:
@@ -206,12 +204,10 @@ class Index:
         self.client.upsert(ROWS, [{"key": one.key, "vector": vector, **one._asdict()} for one, vector in pairs])
 
     def drop(self, keys: Sequence[str]) -> None:
-        """Delete rows by key."""
         for i in range(0, len(keys), MOST):
             self.client.delete(ROWS, ids=list(keys[i : i + MOST]))
 
     def count(self) -> int:
-        """Return the number of rows."""
         return self.client.query(ROWS, output_fields=["count(*)"])[0]["count(*)"]
 
     def search(self, vector: np.ndarray, top: int, where: str = "") -> list[Hit]:
