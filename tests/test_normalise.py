@@ -24,39 +24,8 @@ from postprocessing.recall import query_ranks, recall
 from postprocessing.results import Banked, FoldScore, Results, score_of
 from utils import InputError, write_json
 
-LISTS = ("train_filename.txt", "train_caps.txt", "test_filename.txt", "test_caps.txt")
 OWNER = np.repeat(np.arange(12), 5)
-
-
-def vectors(seed: int, hub: float = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Return 12 images of five captions each, in 16 dimensions, with a hub among the images and among the captions.
-
-    A hub is closer to all others, by a part of the direction that all share. Captions 41 and 43 are equal.
-    """
-    rng = np.random.default_rng(seed)
-    images = rng.normal(0, 1, (12, 16))
-    captions = images[OWNER] + rng.normal(0, 1, (60, 16))
-    shared = 6 * np.eye(16)[0]
-    images, captions = images + shared, captions + shared
-    images[3] += hub * shared
-    captions[7] += hub * shared
-    captions[41] = captions[43]
-    return images, captions
-
-
-def cosines(images: np.ndarray, captions: np.ndarray) -> np.ndarray:
-    norms = np.linalg.norm(images, axis=1)[:, None] * np.linalg.norm(captions, axis=1)
-    return (images @ captions.T / norms).astype(np.float32)
-
-
-def problem(hub: float = 0) -> tuple[np.ndarray, Bank]:
-    """Return the similarities of a split and its bank, with one caption twice in it and image 5 three times."""
-    (images, captions), (bank_images, bank_captions) = vectors(0, hub), vectors(1)
-    distinct, caption_counts = np.unique(bank_captions, axis=0, return_counts=True)
-    image_counts = np.ones(12, int)
-    image_counts[5] = 3
-    bank = Bank(cosines(images, distinct), caption_counts, cosines(bank_images, captions), image_counts)
-    return cosines(images, captions), bank
+CHECKPOINT = "checkpoint/tiny/0/GaLR_best.pth.tar"
 
 
 # ---------------------------------------------------------------- Sinkhorn
@@ -112,6 +81,15 @@ def test_similarities_that_the_temperature_does_not_suit_are_warned_of(scale, wa
 # ---------------------------------------------------------------- query bank
 
 
+def problem() -> tuple[np.ndarray, Bank]:
+    """Return similarities, those of captions 41 and 43 equal, and a bank with some captions and images repeated."""
+    rng = np.random.default_rng(0)
+    sims, to_captions, from_images = (rng.uniform(-0.2, 0.8, (12, n)).astype(np.float32) for n in (60, 9, 60))
+    for matrix in (sims, from_images):
+        matrix[:, 41] = matrix[:, 43]
+    return sims, Bank(to_captions, np.arange(9) // 4 + 1, from_images, np.arange(12) // 5 + 1)
+
+
 @pytest.mark.parametrize("block", [1 << 18, 1])
 def test_the_static_bank_is_its_definition_in_blocks_and_as_a_whole(monkeypatch, block):
     monkeypatch.setattr("postprocessing.recall.BLOCK", block)
@@ -126,7 +104,7 @@ def test_the_static_bank_is_its_definition_in_blocks_and_as_a_whole(monkeypatch,
 
 def test_the_dynamic_bank_normalises_the_queries_whose_first_answer_is_one_of_the_bank_s():
     """Compute the published order one query at a time, with every caption and image of the bank."""
-    sims, bank = problem(hub=0.3)
+    sims, bank = problem()
     to_bank = np.repeat(bank.to_captions, bank.caption_counts, axis=1).astype(float)
     from_bank = np.repeat(bank.from_images, bank.image_counts, axis=0).astype(float)
     i2t, t2i = dynamic_bank(sims, bank, 0.05)
@@ -149,18 +127,16 @@ def test_a_caption_is_scored_without_any_other_query():
     assert np.allclose(dynamic_bank(sims[:, 9:10], alone)[1], dynamic_bank(sims, bank)[1][:, 9:10])
 
 
-def longer_test_list(work: Path, name: str) -> tuple[int, int]:
-    """Write data folder `name`: its test list goes on with the train list.
-
-    Returns how many images and captions the test list had before.
-    """
-    shutil.copytree(work / "data", work / name)
-    lines = {file: (work / "data" / file).read_text().splitlines() for file in LISTS}
-    train, test = (list(dict.fromkeys(lines[f"{part}_filename.txt"])) for part in ("train", "test"))
-    captions = lines["test_caps.txt"] + lines["train_caps.txt"]
-    (work / name / "test_filename.txt").write_text("".join(f"{file}\n" for file in test + train))
-    (work / name / "test_caps.txt").write_text("".join(f"{caption}\n" for caption in captions))
-    return len(test), len(lines["test_caps.txt"])
+def similarities_of(lists: list[str], run) -> tuple[np.ndarray, np.ndarray]:
+    """Return the similarities of images and captions of these lists, one after the other, and each caption's image."""
+    names, captions = ([f"data/{name}_{kind}.txt" for name in lists] for kind in ("filename", "caps"))
+    shutil.copytree("data", "whole")
+    images = dict.fromkeys(line for name in names for line in Path(name).read_text().split())
+    Path("whole/test_filename.txt").write_text("\n".join(images) + "\n")
+    Path("whole/test_caps.txt").write_text("".join(Path(name).read_text() for name in captions))
+    whole = f"--resume {CHECKPOINT} --set dataset.data_path=whole --sims whole.npy"
+    assert run(f"test_single.py --path_opt tiny.yaml {whole}").status == 0
+    return load("whole.npy")
 
 
 def by_definition(sims: np.ndarray, images: int, captions: int, temperature: float) -> np.ndarray:
@@ -173,13 +149,10 @@ def by_definition(sims: np.ndarray, images: int, captions: int, temperature: flo
 
 @pytest.mark.usefixtures("short_trunk")
 def test_the_bank_is_the_train_list_at_the_temperature_of_the_guide(scored_run, run):
-    images, captions = longer_test_list(scored_run, "joined")
     assert run("test.py --path_opt tiny.yaml --bank").status == 0
-    whole = "--resume checkpoint/tiny/0/GaLR_best.pth.tar --set dataset.data_path=joined --sims joined.npy"
-    assert run(f"test_single.py --path_opt tiny.yaml {whole}").status == 0
-    after = np.load("postprocessing/file/tiny_0_bank.npy")
-    assert after.shape == (images, captions)
-    np.testing.assert_allclose(after, by_definition(np.load("joined.npy"), images, captions, 0.14), atol=1e-4)
+    after, (whole, _) = np.load("postprocessing/file/tiny_0_bank.npy"), similarities_of(["test", "train"], run)
+    assert after.shape == (4, 20)
+    np.testing.assert_allclose(after, by_definition(whole, 4, 20, 0.14), atol=1e-4)
 
 
 @pytest.mark.usefixtures("short_trunk")
@@ -211,12 +184,7 @@ def test_the_grid_scores_validation_with_the_fold_s_train_images_as_the_bank_and
     assert outcome.status == 0
     rows = {row[1].strip(): row[2:-1] for row in (line.split("|") for line in outcome.out.splitlines()) if len(row) > 3}
     assert not Path("postprocessing").exists() and not (scored_run / "checkpoint/tiny/results.json").exists()
-    shutil.copytree("data", "whole")  # the first 4 images of the train list validate, all others train
-    for kind in ("filename", "caps"):
-        shutil.copy(f"data/train_{kind}.txt", f"whole/test_{kind}.txt")
-    whole = "--resume checkpoint/tiny/0/GaLR_best.pth.tar --set dataset.data_path=whole --sims whole.npy"
-    assert run(f"test_single.py --path_opt tiny.yaml {whole}").status == 0
-    sims, owner = load("whole.npy")
+    sims, owner = similarities_of(["train"], run)  # its first 4 images validate, all others train
     captions = int((owner < 4).sum())
     to_captions, caption_counts = np.unique(sims[:4, captions:], axis=1, return_counts=True)
     from_images, image_counts = np.unique(sims[4:, :captions], axis=0, return_counts=True)

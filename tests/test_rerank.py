@@ -136,10 +136,8 @@ def test_golden_scores_reverse_orders_and_recalls(name):
 
 def test_the_order_is_that_of_the_scores_and_the_input_stays_as_it_was():
     sims = GOLDEN["sims"].copy()
-    order = multivariate_order(sims, Setting(k=20))
-    scores = multivariate(sims, 20, 0.3, 1.1)
-    assert (order == np.argsort(-scores, axis=1, kind="stable")[:, :20]).all()
-    assert (sims == GOLDEN["sims"]).all()
+    order, scores = multivariate_order(sims, Setting(k=20)), multivariate(sims, 20, 0.3, 1.1)
+    assert (order == np.argsort(-scores, axis=1, kind="stable")[:, :20]).all() and (sims == GOLDEN["sims"]).all()
 
 
 def of_the_size(scale):
@@ -185,23 +183,12 @@ def test_k_is_at_most_the_gallery_and_in_the_released_variant_at_least_10():
 
 
 @pytest.mark.parametrize(
-    "wrong",
-    [
-        {"k": 0},
-        {"k": 2.5},
-        {"w_similarity": np.nan},
-        {"w_reverse": -1.0},
-        {"xi": np.inf},
-        {"l": -1},
-        {"variant": "other"},
-    ],
+    ("name", "value"),
+    [("k", 0), ("k", 2.5), ("w_similarity", np.nan), ("w_reverse", -1.0), ("xi", np.inf), ("l", -1), ("variant", "x")],
 )
-def test_a_setting_that_means_nothing_is_an_input_error(wrong):
-    good = {"k": 5, "w_similarity": 0.3, "w_reverse": 1.1}
-    with pytest.raises(InputError, match=next(iter(wrong))):
-        multivariate(np.ones((3, 6)), **good | wrong)
-    with pytest.raises(InputError):
-        rerank_recall(np.ones((3, 6)), np.arange(6) // 2, Setting(**wrong))
+def test_a_setting_that_means_nothing_is_an_input_error(name, value):
+    with pytest.raises(InputError, match=name):
+        multivariate(np.ones((3, 6)), **{"k": 5, "w_similarity": 0.3, "w_reverse": 1.1, name: value})
 
 
 def test_the_search_finds_the_best_setting_of_its_grid_and_of_equal_ones_the_first(monkeypatch):
@@ -220,16 +207,6 @@ def test_the_search_finds_the_best_setting_of_its_grid_and_of_equal_ones_the_fir
 
 
 # The command
-
-
-FORMS = ("-m postprocessing.rerank", str(ROOT / "postprocessing/rerank.py"))
-
-
-def process(form: str, folder: Path) -> tuple[int, str, str]:
-    command = [sys.executable, *form.split(), "--sims", folder / "run_0.npy"]
-    environment = os.environ | ({"PYTHONPATH": str(ROOT)} if form.startswith("-m") else {})
-    done = subprocess.run(command, capture_output=True, text=True, cwd=folder, env=environment)
-    return done.returncode, done.stdout, done.stderr
 
 
 @pytest.fixture
@@ -262,11 +239,17 @@ def test_the_command_gives_the_mean_of_a_glob_before_and_after(saved, run):
 
 
 def test_the_module_and_the_file_are_the_same_command_from_any_folder_without_torch(saved):
-    outcomes = [process(form, saved) for form in FORMS]
-    status, out, err = outcomes[0]
-    assert (status, err) == (0, "") and "| mR" in out and outcomes[1] == outcomes[0]
+    def process(*words: object, folder: Path = saved, **more: str) -> tuple[int, str, str]:
+        command, environment = [sys.executable, *map(str, words)], os.environ | more
+        done = subprocess.run(command, capture_output=True, text=True, cwd=folder, env=environment)
+        return done.returncode, done.stdout, done.stderr
+
+    sims = "--sims", saved / "run_0.npy"
+    status, out, err = process("-m", "postprocessing.rerank", *sims, PYTHONPATH=str(ROOT))
+    assert (status, err) == (0, "") and "| mR" in out
+    assert process(ROOT / "postprocessing/rerank.py", *sims) == (status, out, err)
     code = "import sys, postprocessing.rerank; print({'torch', 'matplotlib'} & set(sys.modules))"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT).stdout == "set()\n"
+    assert process("-c", code, folder=ROOT)[1] == "set()\n"
 
 
 def test_the_search_reports_the_test_matrix_with_the_setting_chosen_on_validation(saved, run):

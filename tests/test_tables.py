@@ -14,14 +14,7 @@ import pytest
 
 from postprocessing.recall import SIX
 from postprocessing.results import Banked, FoldScore, Reranked, Results, load, summarise
-from postprocessing.tables import (
-    WIDTH,
-    change_table,
-    comma_separated,
-    markdown,
-    published,
-    write_ranks,
-)
+from postprocessing.tables import WIDTH, change_table, comma_separated, markdown, published, write_ranks
 from utils import InputError, write_json
 
 
