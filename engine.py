@@ -26,7 +26,7 @@ from util.device import pick_device
 from util.encoder import Encoder, make_encoder
 from util.model_folder import find_folder, folder_options, folder_rules
 from util.precision import autocast, set_arithmetic
-from util.regions.rules import DETECTOR
+from util.regions.local_features import DETECTOR
 from util.run_log import NoLog, RunLog
 from util.starting_weights import load_starting_weights
 from util.train_state import TrainState

@@ -25,8 +25,8 @@ from util.checkpoint import read_checkpoint
 from util.device import pick_device
 from util.encoder import Encoder, make_encoder
 from util.model_folder import folder_rules, options_of, weights_file
+from util.regions.local_features import DETECTOR, LocalRules, read_rules
 from util.regions.readers import add_detector_options, add_truncated
-from util.regions.rules import DETECTOR, LocalRules, read_rules
 from utils import ROOT, Bar, InputError, Parser, existing_file
 from vocab import load_words
 

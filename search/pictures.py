@@ -21,10 +21,9 @@ from layers.drea import Regions
 from search.rasters import SUFFIXES, RasterRules, Scene, open_scene
 from search.store import NOWHERE, Record
 from search.windows import selo_windows
-from util.regions.classes import parse_class_map
-from util.regions.detections import to_regions
+from util.regions.detections import parse_class_map, to_regions
+from util.regions.local_features import LocalRules, Sample, sample
 from util.regions.readers import read_detections
-from util.regions.rules import LocalRules, Sample, sample
 from utils import InputError
 
 logger = logging.getLogger("galr")

@@ -24,7 +24,7 @@ from search.rasters import RasterRules, open_scene
 from search.store import NOWHERE, Hit, Index, Mark, open_index, quoted
 from util.device import pick_device
 from util.encoder import Encoder, check_sentence
-from util.regions.rules import DETECTOR, LocalRules, sample
+from util.regions.local_features import DETECTOR, LocalRules, sample
 from utils import InputError, Parser, checked, run_command
 
 logger = logging.getLogger("galr")

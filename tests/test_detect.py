@@ -14,7 +14,7 @@ from PIL import Image
 from torchvision.models import get_model
 
 from layers.drea import CLASSES
-from util.regions import detect
+from util import detect
 from util.regions.readers import read_detections
 from util.run_log import StopSignals
 from utils import InputError, Interrupted
@@ -156,27 +156,16 @@ def test_another_folder_of_images_adds_to_the_results(run, images, tmp_path):
         run("--image_path", str(tmp_path / "test"))
 
 
-def test_a_run_with_other_settings_does_not_go_on_from_what_is_there(run):
-    run()
-    with pytest.raises(InputError, match="other weights or options"):
-        run("--threshold", "0.07")
-
-
 def test_a_class_file_names_the_labels(run, tmp_path):
     classes = tmp_path / "classes.txt"
     classes.write_text("\n".join(f"kind {i}" for i in range(15)))
     assert list(run("--classes", str(classes))) == sorted(f"Task2_kind {i}.txt" for i in range(15))
+    with pytest.raises(InputError, match="other weights or options"):
+        run("--classes", str(classes), "--threshold", "0.07")
     classes.write_text("plane\nship\n")
     with pytest.raises(InputError, match=r"do not fit .* with 2 classes"):
         run("--classes", str(classes), out="other")
     assert not (tmp_path / "other").exists()
-
-
-def test_text_of_another_run_is_not_mixed_in(run, tmp_path):
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "Task2_airport.txt").write_text("")
-    with pytest.raises(InputError, match="Task2_airport"):
-        run()
 
 
 @pytest.mark.parametrize("extra", ["--threshold=2", "--batch_size=0", "--min-size=0"])
@@ -195,20 +184,6 @@ def test_the_threshold_of_the_command_line_or_its_default_reaches_the_detector(r
             run(threshold=threshold)
 
 
-def test_weights_that_do_not_fit_are_a_clear_error(tmp_path, weights):
-    bad = tmp_path / "bad.pth"
-    torch.save(Path("code"), bad)  # an object, which only running code could restore
-    for content in (b"", b"garbage", weights.read_bytes()[:1000], bad.read_bytes()):
-        bad.write_bytes(content)
-        with pytest.raises(InputError, match=r"bad\.pth"):
-            detect.load_detector(ARCH, bad, 15, 0.5)
-    torch.save({"model": [1, 2]}, bad)
-    with pytest.raises(InputError, match="no state dict"):
-        detect.load_detector(ARCH, bad, 15, 0.5)
-    with pytest.raises(InputError, match="do not fit"):
-        detect.load_detector("retinanet_resnet50_fpn", weights, 15, 0.5)
-
-
 def test_a_retinanet_loads_and_detects(tmp_path, images):
     torch.manual_seed(0)
     made = get_model("retinanet_resnet50_fpn", weights=None, weights_backbone=None, num_classes=16)
@@ -217,20 +192,16 @@ def test_a_retinanet_loads_and_detects(tmp_path, images):
     model = detect.load_detector("retinanet_resnet50_fpn", tmp_path / "retina.pth", 15, 0.0, 64, 96)
     assert not model.training and model.score_thresh == 0.0
     found = list(detect.detect(model, sorted(images.glob("*.png"))[:3], torch.device("cpu"), 2, 1, "error"))
-    assert [path.stem for path, _ in found] == ["0", "1", "2"]
-    rows = [row for _, of_image in found for row in of_image]
+    assert len(found) == 3
+    rows = [row for of_image in found for row in of_image]
     assert rows and all(1 <= label <= 15 and 0 <= score <= 1 for label, score, *_ in rows)
 
 
 def test_folders_without_usable_images_are_clear_errors(tmp_path):
-    with pytest.raises(InputError, match="is not there"):
-        detect.image_paths(tmp_path / "missing")
-    with pytest.raises(InputError, match="holds no images"):
-        detect.image_paths(tmp_path)
+    for folder, message in ((tmp_path / "missing", "is not there"), (tmp_path, "holds no images")):
+        with pytest.raises(InputError, match=message):
+            detect.image_paths(folder)
     for name in ("a.png", "a.jpg"):
         (tmp_path / name).touch()
     with pytest.raises(InputError, match="share a name"):
-        detect.image_paths(tmp_path)
-    (tmp_path / "a.jpg").rename(tmp_path / "b c.jpg")
-    with pytest.raises(InputError, match="spaces"):
         detect.image_paths(tmp_path)

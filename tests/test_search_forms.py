@@ -14,7 +14,7 @@ from search.pictures import Pictures, records_of
 from search.rasters import RasterRules, open_scene
 from tests.searching import seen, write
 from util.images import decode, open_image
-from util.regions.rules import read_rules
+from util.regions.local_features import read_rules
 from utils import InputError
 
 WIDTH, HEIGHT, SIDE = 64, 48, 16

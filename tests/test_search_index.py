@@ -28,8 +28,7 @@ from tests.conftest import ROOT, Outcome
 from tests.searching import SENTENCE, rows, vectors, write_scene
 from util.checkpoint import read_checkpoint
 from util.images import open_image
-from util.regions.local_features import load_local
-from util.regions.rules import LocalRules, read_rules
+from util.regions.local_features import LocalRules, load_local, read_rules
 from utils import InputError
 from vocab import encode_captions
 

@@ -22,7 +22,7 @@ from search.rasters import RasterRules
 from search.windows import selo_map
 from tests.searching import SENTENCE, write
 from util.demo.large import SIDE, TILE, annotate_large, plan_large
-from util.regions.rules import read_rules, sample
+from util.regions.local_features import read_rules, sample
 from utils import InputError
 
 pytestmark = pytest.mark.usefixtures("short_trunk")

@@ -41,8 +41,8 @@ def make_demo_folder(folder: Path, images: int = 20) -> None:
     import vocab
     from layers.drea import DreaOptions
     from util import make_demo
+    from util.build_local import drea, write_local
     from util.lists import read_captions, read_names, stem
-    from util.regions.build_local import drea, write_local
     from util.regions.detections import to_regions
     from util.regions.readers import read_detections
 

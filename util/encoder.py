@@ -15,7 +15,7 @@ from layers.model import Model, cosine, l2norm
 from option import Options
 from util.images import open_image
 from util.precision import autocast
-from util.regions.rules import LocalRules, sample
+from util.regions.local_features import LocalRules, sample
 from util.transforms import normalise
 from utils import InputError, some
 

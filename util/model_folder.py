@@ -23,9 +23,8 @@ import vocab
 from layers.drea import DreaOptions
 from option import Options, load_options
 from option.load import changed_tree
-from util.regions.local_features import SHAPE
+from util.regions.local_features import SHAPE, ZEROS, LocalRules, read_rules
 from util.regions.proposals import ProposalOptions
-from util.regions.rules import ZEROS, LocalRules, read_rules
 from util.weights import check_finite
 from utils import InputError, not_installed, read_as
 

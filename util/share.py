@@ -23,7 +23,7 @@ from postprocessing.results import Results, load
 from util import model_folder
 from util.checkpoint import BEST, read_checkpoint
 from util.model_card import Made, card, read_notes
-from util.regions.rules import read_rules
+from util.regions.local_features import read_rules
 from util.weights import check_finite
 from utils import (
     InputError,

@@ -1,25 +1,43 @@
-"""Put detections, as files give them, onto the images of the lists."""
+"""Put detections, as files give them, onto the images of the lists: names, patches, classes and units."""
 
 from __future__ import annotations
 
 import logging
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
 
-from layers.drea import Regions
+from layers.drea import CLASSES, Regions
 from util.lists import match, whole_stem
-from util.regions.classes import DROPPED, ClassMap, class_index, plain
 from utils import InputError, some
 
 logger = logging.getLogger("galr")
 
+# Names in DIOR(-R), NWPU VHR-10, HRRSD, UCAS-AOD, FAIR1M, VEDAI, xView, COCO. `vehicle` is mostly cars there.
+ALIASES = {
+    "plane": "airplane aeroplane aircraft",
+    "ship": "boat vessel",
+    "storage-tank": "oil-tank oil-storage-tank tank",
+    "baseball-diamond": "baseball-field",
+    "ground-track-field": "track-field athletic-field",
+    "harbor": "harbour port",
+    "small-vehicle": "vehicle car small-car van pickup",
+    "large-vehicle": "truck bus lorry",
+    "soccer-ball-field": "football-field soccer-field",
+    "roundabout": "traffic-circle rotary",
+    "swimming-pool": "pool",
+}
+DROPPED = "none"  # in a class map: drop regions of this name without a warning
+# Image, number, left and top of a patch that was cut out for detection. The number is the factor by which the image was
+# scaled before (DOTA's devkit), or the side of the patch, never below 16, without scaling (mmrotate, Ultralytics).
+PATCH = re.compile(r"(.+)__(\d{1,5}(?:\.\d{1,5})?)__(\d{1,7})___(\d{1,7})(?:\.[a-z]\w*)?", re.ASCII | re.IGNORECASE)
+
+ClassMap = dict[str, int | None]  # plain name -> index, or None for a dropped class
 Hull = tuple[float, float, float, float]  # left, top, right, bottom
-_PATCH = re.compile(r"(?P<image>.+)__(?P<number>[0-9]{1,5}(\.[0-9]{1,5})?)__(?P<left>[0-9]{1,7})___(?P<top>[0-9]{1,7})")
 
 
 class Row(NamedTuple):
@@ -28,36 +46,6 @@ class Row(NamedTuple):
     class_name: str
     score: float
     hull: Hull
-
-
-def hull(corners: Sequence[float]) -> Hull:
-    return min(corners[0::2]), min(corners[1::2]), max(corners[0::2]), max(corners[1::2])
-
-
-class Patch(NamedTuple):
-    """Hold the place of a part that was cut out of an image for detection."""
-
-    image: str
-    scale: float
-    left: float
-    top: float
-
-    def put_back(self, row: Row) -> Row:
-        left, top, right, bottom = (np.array(row.hull) + [self.left, self.top] * 2) / self.scale
-        return row._replace(hull=(left, top, right, bottom))
-
-
-def patch_of(name: str) -> Patch | None:
-    """Return the patch that a name such as `P0770__0.5__0___512` stands for; None for any other name.
-
-    DOTA's devkit writes the factor by which the image was scaled before it was cut; mmrotate and Ultralytics write the
-    side of the patch, which is never below 16, and do not scale.
-    """
-    found = _PATCH.fullmatch(name)
-    if not found or float(found["number"]) == 0:
-        return None
-    number = float(found["number"])
-    return Patch(found["image"], number if number < 16 else 1.0, float(found["left"]), float(found["top"]))
 
 
 @dataclass
@@ -69,6 +57,57 @@ class Detections:
     names_all: bool = True  # an image that is not in `rows` was never looked at; result text names no empty images
     size: dict[str, tuple[float, float]] = field(default_factory=dict)  # image name -> width, height in pixels
     source: str = "the regions"  # the name for messages
+
+
+# ---------------------------------------------------------------- classes
+
+
+def _plain(name: str) -> str:
+    """Return a name without case, spaces and marks."""
+    return re.sub("[^a-z0-9]", "", name.lower())
+
+
+_INDEX = {
+    _plain(alias): index for index, name in enumerate(CLASSES) for alias in (name, *ALIASES.get(name, "").split())
+}
+
+
+def class_index(name: str) -> int | None:
+    """Return the DOTA-v1.0 index of a class name in any spelling, None for an unknown one."""
+    return _INDEX.get(_plain(name))
+
+
+def parse_class_map(pairs: Sequence[str]) -> ClassMap:
+    """Parse `NAME=CLASS` words; CLASS must be a class of DOTA-v1.0, or `none`. Raise InputError."""
+    class_map: ClassMap = {}
+    for pair in pairs:
+        name, _, target = pair.rpartition("=")
+        if not _plain(name) or (class_index(target) is None and target.strip().lower() != DROPPED):
+            raise InputError(
+                f"--class-map {pair} must be NAME=CLASS, with a class of DOTA-v1.0 ({', '.join(CLASSES)}) or {DROPPED}"
+            )
+        class_map[_plain(name)] = class_index(target)
+    return class_map
+
+
+def _indices(rows: Sequence[Row], class_map: ClassMap, source: str) -> dict[str, int | None]:
+    """Return the index of each class name, None for those to drop. Raise InputError if most regions would go so."""
+    count = Counter(row.class_name for row in rows)
+    index = {name: class_map.get(_plain(name), class_index(name)) for name in count}
+    unknown = {name: count[name] for name in count if index[name] is None and _plain(name) not in class_map}
+    total = sum(unknown.values())
+    named = some([f"{name} ({number})" for name, number in Counter(unknown).most_common()])
+    if 2 * total > len(rows):
+        raise InputError(
+            f"{source}: {total} of {len(rows)} regions are of classes outside DOTA-v1.0: {named}; say what they are "
+            f"with --class-map NAME=CLASS ..., or NAME={DROPPED} for what is to be dropped"
+        )
+    if unknown:
+        logger.warning(f"dropped {total} regions of classes outside DOTA-v1.0: {named}")
+    return index
+
+
+# ---------------------------------------------------------------- images
 
 
 def to_regions(
@@ -84,23 +123,30 @@ def to_regions(
     those that `class_index` knows. Raise InputError if the source lacks images, unless `allow_missing`, or if most
     regions would be dropped for their class.
     """
-    found, strangers = by_image(detections, names)
-    _check_missing(found, names, strangers, allow_missing)
-    index = _class_indices(found, class_map or {})
+    size: dict[str, tuple[float, float]] = {}
+    rows_of: dict[str, list[Row]] = {}
+    for name, key, rows in _by_image(detections, names):
+        rows_of.setdefault(name, []).extend(rows)
+        if key in detections.size:
+            size[name] = detections.size[key]
+    missing = [name for name in names if name not in rows_of]
+    if missing:
+        _complain(detections, missing, len(names), allow_missing)
+    index = _indices([row for rows in rows_of.values() for row in rows], class_map or {}, detections.source)
     outside = over_edge = 0
     regions = []
     for name in names:
-        rows = [row for row in found.rows.get(name, []) if index[row.class_name] is not None]
+        rows = [row for row in rows_of.get(name, ()) if index[row.class_name] is not None]
         if not rows:
             regions.append(Regions.empty())
             continue
-        size = (1.0, 1.0) if found.normalised else found.size.get(name) or size_of(name)
-        corners = np.array([row.hull for row in rows], np.float64) / [*size, *size]
+        sides = (1.0, 1.0) if detections.normalised else size.get(name) or size_of(name)
+        corners = np.array([row.hull for row in rows], np.float64) / [*sides, *sides]
         clipped = np.clip(corners, 0, 1)
         low, high = clipped[:, :2], clipped[:, 2:]
         inside = (high > low).all(axis=1)
-        outside += int((~inside).sum())
-        over_edge += int((inside & (clipped != corners).any(axis=1)).sum())
+        outside += np.count_nonzero(~inside)
+        over_edge += np.count_nonzero((clipped != corners).any(axis=1) & inside)
         class_id, score = np.array([index[row.class_name] for row in rows]), np.array([row.score for row in rows])
         box = np.concatenate([(low + high) / 2, high - low], axis=1)
         regions.append(Regions(class_id[inside], score[inside], box[inside]))
@@ -111,61 +157,38 @@ def to_regions(
     return regions
 
 
-def by_image(detections: Detections, names: Sequence[str]) -> tuple[Detections, list[str]]:
-    """Return the detections under the names of the lists, patches put back, and the source's names of no image."""
-    found = replace(detections, rows={}, size={})
-    patches = {} if found.normalised else _patches(detections, names)
-    others = [key for key in detections.rows if key not in patches]
-    name_of = {key: name for name, key in zip(names, match(names, others, found.source), strict=True)}
+def _complain(detections: Detections, missing: list[str], total: int, allow_missing: bool) -> None:
+    """Name the images without regions. Raise InputError unless they may be missing."""
+    where = f"{detections.source}: no regions for {len(missing)} of {total} images"
+    if not allow_missing and (detections.names_all or len(missing) == total):
+        raise InputError(
+            f"{where}: {some(missing)}; add them (an empty file where nothing was found), or give --allow-missing"
+        )
+    logger.warning(f"{where}, which count as looked at: {some(missing)}")
+
+
+def _by_image(detections: Detections, names: Sequence[str]) -> Iterator[tuple[str, str, list[Row]]]:
+    """Yield the image of `names`, the source's name and the detections of each entry, patches put back."""
+    patch_of = {}
+    if not detections.normalised:  # in units of the image sides, it is not known where a patch lies
+        themselves = {form for name in names for form in (name, whole_stem(name))}
+        found = {key: PATCH.fullmatch(key) for key in detections.rows if key not in themselves}
+        patch_of = {key: patch for key, patch in found.items() if patch and float(patch[2])}
+    images = list(dict.fromkeys(patch[1] for patch in patch_of.values()))
+    name_of_image = dict(zip(images, match(images, names, detections.source), strict=True))
+    name_of = {key: name for key, patch in patch_of.items() if (name := name_of_image[patch[1]])}
+    others = [key for key in detections.rows if key not in name_of]
+    name_of |= {key: name for name, key in zip(names, match(names, others, detections.source), strict=True) if key}
     for key, rows in detections.rows.items():
-        if key in patches:
-            patch, name = patches[key]
-            found.rows.setdefault(name, []).extend(patch.put_back(row) for row in rows)
-        elif name := name_of.get(key):
-            found.rows.setdefault(name, []).extend(rows)
-            if key in detections.size:
-                found.size[name] = detections.size[key]
-    return found, [key for key in others if key not in name_of]
+        if key in patch_of:
+            rows = [_put_back(row, *map(float, patch_of[key].group(2, 3, 4))) for row in rows]
+        if key in name_of:
+            yield name_of[key], key, rows
+    if strangers := [key for key in detections.rows if key not in name_of]:
+        logger.warning(f"{detections.source}: {len(strangers)} names are no images of the lists: {some(strangers)}")
 
 
-def _patches(detections: Detections, names: Sequence[str]) -> dict[str, tuple[Patch, str]]:
-    themselves = {form for name in names for form in (name, whole_stem(name))}
-    patches = {key: patch_of(key) or patch_of(whole_stem(key)) for key in detections.rows if key not in themselves}
-    images = list(dict.fromkeys(patch.image for patch in patches.values() if patch))
-    name_of = dict(zip(images, match(images, names, detections.source), strict=True))
-    return {key: (patch, name) for key, patch in patches.items() if patch and (name := name_of[patch.image])}
-
-
-def _check_missing(found: Detections, names: Sequence[str], strangers: list[str], allow_missing: bool) -> None:
-    missing = [name for name in names if name not in found.rows]
-    if missing and not allow_missing and (found.names_all or len(missing) == len(names)):
-        others = f"; it names others: {some(strangers)}" if strangers else ""
-        if strangers and all(map(str.isdecimal, strangers)):
-            others += " (if these are the numbers of COCO's images, give --coco-images)"
-        raise InputError(
-            f"{found.source}: no regions for {len(missing)} of {len(names)} images: {some(missing)}{others}; "
-            "add them (an empty file where nothing was found), or give --allow-missing"
-        )
-    if missing:
-        logger.warning(
-            f"{found.source}: no region in {len(missing)} of {len(names)} images, which count as looked at: "
-            f"{some(missing)}"
-        )
-    if strangers:
-        logger.warning(f"{found.source}: {len(strangers)} names are no images of the lists: {some(strangers)}")
-
-
-def _class_indices(found: Detections, class_map: ClassMap) -> dict[str, int | None]:
-    count = Counter(row.class_name for rows in found.rows.values() for row in rows)
-    index = {name: class_map.get(plain(name), class_index(name)) for name in count}
-    dropped = [name for name in count if index[name] is None and plain(name) in class_map]
-    unknown = Counter({name: count[name] for name in count if index[name] is None and name not in dropped})
-    named = some([f"{name} ({number})" for name, number in unknown.most_common()])
-    if 2 * unknown.total() > count.total():
-        raise InputError(
-            f"{found.source}: {unknown.total()} of {count.total()} regions are of classes outside DOTA-v1.0: {named}; "
-            f"say what they are with --class-map NAME=CLASS ..., or NAME={DROPPED} for what is to be dropped"
-        )
-    if unknown:
-        logger.warning(f"dropped {unknown.total()} regions of classes outside DOTA-v1.0: {named}")
-    return index
+def _put_back(row: Row, number: float, left: float, top: float) -> Row:
+    scale = number if number < 16 else 1
+    corner = np.array([left, top, left, top])
+    return row._replace(hull=tuple((corner + row.hull) / scale))

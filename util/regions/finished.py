@@ -1,45 +1,59 @@
-"""Keep the results of long work on images, one file per image, so that a stopped command skips what is there."""
+"""Do long work on images, and keep the result of each in a file, so that a stopped command skips what is there."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from utils import InputError, read_as, read_json, write_json, write_text
+from util.images import BadImages, Truncated, find_damaged
+from util.run_log import StopSignals
+from utils import Bar, InputError, read_as, read_json, write_json, write_text
 
 SETTINGS = ".settings.json"
 Kept = tuple[str, list[int], Any]  # image file, its size and time stamp, result
 
 
-class Finished:
-    """Keep results in a folder, under a key per image. Raise InputError for a folder of other settings."""
+def work_through(
+    folder: Path,
+    settings: dict[str, Any],
+    images: dict[str, Path],
+    work: Callable[[list[Path]], Iterable[Any]],
+    workers: int,
+    truncated: Truncated,
+) -> tuple[dict[str, Any], BadImages | None]:
+    """Return the results that `folder` holds, by key, after adding those of `images` (key -> path) that it lacks.
 
-    def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
-        self.folder, self.settings = folder, settings
-        mark = folder / SETTINGS
-        if mark.exists() and read_json(mark, "settings") != json.loads(json.dumps(settings)):
-            raise InputError(f"{folder} is from a run with other weights or options; delete it, or give another --out")
+    `work` gives the results of some paths, one by one. Returns besides the error that names damaged images, for the
+    caller to raise when the others are done. Raises InputError for a folder of other settings, for a key that belongs
+    to another image, and for files that are no images; Interrupted after a signal.
+    """
+    mark, settings = folder / SETTINGS, json.loads(json.dumps(settings))
+    if mark.exists() and read_json(mark, "settings") != settings:
+        raise InputError(f"{folder} is from a run with other weights or options; delete it, or give another --out")
+    left = {path: key for key, path in images.items() if not _is_done(folder / f"{key}.json", path)}
+    faults = find_damaged(list(map(str, left)), workers, truncated)
+    good = [path for path in left if str(path) not in faults]
+    if good:
+        write_json(mark, settings)
+    with StopSignals() as stop:
+        for path, result in zip(good, Bar(work(good), "working", len(good), unit="image"), strict=True):
+            write_text(folder / f"{left[path]}.json", json.dumps([*_file_and_stamp(path), result]))
+            stop.check()
+    kept = sorted(path for path in folder.rglob("*.json") if path != mark)
+    results = {str(path.relative_to(folder))[:-5]: read_as(Kept, path, "result")[2] for path in kept}
+    return results, BadImages(faults, len(images)) if faults else None
 
-    def has(self, key: str, image: Path) -> bool:
-        """Return True if the image has a result and has not changed since. Raise InputError for another image's key."""
-        path = self.folder / f"{key}.json"
-        if not path.exists():
-            return False
-        file, stamp, _ = read_as(Kept, path, "result")
-        if Path(file) != image.absolute() and Path(file).is_file():
-            raise InputError(f"images {file} and {image} share a name ({key}); rename one, or give another --out")
-        return (file, stamp) == _file_and_stamp(image)
 
-    def add(self, key: str, image: Path, result: Any) -> None:
-        if not (self.folder / SETTINGS).exists():
-            write_json(self.folder / SETTINGS, self.settings)
-        write_text(self.folder / f"{key}.json", json.dumps([*_file_and_stamp(image), result]))
-
-    def results(self) -> dict[str, Any]:
-        """Return key -> result of all images, sorted by key."""
-        paths = sorted(path for path in self.folder.rglob("*.json") if path.name != SETTINGS)
-        return {str(path.relative_to(self.folder))[:-5]: read_as(Kept, path, "result")[2] for path in paths}
+def _is_done(result: Path, image: Path) -> bool:
+    """Return True if the image has a result and has not changed since. Raise InputError for another image's result."""
+    if not result.exists():
+        return False
+    file, stamp, _ = read_as(Kept, result, "result")
+    if Path(file) != image.absolute() and Path(file).is_file():
+        raise InputError(f"images {file} and {image} share a name; rename one, or give another --out")
+    return (file, stamp) == _file_and_stamp(image)
 
 
 def _file_and_stamp(image: Path) -> tuple[str, list[int]]:

@@ -15,8 +15,6 @@ from PIL import Image
 from scipy import ndimage
 from skimage.color import rgb2lab
 from skimage.segmentation import felzenszwalb
-from sklearn.cluster import KMeans
-from threadpoolctl import threadpool_limits
 
 from layers.drea import CLASSES, Regions
 
@@ -84,6 +82,9 @@ def propose(image: Image.Image, options: ProposalOptions = DEFAULTS) -> Proposal
 
 def fit_prototypes(description: np.ndarray, most: int = 50_000, seed: int = 0) -> Prototypes:
     """Fit one k-means prototype for each class of a node to `most` evenly spaced of the descriptions (n, 9)."""
+    from sklearn.cluster import KMeans  # takes seconds to import
+    from threadpoolctl import threadpool_limits
+
     if len(description) == 0:
         return Prototypes(np.zeros((0, len(DESCRIPTION))), np.zeros(len(DESCRIPTION)), np.ones(len(DESCRIPTION)))
     description = description[np.linspace(0, len(description) - 1, min(len(description), most)).astype(int)]
