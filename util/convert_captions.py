@@ -16,7 +16,8 @@ import logging
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
@@ -74,13 +75,15 @@ def read_images(paths: Sequence[Path]) -> list[Image]:
     """
     found: dict[tuple[str, str], Image] = {}
     blank = 0
-    for path, where, row in _rows(paths):
-        name, lines = _name(row, where), [" ".join(text.split()) for text in _texts(captions_of(row, where), where)]
-        split = _split(row, path, name, where)
-        if "\0" in name or any("\0" in line for line in lines):
-            raise InputError(f"{where}: a NUL character; the file is damaged")
-        blank += lines.count("")
-        found.setdefault((name, split), Image(name, split, [])).captions.extend(filter(None, lines))
+    for path in paths:
+        for where, row in read_rows(path):
+            name = _name(row, where)
+            lines = [" ".join(text.split()) for text in _texts(captions_of(row, where), where)]
+            split = _split(row, path, name, where)
+            if "\0" in name or any("\0" in line for line in lines):
+                raise InputError(f"{where}: a NUL character; the file is damaged")
+            blank += lines.count("")
+            found.setdefault((name, split), Image(name, split, [])).captions.extend(filter(None, lines))
     there = [image for image in found.values() if image.captions]
     if all(image.split == "test" for image in there):
         raise InputError(
@@ -92,16 +95,6 @@ def read_images(paths: Sequence[Path]) -> list[Image]:
     return _within_one_folder(there)
 
 
-def _rows(paths: Sequence[Path]) -> Iterator[tuple[Path, str, Row]]:
-    """Yield file, name for messages, and content of each entry. Raise InputError for an entry that is no object."""
-    for path in paths:
-        for number, row in enumerate(read_rows(path), 1):
-            where = f"captions {path}, entry {number}"
-            if not isinstance(row, dict):
-                raise InputError(f"{where}: expected an image with its captions, got {seen(row)}")
-            yield path, where, row
-
-
 def lists(images: Sequence[Image]) -> dict[str, str]:
     """Return the text files of the published layout: name -> content."""
     files = {}
@@ -109,17 +102,10 @@ def lists(images: Sequence[Image]) -> dict[str, str]:
         chosen = [image for image in images if (image.split == "test") == (split == "test")]
         alike = len({len(image.captions) for image in chosen}) == 1
         once = split == "train" and alike  # as published; a line for each caption says what belongs to what in any case
-        names = [image.name for image in chosen for _ in range(1 if once else len(image.captions))]
-        if chosen:
-            files[f"{split}_caps.txt"] = _text(caption for image in chosen for caption in image.captions)
-            files[f"{split}_filename.txt"] = _text(names)
-    if listed := [image.name for image in images if image.split == "val"]:
-        files["val_filename.txt"] = _text(listed)
-    return files
-
-
-def _text(lines: Iterable[str]) -> str:
-    return "".join(f"{line}\n" for line in lines)
+        files[f"{split}_caps.txt"] = [caption for image in chosen for caption in image.captions]
+        files[f"{split}_filename.txt"] = [image.name for image in chosen for _ in image.captions[: 1 if once else None]]
+    files["val_filename.txt"] = [image.name for image in images if image.split == "val"]
+    return {name: "".join(f"{line}\n" for line in lines) for name, lines in files.items() if lines}
 
 
 # ---------------------------------------------------------------- a row
@@ -127,16 +113,15 @@ def _text(lines: Iterable[str]) -> str:
 
 def _name(row: Row, where: str) -> str:
     """Return the image's place within the folder of images. COCO's `filepath` and the class of NWPU are its folder."""
-    for key in NAMES:
-        value = row.get(key)
-        value = value.get("path") if isinstance(value, dict) else value  # an image of the Hugging Face hub
-        if isinstance(value, str) and value:
-            break
-    else:
+    values = [row.get(key) for key in NAMES]
+    values = [value.get("path") if isinstance(value, dict) else value for value in values]  # an image of the hub
+    value = next((value for value in values if isinstance(value, str) and value), None)
+    if value is None:
         raise InputError(f"{where}: no image name (such as `filename` or `image`) in {seen(row)}")
     value = value.replace("\\", "/")
-    folder = row.get("folder") or (row.get("filepath") if key != "filepath" else None)
-    folder = folder if isinstance(folder, str) and not folder.startswith("/") and "/" not in value else ""
+    folder = row.get("folder") or row.get("filepath")
+    if not isinstance(folder, str) or folder.startswith("/") or "/" in value or folder == value:
+        folder = ""
     name = str(PurePosixPath(folder, value))
     if not value.strip() or name != name.strip() or len(name.splitlines()) != 1 or ".." in PurePosixPath(name).parts:
         raise InputError(f"{where}: {name!r} cannot stand in a list of image names")
@@ -206,7 +191,7 @@ def _within_one_folder(images: list[Image]) -> list[Image]:
 def write_images(paths: Sequence[Path], folder: Path) -> None:
     """Write the images that Parquet files hold, under the names that the lists give them."""
     count = 0
-    for _, where, row in _rows(paths):
+    for where, row in chain.from_iterable(map(read_rows, paths)):
         image = row.get("image")
         if isinstance(image, dict) and isinstance(image.get("bytes"), bytes):
             name = _name(row, where)
