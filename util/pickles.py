@@ -97,16 +97,12 @@ def load_pickled_npy(path: Path, what: str = "local features", shape: tuple[int,
     """
     try:
         with path.open("rb") as file, memory_limit(most):
-            found, kind = npy_header(file)
-            if found != shape or kind != np.dtype(object):
-                raise ValueError(f"expected pickled objects of shape {shape}, found shape {found} and type {kind}")
+            header = npy_header(file)
             value = ArraysOnly(file, encoding="latin1").load()
-            value = value.value if isinstance(value, Array) else value
-            if shape == ():
-                return value.item() if isinstance(value, np.ndarray) else value
-            if not isinstance(value, np.ndarray) or value.shape != shape:
-                raise ValueError(f"not an array of {shape[0]} rows")
-            return value
+        value = value.value if isinstance(value, Array) else value
+        if header != (shape, np.dtype(object)) or (shape and getattr(value, "shape", None) != shape):
+            raise ValueError(f"it must hold a pickled object array of shape {shape}")
+        return value.item() if isinstance(value, np.ndarray) and not shape else value
     except MemoryError:
         reason = f"it takes more than {most / GIB:.0f} GiB of memory"
     except Exception as error:  # a hostile pickle can raise anything
@@ -135,7 +131,6 @@ def memory_limit(most: int) -> Iterator[None]:
 
 def npy_header(file: BinaryIO) -> tuple[tuple[int, ...], np.dtype]:
     """Read shape and type of the array in a `.npy` file; the file then stands behind its header."""
-    version = np.lib.format.read_magic(file)
-    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, _, dtype = read(file)
+    np.lib.format.read_magic(file)
+    shape, _, dtype = np.lib.format.read_array_header_1_0(file)  # later versions are for structured arrays alone
     return shape, dtype
