@@ -140,7 +140,7 @@ def test_a_damaged_image_is_named_and_the_proposals_of_the_others_are_kept(run, 
     image = data / "images/t2.png"
     good = image.read_bytes()
     image.write_bytes(good[:-60])
-    with pytest.raises(InputError, match=r"1 of 6 images .*t2\.png .*proposals of the others are kept"):
+    with pytest.raises(InputError, match=r"1 of 6 images .*t2\.png .*results of the others are kept"):
         run(regions="proposals")
     assert "the others are done first" in capsys.readouterr().err
     assert [path.name for path in (data / "out").iterdir()] == [".local.h5.proposals"]

@@ -127,7 +127,7 @@ def test_a_damaged_image_is_named_the_others_are_done_and_it_alone_when_mended(r
     whole = run(out="whole")
     good = (images / "3.png").read_bytes()
     (images / "3.png").write_bytes(good[:-100])
-    with pytest.raises(InputError, match=r"1 of 5 images .*3\.png .*out has the regions of the others"):
+    with pytest.raises(InputError, match=r"1 of 5 images .*3\.png .*results of the others are kept"):
         run()
     assert "3.png" in capsys.readouterr().err  # before the work, too
     assert any(line[:2] == "3 " for of in run("--truncated", "allow", out="allowed").values() for line in of)

@@ -71,14 +71,6 @@ def test_rows_of_a_python_2_pickle_are_those_that_numpy_reads(kind, rows, tmp_pa
     assert np.array_equal(four(path), np.stack([careless[i].reshape(WIDTH) for i in FOUR]).astype(np.float32))
 
 
-@pytest.mark.parametrize("protocol", [3, 4])
-def test_rows_that_someone_saved_again_with_python_3_are_read_too(protocol, rows, tmp_path) -> None:
-    array = np.empty(17, object)
-    array[:] = [row.reshape(1, -1) if i % 2 else row for i, row in enumerate(rows)]
-    path = pickled(tmp_path / "utable.npy", pickle.dumps(array, protocol))
-    assert np.array_equal(four(path), rows[FOUR])
-
-
 def test_a_second_start_with_the_same_vocabulary_does_not_read_the_table_again(rows, table, reads) -> None:
     first = four(table)
     assert np.array_equal(four(table), first) and len(reads) == 1

@@ -86,7 +86,7 @@ def proposed_regions(arguments: argparse.Namespace, names: list[str]) -> tuple[l
     work = functools.partial(_propose, truncated=arguments.truncated, workers=arguments.workers)
     results, damaged = work_through(folder, settings, paths, work, arguments.workers, arguments.truncated)
     if damaged:
-        raise InputError(f"{damaged}; the proposals of the others are kept: mend these, and run the same command again")
+        raise damaged
     found = [np.array(results.get(name, ())).reshape(-1, 5 + len(proposals.DESCRIPTION)) for name in names]
     found = [proposals.Proposals(columns[:, 0], columns[:, 1:5], columns[:, 5:]) for columns in found]
     train = set(read_names(arguments.data_path, "train"))  # prototypes must not see test images

@@ -56,9 +56,7 @@ def main() -> None:
     found, damaged = work_through(folder, settings, images, work, arguments.workers, arguments.truncated)
     write_results(arguments.out, found, classes)
     if damaged:
-        raise InputError(
-            f"{damaged}; {arguments.out} has the regions of the others: mend these, and run the same command again"
-        )
+        raise damaged
     logger.info(f"{sum(map(len, found.values()))} regions in {len(found)} images")
 
 

@@ -22,7 +22,7 @@ def work_through(
     work: Callable[[list[Path]], Iterable[Any]],
     workers: int,
     truncated: Truncated,
-) -> tuple[dict[str, Any], BadImages | None]:
+) -> tuple[dict[str, Any], InputError | None]:
     """Return the results that `folder` holds, by key, after adding those of `images` (key -> path) that it lacks.
 
     `work` gives the results of some paths, one by one. Returns besides the error that names damaged images, for the
@@ -43,7 +43,10 @@ def work_through(
             stop.check()
     kept = sorted(path for path in folder.rglob("*.json") if path != mark)
     results = {str(path.relative_to(folder))[:-5]: read_as(Kept, path, "result")[2] for path in kept}
-    return results, BadImages(faults, len(images)) if faults else None
+    if not faults:
+        return results, None
+    advice = "the results of the others are kept: mend these, and run the same command again"
+    return results, InputError(f"{BadImages(faults, len(images))}; {advice}")
 
 
 def _is_done(result: Path, image: Path) -> bool:
