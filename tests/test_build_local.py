@@ -77,12 +77,12 @@ def expected(options: DreaOptions) -> tuple[np.ndarray, np.ndarray]:
     ("extra", "options"),
     [
         ("", {}),
-        ("--no-denoise", {"denoise": False}),
-        ("--no-enhance", {"enhance": False}),
-        ("--similarity box --distance-scale 0.1", {"similarity": "box", "distance_scale": 0.1}),
-        ("--multiplicity-weighting 0", {"multiplicity_weighting": 0}),
-        ("--saliency-weighting 0.7", {"saliency_weighting": 0.7}),
-        ("--similarity-threshold 0.9", {"similarity_threshold": 0.9}),
+        ("--no-denoise --multiplicity-weighting 0", {"denoise": False, "multiplicity_weighting": 0}),
+        ("--no-enhance --similarity-threshold 0.9", {"enhance": False, "similarity_threshold": 0.9}),
+        (
+            "--similarity box --distance-scale 0.1 --saliency-weighting 0.7",
+            {"similarity": "box", "distance_scale": 0.1, "saliency_weighting": 0.7},
+        ),
     ],
 )
 def test_the_file_holds_the_drea_of_each_listed_image_and_how_it_was_made(run, data, extra, options):
@@ -171,14 +171,10 @@ def test_prototypes_see_the_train_images_only(run, data):
 
 def test_images_that_share_a_name_up_to_the_first_dot_keep_their_whole_stems(run, data):
     (data / "train_filename.txt").write_text("\n".join([*TRAIN, "t1.other.png"]) + "\n")
-    draw(data / "images/t1.other.png", 9)
     (data / "boxes/t1.txt").rename(data / "boxes/t1.part.txt")
-    (data / "boxes/t1.other.txt").write_text("0 0 9 0 9 9 0 9 ship\n")
-    path = run()
-    with h5py.File(path) as file:
+    (data / "boxes/t1.other.txt").write_text("")
+    with h5py.File(run()) as file:
         assert file["name"].asstr()[:].tolist() == ["t0", "t1.part", "t2", "t3", "t1.other", "s0", "s1"]
-    rep, _ = load_local(path, ["t1.other.png", "t1.part.png"])
-    assert rep[0, 0, 1] == 1 and rep[1, 0, 0] == 1
 
 
 def test_missing_regions_and_images_are_named_or_become_zeros(run, data):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import functools
+import os
+import signal
 import sys
 from pathlib import Path
 
@@ -15,8 +17,8 @@ from torchvision.models import get_model
 
 from layers.drea import CLASSES
 from util import detect
+from util.regions import finished
 from util.regions.readers import read_detections
-from util.run_log import StopSignals
 from utils import InputError, Interrupted
 
 ARCH = "fasterrcnn_mobilenet_v3_large_320_fpn"
@@ -109,17 +111,20 @@ def test_files_of_torchvisions_training_script_load_frozen_batch_normalisation_a
 
 def test_a_stopped_run_goes_on_where_it_was(run, tmp_path, monkeypatch, decoded):
     whole = run(out="whole")
-    checks = iter([None, None, None, Interrupted(15, "stopped")])
+    real, written = finished.write_text, []
 
-    def stop_after_the_fourth(self):
-        if fault := next(checks, None):
-            raise fault
+    def stop_after_the_fourth(path: Path, text: str) -> None:
+        if len(written) == 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+        written.append(path)
+        real(path, text)
 
-    monkeypatch.setattr(StopSignals, "check", stop_after_the_fourth)
+    monkeypatch.setattr(finished, "write_text", stop_after_the_fourth)
     with pytest.raises(Interrupted):
         run()
     assert len(list((tmp_path / "out" / detect.DONE).glob("?.json"))) == 4
     decoded.clear()
+    written.clear()
     assert run() == whole and decoded == ["4"]
 
 

@@ -48,11 +48,6 @@ def test_a_blank_image_of_any_size_gives_nothing(size):
     assert len(propose(drawing(size=size)).score) == 0
 
 
-@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "CMYK", "1"])
-def test_images_of_every_mode_are_taken(mode):
-    assert len(propose(drawing(*SCENE).convert(mode)).score) > 0
-
-
 def test_prototypes_tell_things_of_different_looks_apart():
     proposals = propose(drawing(*SCENE))
     regions = classify(proposals, fit_prototypes(proposals.description))

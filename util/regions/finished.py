@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
+import signal
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from util.images import BadImages, Truncated, find_damaged
-from util.run_log import StopSignals
-from utils import Bar, InputError, read_as, read_json, write_json, write_text
+from utils import Bar, InputError, Interrupted, read_as, read_json, write_json, write_text
 
 SETTINGS = ".settings.json"
 Kept = tuple[str, list[int], Any]  # image file, its size and time stamp, result
@@ -37,16 +37,19 @@ def work_through(
     good = [path for path in left if str(path) not in faults]
     if good:
         write_json(mark, settings)
-    with StopSignals() as stop:
-        for path, result in zip(good, Bar(work(good), "working", len(good), unit="image"), strict=True):
-            write_text(folder / f"{left[path]}.json", json.dumps([*_file_and_stamp(path), result]))
-            stop.check()
+    signal.signal(signal.SIGTERM, _stop)
+    for path, result in zip(good, Bar(work(good), "working", len(good), unit="image"), strict=True):
+        write_text(folder / f"{left[path]}.json", json.dumps([*_file_and_stamp(path), result]))
     kept = sorted(path for path in folder.rglob("*.json") if path != mark)
     results = {str(path.relative_to(folder))[:-5]: read_as(Kept, path, "result")[2] for path in kept}
     if not faults:
         return results, None
     advice = "the results of the others are kept: mend these, and run the same command again"
     return results, InputError(f"{BadImages(faults, len(images))}; {advice}")
+
+
+def _stop(signum: int, _: Any) -> NoReturn:
+    raise Interrupted(signum, "stopped; run the same command again")
 
 
 def _is_done(result: Path, image: Path) -> bool:

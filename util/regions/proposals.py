@@ -72,10 +72,11 @@ class Prototypes:
 
 
 def propose(image: Image.Image, options: ProposalOptions = DEFAULTS) -> Proposals:
+    """Return the proposals of an RGB image."""
     found = []
     for shrink in options.shrink:
         size = [max(8, round(side * (options.side / max(image.size)) / shrink)) for side in image.size]
-        rgb = np.asarray(image.convert("RGB").resize(size, Image.Resampling.BOX))
+        rgb = np.asarray(image.resize(size, Image.Resampling.BOX))
         found.append(_segments(rgb, options))
     return Proposals(*(np.concatenate(part) for part in zip(*found, strict=True)))
 
