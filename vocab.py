@@ -189,10 +189,10 @@ def _hugging_face(options: Options, _: Sequence[str]) -> Tokenizer:
         from transformers import AutoTokenizer
     path = options.model.seq2vec.path
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path)
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+        longest = min(tokenizer.model_max_length, LONGEST)
     except Exception as error:  # damaged files raise errors of many kinds
         raise InputError(f"model.seq2vec.path {path}: no tokenizer is read there ({error!s:.200})") from None
-    longest = min(tokenizer.model_max_length, LONGEST)
 
     def encode_rows(captions: list[str]) -> list[list[int]]:
         rows = tokenizer(captions, truncation=True, max_length=longest)[IDS]

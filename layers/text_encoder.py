@@ -104,14 +104,17 @@ class TransformerEncoder(nn.Module):
         from transformers import AutoConfig, AutoModel
 
         try:
-            config = AutoConfig.from_pretrained(options.path)
-        except OSError as error:
-            reason = str(error).splitlines()[0]
-            raise ValueError(f"model.seq2vec.path {options.path} is no transformer ({reason}); {MINILM}") from None
+            config = AutoConfig.from_pretrained(options.path, trust_remote_code=False)
+            self.network = AutoModel.from_config(config, dtype=torch.float32, trust_remote_code=False)
+            width = 0 if config.is_encoder_decoder else config.hidden_size
+        except Exception as error:  # a missing folder, a damaged or unknown configuration raise errors of many kinds
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            raise ValueError(f"model.seq2vec.path {options.path} is no text encoder ({reason}); {MINILM}") from None
+        if not width:
+            raise ValueError(f"model.seq2vec.path {options.path} is an encoder and a decoder; an encoder is needed")
         self.pooling = options.pooling
-        self.network = AutoModel.from_config(config)
         self.drop = nn.Dropout(options.dropout)
-        self.out = nn.Linear(config.hidden_size, embed_dim)
+        self.out = nn.Linear(width, embed_dim)
 
     def forward(self, token_ids: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Encode token_ids (B, T) -> text vectors (B, D), not normalised."""

@@ -77,7 +77,7 @@ BAD = {
         lambda: change_weights(lambda x: x | {"a": torch.ones(2).to(torch.float8_e5m2)}),
         "is of type torch.float8_e5m2",
     ),
-    "another vocabulary": (other_vocabulary, "is not the vocabulary that the model was made with"),
+    "another vocabulary": (other_vocabulary, "is not what the model was made with"),
     "options that are none": (lambda: (FOLDER / "options.yaml").write_text("- a\n"), "expected blocks"),
     "data elsewhere": (lambda: change_options(dataset={"data_path": "/etc"}), "dataset.data_path must lead below"),
     "a text encoder elsewhere": (
@@ -100,6 +100,14 @@ BAD = {
     "rules without prototypes": (lambda: change_rules(source="proposals"), "proposals need proposals and prototypes"),
     "rules of another kind": (lambda: change_rules(command="rm"), "Extra inputs are not permitted"),
     "rules of other nodes": (lambda: change_rules(drea={"nodes": 21}), "20 nodes"),
+    "rules that would take hours": (
+        lambda: change_rules(
+            source="proposals",
+            proposals={"sigma": 1e6},
+            prototypes={"centres": [[0.0] * 9], "mean": [0.0] * 9, "deviation": [1.0] * 9},
+        ),
+        "sigma from 0 to 20",
+    ),
 }
 
 
@@ -117,6 +125,14 @@ def test_a_bad_folder_is_one_line(what, shared, run, monkeypatch) -> None:
 
 OPENED: list[str] = []
 sys.addaudithook(lambda event, arguments: OPENED.append(str(arguments[0])) if event == "open" else None)
+
+
+def test_a_split_that_is_a_link_out_of_the_folder_is_not_read(shared, run, tmp_path) -> None:
+    split = FOLDER / "split.json"
+    split.rename(tmp_path / "elsewhere.json")
+    split.symlink_to(tmp_path / "elsewhere.json")
+    ended = run(f"{SINGLE} --split val")
+    assert ended.status == 2 and "split.json is a link that leads out" in ended.message
 
 
 def test_what_options_name_is_not_opened(shared, run) -> None:

@@ -177,7 +177,7 @@ def test_a_run_with_a_frozen_transformer_resumes_to_the_bit(transformer, work, r
 @pytest.mark.parametrize(
     ("block", "says"),
     [
-        ("{arch: transformer, path: /nowhere/at/all}", "model.seq2vec.path /nowhere/at/all is no transformer"),
+        ("{arch: transformer, path: /nowhere/at/all}", "model.seq2vec.path /nowhere/at/all is no text encoder"),
         ("{arch: gru, hidden_dim: 0}", "model.seq2vec.hidden_dim = 0"),
         ("{arch: gru, dir_st: x}", "unknown key model.seq2vec.dir_st"),
         ("{arch: lstm}", "model.seq2vec.arch = 'lstm': there are skipthoughts, gru, transformer, frozen_transformer"),

@@ -23,7 +23,7 @@ RECIPE = "optim.loss=infonce optim.ema=0.9 optim.schedule=cosine optim.lr=0.01 d
 MOVE_NO_NUMBER = set(
     "dataset.workers dataset.cache dataset.image_path dataset.data_path dataset.vocab_path dataset.val_list "
     "dataset.truncated dataset.batch_size_val optim.checkpointing optim.early_stopping logs.save_steps "
-    "logs.save_minutes logs.ckpt_save_path logs.logger_name logs.matrices k_fold.current_num "
+    "logs.save_minutes logs.ckpt_save_path logs.logger_name logs.matrices k_fold.current_num k_fold.nums "
     "model.seq2vec.dir_st".split()
 )
 

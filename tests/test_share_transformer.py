@@ -17,8 +17,10 @@ from test_other_encoders import write_transformer
 
 from engine import load_pretrained
 from layers import build_model
+from layers.text_encoder import TransformerEncoder
 from option import Options, load_options
-from utils import InputError, write_json
+from option.options import Transformer
+from utils import InputError
 from vocab import encode_captions
 
 pytestmark = pytest.mark.usefixtures("short_trunk")
@@ -64,8 +66,9 @@ def test_it_reads_sentences_as_its_checkpoint_did_without_the_folder_that_it_was
     ],
 )
 def test_a_key_that_would_load_other_code_is_not_read(wanted, file, key) -> None:
-    tree = json.loads((HELD / file).read_text())
-    write_json(HELD / file, tree | {key: "user/code"})
+    tree = json.loads((HELD / file).read_text()) | {"nested": {"KEY": "user/code"}}
+    escaped = f"{key[:4]}\\u{ord(key[4]):04x}{key[5:]}"  # JSON has more than one way to spell it
+    (HELD / file).write_text(json.dumps(tree).replace("KEY", escaped))
     with pytest.raises(InputError, match=f"the key {key} would load other code"):
         load_pretrained("shared", "cpu")
 
@@ -82,11 +85,37 @@ def test_files_that_are_missing_foreign_or_elsewhere_are_one_line(wanted, tmp_pa
     with pytest.raises(InputError, match=r"transformer/tokenizer\.json is a link that leads out"):
         load_pretrained("shared", "cpu")
     (HELD / "tokenizer.json").unlink()
-    (HELD / "tokenizer.json").write_text("{")
-    with pytest.raises(InputError, match="no tokenizer is read there"):
-        load_pretrained("shared", "cpu").sentences(SENTENCES)
+    text = (tmp_path / "elsewhere.json").read_text()
+    (HELD / "tokenizer.json").write_text(text.replace('"ship"', '"shop"'))
+    with pytest.raises(InputError, match="tokenizer is not what the model was made with"):
+        load_pretrained("shared", "cpu")
 
 
 def test_a_transformer_that_is_gone_is_one_line_and_leaves_no_folder(wanted, run) -> None:
     done = run("-m util.share --run run --out again")
     assert done.status == 2 and "model.seq2vec.path" in done.message and not Path("again").exists()
+
+
+def test_a_transformer_that_its_file_calls_half_precision_learns_in_float32(tmp_path) -> None:
+    transformer = write_transformer(tmp_path)
+    tree = json.loads((transformer / "config.json").read_text())
+    (transformer / "config.json").write_text(json.dumps(tree | {"dtype": "float16", "torch_dtype": "float16"}))
+    encoder = TransformerEncoder(Transformer(arch="transformer", path=str(transformer)), 4)
+    assert {parameter.dtype for parameter in encoder.parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"model_type": "nothing_known"},
+        {"model_type": "bert", "hidden_size": "wide"},
+        {"model_type": "bert", "hidden_act": "nope"},
+        {"model_type": "clip"},
+        {"model_type": "t5", "d_model": 8, "num_layers": 1, "d_ff": 8, "num_heads": 1, "d_kv": 8},
+    ],
+    ids=lambda config: str(config)[:50],
+)
+def test_what_is_no_text_encoder_is_said_to_be_none(config, tmp_path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=f"model.seq2vec.path {tmp_path} is "):
+        TransformerEncoder(Transformer(arch="transformer", path=str(tmp_path)), 4)

@@ -16,7 +16,7 @@ from torch import nn
 from layers import models
 from layers.published import is_published, load_published, load_state
 from option.options import Options
-from util.model_folder import read_state
+from util.model_folder import SPLIT, file_of, read_state
 from util.weights import check_finite, load_torch, weights_of
 from utils import InputError, RunError, atomic, read_as, read_json
 
@@ -122,7 +122,7 @@ FREE = set(
 def refuse_existing(folder: Path) -> None:
     """Raise InputError if a fold to be trained anew holds a run."""
     last = folder / LAST
-    if last.exists() or previous(last).exists():
+    if last.exists() or previous(last).exists() or (folder / BEST).exists():
         raise InputError(
             f"{folder} holds a run already: add --resume to go on with it, set another k_fold.experiment_name, or "
             "remove the folder"
@@ -136,6 +136,8 @@ def earlier_state(folder: Path, names: dict[str, list[str]], options: Options, f
     """
     last = folder / LAST
     state = newest_checkpoint(last)
+    if state is None and (folder / BEST).exists() and not _killed(folder):
+        raise InputError(f"{folder} holds {BEST} and no {LAST} to go on from; remove the folder to train it anew")
     if state is None:
         logger.info("fold %s: nothing to resume, starting at the beginning", folder.name)
         return None
@@ -146,12 +148,19 @@ def earlier_state(folder: Path, names: dict[str, list[str]], options: Options, f
     changed = changed_options(with_defaults(state["options"]), options.to_dict())
     if changed and not force:
         raise InputError(f"{folder} was made with other options: {'; '.join(changed)}; --force goes on nevertheless")
-    if read_json(folder / "split.json", "split") != names and not force:
+    if read_json(folder / SPLIT, "split") != names and not force:
         raise InputError(
-            f"the images of fold {folder.name} are not those of {folder / 'split.json'}: the lists in "
+            f"the images of fold {folder.name} are not those of {folder / SPLIT}: the lists in "
             "dataset.data_path have changed; --force goes on nevertheless"
         )
     return state
+
+
+def _killed(folder: Path) -> bool:
+    """Return whether the run in a folder did not end in order; it may have had no time to write its last checkpoint."""
+    path = folder / "run.json"
+    record = read_json(path, "record") if path.is_file() else {}
+    return isinstance(record, dict) and "ended" in record and record["ended"] is None
 
 
 def check_inputs(state: dict[str, Any], inputs: str, folder: Path, force: bool) -> None:
@@ -188,15 +197,19 @@ def changed_options(old: dict, new: dict, prefix: str = "") -> list[str]:
         if isinstance(a, dict) and isinstance(b, dict):
             changed += changed_options(a, b, name + ".")
         elif a != b and name not in FREE:
+            # where the rate goes by steps, more epochs move no number of those that are done, nor do more folds
             longer = name == "optim.epochs" and b > a and new.get("schedule", "step") == "step"
-            if not longer:  # where the rate goes by steps, more epochs move no number of those that are done
+            if not longer and not (name == "k_fold.nums" and new.get("mode") == "shuffle"):
                 changed.append(f"{name}: {a} -> {b}")
     return changed
 
 
 def warn_of_seen_images(fold: int, validated: Sequence[str], resume: str) -> None:
     """Warn if the checkpoint to fine-tune from was trained on images that this fold validates on."""
-    path = Path(resume, "split.json") if Path(resume).is_dir() else Path(resume).with_name("split.json")
+    folder = Path(resume) if Path(resume).is_dir() else Path(resume).parent
+    path = folder / SPLIT
+    if path.is_file() and folder == Path(resume):
+        path = file_of(folder, SPLIT)
     trained = read_as(dict[str, list[str]], path, "split").get("train", []) if path.is_file() else []
     if seen := set(trained).intersection(validated):
         logger.warning(
@@ -208,7 +221,10 @@ def warn_of_seen_images(fold: int, validated: Sequence[str], resume: str) -> Non
 # ---------------------------------------------------------------- options of checkpoints
 
 # Options that no weight's shape shows; of two of clip.arch with the same shapes, one has QuickGELU.
-SHAPELESS = "model.fusion.gate", "model.image_norm", "model.text_pooling", "dataset.local_path", "model.clip.arch"
+SHAPELESS = (
+    "model.fusion.gate model.image_norm model.text_pooling model.positions model.seq2vec.pooling model.trunk "
+    "model.clip.arch dataset.local_path dataset.image_size"
+).split()
 
 
 def warn_of_other_options(checkpoint: dict[str, Any], options: Options) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
 
@@ -26,14 +26,15 @@ from option.load import changed_tree
 from util.regions.local_features import SHAPE, ZEROS, LocalRules, read_rules
 from util.regions.proposals import ProposalOptions
 from util.weights import check_finite
-from utils import InputError, not_installed, read_as
+from utils import InputError, not_installed, read_as, read_json
 
 WEIGHTS, OPTIONS, VOCABULARY, CARD = "model.safetensors", "options.yaml", "vocab.json", "README.md"
 RULES, SPLIT = "local_rules.json", "split.json"
 TRANSFORMER = "transformer"
 FILES = (WEIGHTS, OPTIONS, VOCABULARY, CARD, RULES, SPLIT)
-OF_TRANSFORMER = ("config.json", "tokenizer.json", "tokenizer_config.json")
-CODE = re.compile(r'"(auto_map|\w*_implementation\w*|quantization_config)"')  # keys that load other code
+TOKENIZER = "tokenizer.json"
+OF_TRANSFORMER = ("config.json", TOKENIZER, "tokenizer_config.json")
+CODE = re.compile(r"auto_map|\w*_implementation\w*|quantization_config")  # keys that load other code
 LARGEST_TEXT = 64 * 2**20  # bytes of a file that is not weights
 TYPES = (torch.float16, torch.bfloat16, torch.float32, torch.int64)
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
@@ -82,8 +83,8 @@ def read_state(folder: str | os.PathLike) -> dict[str, Any]:
     options = folder_options(folder)
     words = vocab.load_words(options)
     weights, about = _read_weights(folder)
-    if about.get("vocabulary") != digest_of(words):
-        raise InputError(f"model folder {folder}: {VOCABULARY} is not the vocabulary that the model was made with")
+    if about.get("vocabulary") != digest_of(words, folder if transformer_of(options.to_dict()) else None):
+        raise InputError(f"model folder {folder}: vocabulary or tokenizer is not what the model was made with")
     return {"model": weights, "arch": options.model.name, "words": list(words), "options": options.to_dict()}
 
 
@@ -113,12 +114,23 @@ def folder_options(folder: str | os.PathLike, overrides: Sequence[str] = ()) -> 
 def transformer_folder(folder: Path) -> Path:
     """Return the path of a model folder's text transformer. Raise InputError for files that are missing or not ours."""
     path = folder / TRANSFORMER
-    texts = [file_of(folder, f"{TRANSFORMER}/{name}").read_text("utf-8", "replace") for name in OF_TRANSFORMER]
+    files = [file_of(folder, f"{TRANSFORMER}/{name}") for name in OF_TRANSFORMER]
     if others := sorted({file.name for file in path.iterdir()} - {*OF_TRANSFORMER}):
         raise InputError(f"{path}: a model folder has no {others[0]} there")
-    if found := next(filter(None, map(CODE.search, texts)), None):
-        raise InputError(f"{path}: the key {found[1]} would load other code, and is not read")
+    settings = [read_json(file, "settings") for file in files if file.name != TOKENIZER]
+    if found := next(filter(CODE.fullmatch, _keys(settings)), None):
+        raise InputError(f"{path}: the key {found} would load other code, and is not read")
     return path
+
+
+def _keys(tree: Any) -> Iterator[str]:
+    """Yield the keys of the objects in a JSON value, at any depth."""
+    parts = [tree]
+    while parts:
+        part = parts.pop()
+        if isinstance(part, dict):
+            yield from part
+        parts += part.values() if isinstance(part, dict) else part if isinstance(part, list) else ()
 
 
 def options_of(checkpoint: str, path_opt: str | None, overrides: Sequence[str]) -> Options:
@@ -149,9 +161,12 @@ def folder_rules(folder: str | os.PathLike, options: Options) -> LocalRules:
     return LocalRules.from_dict(read_as(_Rules, path, "rules of local features").model_dump(exclude_none=True))
 
 
-def digest_of(words: Sequence[str]) -> str:
-    """Return the SHA-256 of a vocabulary, by which a folder's weights know theirs."""
-    return hashlib.sha256("\n".join(words).encode("utf-8", "surrogatepass")).hexdigest()
+def digest_of(words: Sequence[str], folder: Path | None = None) -> str:
+    """Return the SHA-256 of a vocabulary, or of the tokenizer in a folder, by which a folder's weights know theirs."""
+    content = "\n".join(words).encode("utf-8", "surrogatepass")
+    if folder:
+        content = (folder / TRANSFORMER / TOKENIZER).read_bytes()
+    return hashlib.sha256(content).hexdigest()
 
 
 def _read_weights(folder: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -202,9 +217,11 @@ class _Rules(BaseModel):
         if (self.source == "proposals") != all(given) or self.drea.nodes != SHAPE[0]:
             raise ValueError(f"proposals need proposals and prototypes, and {SHAPE[0]} nodes")
         if self.proposals and not (
-            8 <= self.proposals.side <= 4096 and all(1 <= n <= 64 for n in self.proposals.shrink)
+            8 <= self.proposals.side <= 4096
+            and all(1 <= n <= 64 for n in self.proposals.shrink)
+            and 0 <= self.proposals.sigma <= 20
         ):
-            raise ValueError("side must be from 8 to 4096 pixels, shrink from 1 to 64")
+            raise ValueError("side must be from 8 to 4096 pixels, shrink from 1 to 64, sigma from 0 to 20")
         return self
 
 

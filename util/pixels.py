@@ -45,8 +45,9 @@ def training_size(options: Dataset) -> int:
 
 
 def all_paths(options: Dataset) -> list[str]:
-    """Return the paths of all images of both lists. Raises InputError."""
-    names = dict.fromkeys(read_names(options.data_path, "train") + read_names(options.data_path, "test"))
+    """Return the paths of all images of both lists, or of the only one that is there. Raises InputError."""
+    lists = [split for split in ("train", "test") if Path(options.data_path, f"{split}_filename.txt").exists()]
+    names = dict.fromkeys(name for split in lists for name in read_names(options.data_path, split))
     return safe_paths(options.image_path, list(names))
 
 

@@ -13,6 +13,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -53,12 +54,19 @@ def main() -> None:
     add("--card-notes", type=Path, metavar="FILE", help="Markdown for the card; metadata at its start replace ours")
     add("--replace", action="store_true", help="replace a model folder that is there")
     arguments = parser.parse_args()
-    out, fold, dtype = arguments.out, arguments.fold, arguments.dtype
-    check_out(out, arguments.replace)
+    check_out(arguments.out, arguments.replace)
     notes = read_notes(arguments.card_notes) if arguments.card_notes else ({}, "")
+    share(arguments.run, arguments.fold, arguments.out, arguments.dtype, notes)
+
+
+def share(run: Path, fold: int, out: Path, dtype: str, notes: tuple[dict[str, Any], str]) -> None:
+    """Write the best checkpoint of a fold as the folder `out`; notes: metadata and text for its card.
+
+    Raise InputError for a checkpoint that is not there, or that a model folder cannot hold.
+    """
     with not_installed("a model folder"):
         from safetensors.torch import save
-    folder = arguments.run / str(fold)
+    folder = run / str(fold)
     state = read_checkpoint(folder / BEST)
     trained = check_options(state.get("options", {}), f"options of the checkpoint {folder / BEST}")
     options = shared_options(trained)
@@ -68,24 +76,17 @@ def main() -> None:
         matrix = tensor.is_floating_point() and tensor.ndim > 1  # vectors (norms, biases) are small
         weights[name] = tensor.to(TYPES[dtype] if matrix else tensor.dtype, copy=True).contiguous()
     check_finite(weights, f"the weights in {dtype} (--dtype fp32 holds larger numbers)")
-    content = save(weights, {"galr": "1", "vocabulary": model_folder.digest_of(words)})
-    size, commit = f"{len(content) / 2**20:.1f} MiB", None
+    commit = None
     with contextlib.suppress(InputError, KeyError, IndexError, TypeError):  # not known
         commit = read_json(folder / "run.json", "record")["sessions"][-1]["commit"]
-    split, results = folder / model_folder.SPLIT, arguments.run / "results.json"
-    made = Made(
-        name=out.name,
-        options=options,
-        words=len(set(words) - {vocab.UNKNOWN}),
-        fold=fold,
-        epoch=state.get("epoch"),
-        rsum=state.get("best_rsum"),
-        commit=commit,
-        split=read_as(dict[str, list[str]], split, "split") if split.is_file() else {},
-        results=load(results, Results) if results.is_file() else None,
-        weights=f"{dtype}, {size}",
-    )
+    split, results = folder / model_folder.SPLIT, run / "results.json"
+    names = read_as(dict[str, list[str]], split, "split") if split.is_file() else {}
+    scores = load(results, Results) if results.is_file() else None
     with whole_folder(out) as new:
+        if transformer := model_folder.transformer_of(trained.to_dict()):
+            save_transformer(transformer, new / model_folder.TRANSFORMER)
+        digest = model_folder.digest_of(words, new if transformer else None)
+        content = save(weights, {"galr": "1", "vocabulary": digest})
         (new / model_folder.WEIGHTS).write_bytes(content)
         flush(new / model_folder.WEIGHTS, os.O_RDWR)
         save_options(options, new / model_folder.OPTIONS)
@@ -93,10 +94,21 @@ def main() -> None:
             vocab.save(vocab.Vocabulary(words), new / model_folder.VOCABULARY)
         if options.model.reads_local:
             write_json(new / model_folder.RULES, read_rules(trained.local_path).to_dict())
-        if transformer := model_folder.transformer_of(trained.to_dict()):
-            save_transformer(transformer, new / model_folder.TRANSFORMER)
-        if made.split:
-            write_json(new / model_folder.SPLIT, made.split)
+        if names:
+            write_json(new / model_folder.SPLIT, names)
+        size = f"{len(content) / 2**20:.1f} MiB"
+        made = Made(
+            name=out.name,
+            options=options,
+            words=len(set(words) - {vocab.UNKNOWN}),
+            fold=fold,
+            epoch=state.get("epoch"),
+            rsum=state.get("best_rsum"),
+            commit=commit,
+            split=names,
+            results=scores,
+            weights=f"{dtype}, {size}",
+        )
         write_text(new / model_folder.CARD, card(made, *notes))
     logger.info(f"{out}: {size} of weights; read its README.md before you give it away")
 
@@ -123,11 +135,11 @@ def save_transformer(source: str, folder: Path) -> None:
 
     Raise InputError where the transformer is gone, or has no tokenizer that one file holds.
     """
-    from transformers import AutoConfig, AutoTokenizer
-
+    with not_installed("model.seq2vec.arch transformer"):
+        from transformers import AutoConfig, AutoTokenizer
     try:
         for part in (AutoConfig, AutoTokenizer):
-            part.from_pretrained(source).save_pretrained(folder)
+            part.from_pretrained(source, trust_remote_code=False).save_pretrained(folder)
     except (OSError, ValueError) as error:
         raise InputError(f"model.seq2vec.path {source}: {str(error).splitlines()[0]}") from None
     for file in folder.iterdir():

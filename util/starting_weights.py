@@ -187,7 +187,7 @@ def load_transformer(encoder: TransformerEncoder, options: Transformer) -> None:
 
     disable_progress_bar()
     try:
-        network = AutoModel.from_pretrained(options.path, dtype=torch.float32)
+        network = AutoModel.from_pretrained(options.path, dtype=torch.float32, trust_remote_code=False)
     except (OSError, ValueError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"model.seq2vec.path {options.path}: no weights there ({reason})") from None
