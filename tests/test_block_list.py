@@ -45,11 +45,6 @@ def test_the_command_writes_the_block_of_each_class_each_image_once(lists, run) 
     assert Path("new/val.txt").read_text().split() == ["113.tif", "114.tif", "3.tif", "4.tif"]
 
 
-def test_without_per_class_numbers_alone_are_one_class_and_ten_blocks_are_the_default(lists, run) -> None:
-    assert run(f"{COMMAND} --block 9").status == 0
-    assert Path("new/val.txt").read_text().split() == ["119.tif", "120.tif"]
-
-
 @pytest.mark.parametrize("block", ["--block -1", "--block 10", "--block 0 --blocks 1"])
 def test_a_block_that_is_not_there_is_an_error_and_nothing_is_written(block, lists, run) -> None:
     done = run(f"{COMMAND} {block}")

@@ -48,13 +48,6 @@ def test_a_blank_image_of_any_size_gives_nothing(size):
     assert len(propose(drawing(size=size)).score) == 0
 
 
-def test_prototypes_tell_things_of_different_looks_apart():
-    proposals = propose(drawing(*SCENE))
-    regions = classify(proposals, fit_prototypes(proposals.description))
-    kinds = [set(regions.class_id[found_near(proposals, place)]) for place in PLACES]
-    assert not kinds[0] & kinds[1]
-
-
 def test_there_are_15_prototypes_or_as_many_as_there_are_looks():
     rng = np.random.default_rng(0)
     many = rng.random((200, len(DESCRIPTION)))
