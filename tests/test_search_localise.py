@@ -21,7 +21,6 @@ from search.localise import encode_scene, overlay, regions_above
 from search.rasters import RasterRules
 from search.windows import selo_map
 from tests.searching import SENTENCE, write
-from util.demo.large import SIDE, TILE, annotate_large, plan_large
 from util.regions.local_features import read_rules, sample
 from utils import InputError
 
@@ -144,16 +143,3 @@ def test_the_annotations_of_air_slt_are_read():
     every = [query for of_scene in queries.values() for query in of_scene]
     assert (len(queries), len(every), sum(len(query.points) for query in every)) == (22, 59, 103)
     assert not any(query.caption.endswith("\n") for query in every)
-
-
-def test_the_demonstration_scene_has_each_things_place_once():
-    plots = plan_large(0)
-    mains = [plot.scene.groups[0].kind for plot in plots]
-    for i, plot in enumerate(plots):
-        assert not {group.kind for group in plot.scene.groups} & set(mains[:i] + mains[i + 1 :])
-    queries = annotate_large(plots, 0)
-    assert len({query["caption"] for query in queries}) == len(plots) >= 8
-    for plot, query in zip(plots, queries, strict=True):
-        corners = np.array(query["points"][0])
-        assert (corners >= 0).all() and (corners <= SIDE).all()
-        assert (corners // TILE == [plot.column, plot.row]).all()

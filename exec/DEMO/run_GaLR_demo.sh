@@ -20,6 +20,6 @@ RUN=(--path_opt option/DEMO/DEMO_GaLR.yaml --resume checkpoint/DEMO_GaLR/0/GaLR_
 mkdir -p data/demo_test
 sort -u "$DATA/test_filename.txt" | (cd "$DATA/images" && xargs -d '\n' cp -pu -t ../../demo_test)
 python -m search.index "${RUN[@]}" --images data/demo_test --regions "$DATA/boxes" --out data/demo_test.db --add
-python -m search.query --index data/demo_test.db --text "two red bridges over the river" --top 5
+python -m search.query --index data/demo_test.db --text "a red bridge across the river" --top 5
 python -m search.evaluate "${RUN[@]}" --annotations "$DATA/scene/anno.json" --images "$DATA/scene" \
     --regions "$DATA/scene/boxes"

@@ -7,52 +7,24 @@ consecutive scenes share one setting and differ only in their objects: the backg
 from __future__ import annotations
 
 import math
-from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from itertools import count, product
 
 import numpy as np
 
-Rectangle = tuple[float, float, float, float]  # x0, y0, x1, y1
+from util.demo.things import CLASSES, GROUNDS, KINDS
 
-LAND = ("grass", "bare land", "concrete", "farmland", "residential")
-IN_PLACE = {"bridge": "river", "harbor": "shore", "roundabout": "crossing"}  # what stands in one place of a layout
-LAYOUTS = ("open", "road", "crossing", "river", "shore")
-SCENES_PER_SETTING = 4
-MARGIN, BANK, ROAD_WIDTH = 0.03, 0.03, 0.13
-
-
-class Kind(NamedTuple):
-    """Hold a class of objects: usual length and width, the most that stand together, its colours and its grounds."""
-
-    length: float
-    width: float
-    most: int
-    colours: tuple[str, ...]
-    grounds: tuple[str, ...]
-
-
-BRIGHT = ("white", "red", "blue", "yellow")
-AIRFIELD = ("grass", "bare land", "concrete", "water")
-KINDS = {  # the classes of DOTA-v1.0 in their order
-    "plane": Kind(0.20, 0.19, 7, BRIGHT, AIRFIELD),
-    "ship": Kind(0.19, 0.06, 8, (*BRIGHT, "black"), ("water",)),
-    "storage-tank": Kind(0.13, 0.13, 9, ("white", "brown", "blue", "black"), LAND),
-    "baseball-diamond": Kind(0.31, 0.31, 2, ("brown",), LAND),
-    "tennis-court": Kind(0.24, 0.13, 4, ("green", "blue", "red"), LAND),
-    "basketball-court": Kind(0.22, 0.13, 3, ("brown", "blue", "red"), LAND),
-    "ground-track-field": Kind(0.46, 0.27, 1, ("red", "blue", "brown"), LAND),
-    "harbor": Kind(0.30, 0.14, 2, ("brown", "white"), ("shore",)),
-    "bridge": Kind(0.36, 0.16, 2, ("white", "black", "red"), ("river",)),
-    "large-vehicle": Kind(0.17, 0.052, 6, BRIGHT, ("road", "concrete", "bare land", "grass")),
-    "small-vehicle": Kind(0.095, 0.046, 9, (*BRIGHT, "black"), ("road", *LAND)),
-    "helicopter": Kind(0.20, 0.15, 4, ("white", "red", "black", "yellow"), AIRFIELD),
-    "roundabout": Kind(0.32, 0.32, 1, ("green",), ("crossing",)),
-    "soccer-ball-field": Kind(0.36, 0.24, 2, ("green",), LAND),
-    "swimming-pool": Kind(0.15, 0.09, 5, ("blue",), LAND),
+STRIPS = {  # layout -> what stands on the strip through its middle
+    "open": (),
+    "road": ("small-vehicle", "large-vehicle"),
+    "crossing": ("roundabout",),
+    "river": ("bridge", "ship"),
+    "shore": ("harbor", "ship"),
 }
-LOOSE = ("plane", "ship", "storage-tank", "large-vehicle", "small-vehicle", "helicopter", "swimming-pool")  # scattered
+LAND = [name for name in CLASSES if name not in ("ship", "harbor", "bridge", "roundabout")]
+SCENES_PER_SETTING = 4
+MARGIN, BANK = 0.03, 0.04
+LEVEL = 0.2  # height of the road over a crossing or a bridge; what stands beside the strip stands below this road
 
 
 @dataclass(frozen=True)
@@ -67,49 +39,59 @@ class Thing:
     width: float
     angle: float
 
+    @property
+    def flat(self) -> bool:
+        return KINDS[self.kind].flat
+
+    def points(self, unit: list[tuple[float, float]]) -> np.ndarray:
+        """Return where points of a box from (-1, -1) to (1, 1) lie, of which the first axis is the heading: (n, 2)."""
+        cos, sin = math.cos(self.angle), math.sin(self.angle)
+        along, across = np.array(unit, float).T * [[self.length / 2], [self.width / 2]]
+        return np.stack([self.x + along * cos - across * sin, self.y + along * sin + across * cos], axis=1)
+
     def corners(self) -> np.ndarray:
         """Return the corners (4, 2) of the oriented box, clockwise on the screen."""
-        along = 0.5 * self.length * np.array([math.cos(self.angle), math.sin(self.angle)])
-        across = 0.5 * self.width * np.array([-math.sin(self.angle), math.cos(self.angle)])
-        return np.array([self.x, self.y]) + np.stack([-along - across, along - across, along + across, across - along])
+        return self.points([(-1, -1), (1, -1), (1, 1), (-1, 1)])
+
+    def near(self, other: Thing) -> bool:
+        """Return whether the middle of the other lies in the oriented box or close to it."""
+        along, across = np.abs(rotated(np.array([other.x - self.x, other.y - self.y]), -self.angle))
+        return along < (self.length + other.length) / 2 and across < (self.width + other.length) / 2
+
+    def turned(self, quarters: int) -> Thing:
+        """Return the thing after quarter turns of the whole picture, clockwise."""
+        x, y = self.x, self.y
+        for _ in range(quarters):
+            x, y = 1 - y, x
+        return replace(self, x=x, y=y, angle=self.angle + quarters * math.pi / 2)
 
 
 @dataclass(frozen=True)
 class Group:
-    """Hold objects of one class and colour that stand together on one ground, in a row, two rows or scattered."""
+    """Hold objects of one class and colour that stand together, "in a row", "in two rows" or otherwise."""
 
     kind: str
     colour: str
-    ground: str
     arrangement: str
-    things: tuple[Thing, ...]
+    things: list[Thing]
 
     @property
-    def hull(self) -> Rectangle:
+    def hull(self) -> np.ndarray:
+        """Return the corners (2, 2) of the upright box around all objects: least x and y, largest x and y."""
         corners = np.concatenate([thing.corners() for thing in self.things])
-        return (*corners.min(axis=0), *corners.max(axis=0))
-
-    @property
-    def centre(self) -> tuple[float, float]:
-        x0, y0, x1, y1 = self.hull
-        return (x0 + x1) / 2, (y0 + y1) / 2
+        return np.stack([corners.min(axis=0), corners.max(axis=0)])
 
 
 @dataclass(frozen=True)
 class Setting:
-    """Hold a background, planned with its river, shore or road upright, then turned clockwise by quarters.
-
-    start, end: left and right side of the upright strip; level: height of the road that crosses it, or its bridge.
-    """
+    """Hold a background, planned with its strip upright from `start` to `end`, then turned clockwise by quarters."""
 
     ground: str
     layout: str
-    turn: int
     start: float
     end: float
-    level: float
-    trees: bool
-    texture: int
+    turn: int
+    texture: int  # the seed of what decorates it
 
 
 @dataclass(frozen=True)
@@ -118,7 +100,7 @@ class Scene:
 
     index: int
     setting: Setting
-    groups: tuple[Group, ...]
+    groups: list[Group]
 
     @property
     def name(self) -> str:
@@ -128,154 +110,142 @@ class Scene:
     def things(self) -> list[Thing]:
         return [thing for group in self.groups for thing in group.things]
 
-    def roads(self) -> list[Rectangle]:
-        """Return the upright roads: those of the layout, and one over each bridge."""
-        setting, half = self.setting, ROAD_WIDTH / 2
-        upright = (setting.start, 0, setting.end, 1)
-        across = [(0, level - half, 1, level + half) for level in (setting.level, 1 - setting.level)]
+    def strips(self) -> list[Thing]:
+        """Return roads and water, in the order of drawing."""
+        setting, strips = self.setting, []
+        middle, width = (setting.start + setting.end) / 2, setting.end - setting.start
+        if setting.layout == "crossing" or any(group.kind == "bridge" for group in self.groups):
+            strips.append(make("road", 0.5, LEVEL))
         if setting.layout in ("road", "crossing"):
-            return [upright, *across[: setting.layout == "crossing"]]
-        return across[: sum(thing.kind == "bridge" for thing in self.things)]
+            strips.append(make("road", middle, 0.5, math.pi / 2))
+        elif setting.layout in ("river", "shore"):
+            strips.append(replace(make("water", middle, 0.5, math.pi / 2), width=width / 0.85))
+        return [thing.turned(setting.turn) for thing in strips]
+
+    def decoration(self) -> list[Thing]:
+        """Return fields or slabs, which lie under everything; or houses or trees, where nothing else stands."""
+        name = GROUNDS[self.setting.ground][1]
+        if name is None:
+            return []
+        kind, rng = KINDS[name], np.random.default_rng(self.setting.texture)
+        angle, spread = rng.uniform(0, math.pi), 1 if kind.flat else 1.5
+        places = 0.5 + lattice(100, 10, np.full(2, spread * kind.length), angle)
+        places += (spread - 1) * kind.length * rng.uniform(-0.8, 0.8, places.shape)
+        found = []
+        for x, y in places:
+            found.append(make(name, x, y, angle + math.pi / 2 * rng.integers(4), str(rng.choice(kind.colours))))
+        taken = [] if kind.flat else [*self.strips(), *self.things]
+        return [thing for thing in found if not any(other.near(thing) for other in taken)]
+
+    def annotation(self, size: int, corner: tuple[int, int] = (0, 0)) -> str:
+        """Return DOTA text: `x1 y1 x2 y2 x3 y3 x4 y4 class difficulty`, one object a line, clockwise, in pixels.
+
+        corner: x, y of the scene's own corner in a larger picture, in units of its side.
+        """
+        lines = []
+        for thing in self.things:
+            pixels = " ".join(f"{value:.2f}" for value in (size * (thing.corners() + corner)).ravel())
+            lines.append(f"{pixels} {thing.kind} 0\n")
+        return "".join(lines)
+
+
+def make(kind: str, x: float, y: float, angle: float = 0, colour: str = "black", scale: float = 1) -> Thing:
+    """Return a thing of the usual size of its kind, or `scale` times as large."""
+    length, width = KINDS[kind].length, KINDS[kind].width
+    return Thing(kind, colour, float(x), float(y), float(scale * length), float(scale * width), float(angle))
 
 
 def plan_scenes(images: int, seed: int) -> list[Scene]:
-    """Plan the first `images` scenes of a seed. Classes that have been rare so far are preferred."""
-    settings, used, scenes = plan_settings(np.random.default_rng([seed, 0])), Counter(), []
-    for index in range(images):
-        if index % SCENES_PER_SETTING == 0:
-            setting, shown = next(settings), {frozenset()}
-        rng = np.random.default_rng([seed, 1, index])
-        possible = [name for name, kind in KINDS.items() if zones_of(setting).keys() & set(kind.grounds)]
-        rare = np.array([(1.0 + used[name]) ** -2 * (3 if name in IN_PLACE else 1) for name in possible])
-        sight = frozenset()
-        while sight in shown:
-            number = min(len(possible), int(rng.choice([1, 2, 3], p=[0.2, 0.6, 0.2])))
-            kinds = rng.choice(possible, number, replace=False, p=rare / rare.sum()).tolist()
-            groups = place_groups(rng, setting, kinds)
+    """Plan the first `images` scenes of a seed: every pair of ground and layout in a random order, then again."""
+    pairs = list(product(GROUNDS, STRIPS))
+    order = np.random.default_rng([seed, 0]).permutation(len(pairs))
+    scenes = []
+    while len(scenes) < images:
+        at = len(scenes) // SCENES_PER_SETTING
+        rng = np.random.default_rng([seed, 1, at])
+        setting = plan_setting(rng, *pairs[order[at % len(pairs)]])
+        shown = set()
+        while len(shown) < SCENES_PER_SETTING:
+            groups = plan_groups(rng, setting)
             sight = frozenset((group.kind, len(group.things)) for group in groups)
-        shown.add(sight)
-        used.update(group.kind for group in groups)
-        scenes.append(Scene(index, setting, groups))
-    return scenes
+            if sight not in shown:
+                shown.add(sight)
+                scenes.append(Scene(len(scenes), setting, groups))
+    return scenes[:images]
 
 
-def plan_settings(rng: np.random.Generator) -> Iterator[Setting]:
-    """Yield settings without end: every pair of ground and layout once, in a random order, then again."""
-    pairs = [("water", "open"), *((ground, layout) for ground in LAND for layout in LAYOUTS)]
-    while True:
-        for i in rng.permutation(len(pairs)):
-            ground, layout = pairs[i]
-            middle, level = rng.uniform(0.44, 0.56, 2)
-            half = (rng.uniform(0.28, 0.34) if layout == "river" else ROAD_WIDTH) / 2
-            start, end = (middle, 1.0) if layout == "shore" else (middle - half, middle + half)
-            level -= 0.35 * (layout == "river")
-            trees = ground in ("grass", "bare land", "farmland") and bool(rng.random() < 0.6)
-            yield Setting(ground, layout, int(rng.integers(4)), start, end, level, trees, int(rng.integers(2**31)))
+def plan_setting(rng: np.random.Generator, ground: str, layout: str) -> Setting:
+    middle = rng.uniform(0.46, 0.54)
+    half = {"open": 0, "river": rng.uniform(0.13, 0.16)}.get(layout, KINDS["road"].width / 2)
+    start, end = (middle, middle + 0.7) if layout == "shore" else (middle - half, middle + half)
+    return Setting(ground, layout, start, end, int(rng.integers(4)), int(rng.integers(2**31)))
 
 
-def zones_of(setting: Setting) -> dict[str, list[Rectangle]]:
-    """Return the upright rectangles of each ground on which objects may stand; none for the place of a layout."""
-    start, end, level, half = setting.start, setting.end, setting.level, ROAD_WIDTH / 2
-    if setting.layout == "open":
-        return {setting.ground: [(0, 0, 1, 1)]}
-    if setting.layout == "shore":
-        return {setting.ground: [(0, 0, start - BANK, 1)], "water": [(start + BANK, 0, 1, 1)], "shore": []}
-    if setting.layout == "river":
-        sides = [(0, 0, start - BANK, 1), (end + BANK, 0, 1, 1)]
-        return {setting.ground: sides, "water": [(start + BANK, 0, end - BANK, 1)], "river": []}
-    if setting.layout == "road":
-        return {setting.ground: [(0, 0, start, 1), (end, 0, 1, 1)], "road": []}
-    rows = ((0, level - half), (level + half, 1))
-    corners = [(x0, y0, x1, y1) for x0, x1 in ((0, start), (end, 1)) for y0, y1 in rows]
-    return {setting.ground: corners, "road": [], "crossing": []}
+def plan_groups(rng: np.random.Generator, setting: Setting) -> list[Group]:
+    """Plan a group on the strip, if there is one, and up to two on the land beside it, each of another class."""
+    top = LEVEL + 0.18 if setting.layout in ("river", "crossing") else 0
+    zones = [[(0, top), (setting.start - BANK, 1)], [(setting.end + BANK, top), (1, 1)]]
+    zones = [zones[i] for i in rng.permutation(1 if setting.layout == "shore" else 2)]
+    groups, on_strip = [], STRIPS[setting.layout]
+    if on_strip:
+        groups.append(place_on_strip(rng, str(rng.choice(on_strip)), setting))
+        zones = zones[: rng.choice(3, p=[0.15, 0.55, 0.3])]
+    elif rng.random() < 0.2:
+        zones = [[(0, 0), (1, 1)]]
+    kinds = rng.permutation([name for name in LAND if name not in on_strip]).tolist()
+    groups += [arrange(rng, kind, zone) for kind, zone in zip(kinds, zones, strict=False)]
+    groups = [groups[i] for i in rng.permutation(len(groups))]
+    return [replace(group, things=[thing.turned(setting.turn) for thing in group.things]) for group in groups]
 
 
-def place_groups(rng: np.random.Generator, setting: Setting, kinds: list[str]) -> tuple[Group, ...]:
-    """Place each class on a ground of its own, apart from the others; leave out what finds no room."""
-    zones, taken, groups = zones_of(setting), [], {}
-    for name in sorted(kinds, key=lambda name: name not in IN_PLACE):
-        grounds = [ground for ground in KINDS[name].grounds if ground in zones]
-        ground = grounds[0] if rng.random() < 0.8 else str(rng.choice(grounds))
-        if name in IN_PLACE or ground == "road":
-            group = build_in_place(rng, name, setting)
-        else:
-            group = arrange(rng, name, ground, zones[ground], taken)
-        if group and not (ground == "road" and any(other.ground == "road" for other in groups.values())):
-            groups[name] = group
-            taken += [group.hull, *(Scene(0, setting, (group,)).roads() if name == "bridge" else [])]
-    return tuple(turn_group(groups[name], setting.turn) for name in kinds if name in groups)
-
-
-def arrange(rng: np.random.Generator, name: str, ground: str, zones: list, taken: list[Rectangle]) -> Group | None:
-    """Arrange objects in rows or scattered where nothing stands; fewer and smaller ones if there is no room."""
-    kind = KINDS[name]
-    count = int(rng.integers(1, kind.most + 1))
-    rows = ["row", "row", *["two rows"] * (count > 3), *["scattered"] * (name in LOOSE and count > 2)]
-    arrangement = str(rng.choice(rows))
-    step = 1 + (arrangement == "two rows")
-    count -= count % step
-    for attempt in range(240):
-        if attempt % 24 == 23:
-            count = max(step, count - step)
-        size = np.array([kind.length, kind.width]) * rng.uniform(0.85, 1.25) * max(0.65, 0.99**attempt)
-        places, headings = lattice(rng, count, arrangement, size)
-        group = build(rng, name, ground, arrangement, places, headings, size)
-        low, high = np.array(group.hull[:2]) - MARGIN, np.array(group.hull[2:]) + MARGIN
-        zone = np.array(zones[rng.integers(len(zones))])
-        room = zone[2:] - zone[:2] - (high - low)
-        shift = zone[:2] - low + rng.random(2) * room
-        x0, y0, x1, y1 = *(low + shift), *(high + shift)
-        if (room > 0).all() and not any(x0 < b[2] and b[0] < x1 and y0 < b[3] and b[1] < y1 for b in taken):
-            moved = (replace(thing, x=thing.x + shift[0], y=thing.y + shift[1]) for thing in group.things)
-            return replace(group, things=tuple(moved))
-    return None
-
-
-def lattice(rng: np.random.Generator, count: int, arrangement: str, size: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return places (count, 2) and headings (count,): side by side in rows, or turned freely in cells of their own."""
-    heading = rng.uniform(0, 2 * math.pi, count if arrangement == "scattered" else 1)
-    cell, along = 1.25 * size + 0.012, 2 if arrangement == "two rows" else 1
-    if arrangement == "scattered":
-        cell, along = np.full(2, 1.05 * math.hypot(*size)), math.ceil(math.sqrt(count))
-    cells = np.indices((along, -(-count // along))).reshape(2, -1).T
-    cos, sin = math.cos(heading[0]), math.sin(heading[0])
-    chosen = np.sort(rng.permutation(len(cells))[:count])
-    return cells[chosen] * cell @ [[cos, sin], [-sin, cos]], heading + np.zeros(count)
-
-
-def build(rng: np.random.Generator, name: str, ground: str, arrangement: str, places, headings, size) -> Group:
-    """Build a group of equal objects in one of the colours of its class."""
-    colour, (length, width) = str(rng.choice(KINDS[name].colours)), map(float, size)
-    stands = zip(places, headings, strict=True)
-    things = (Thing(name, colour, float(x), float(y), length, width, float(heading)) for (x, y), heading in stands)
-    return Group(name, colour, ground, arrangement, tuple(things))
-
-
-def build_in_place(rng: np.random.Generator, name: str, setting: Setting) -> Group:
-    """Build bridges over the river, a roundabout on the crossing, piers at the shore, or vehicles on the road."""
-    kind, start, end, level = KINDS[name], setting.start, setting.end, setting.level
-    size, count, middle = (kind.length, kind.width), int(rng.integers(1, kind.most + 1)), (start + end) / 2
-    if name == "roundabout":
-        return build(rng, name, "road", "", [(middle, level)], [0], size)
-    if name == "bridge":
-        places = [(middle, level), (middle, 1 - level)][:count]
-        return build(rng, name, "water", "", places, [0] * count, (end - start + 0.08, kind.width))
+def place_on_strip(rng: np.random.Generator, name: str, setting: Setting) -> Group:
+    """Place ships on the water, piers at the shore, vehicles on the road, a roundabout or a bridge at its place."""
+    kind, start, end = KINDS[name], setting.start, setting.end
+    if name == "ship":
+        return arrange(rng, name, [(start + BANK, 0), (min(end, 1) - BANK, 1)])
+    number, colour = int(rng.integers(1, kind.most + 1)), str(rng.choice(kind.colours))
+    places = [((start + end) / 2, LEVEL, 0)]
     if name == "harbor":
-        places = [(start + kind.length / 2, (i + rng.uniform(0.3, 0.7)) / count) for i in range(count)]
-        return build(rng, name, "water", "", places, [0] * count, size)
-    first = level + KINDS["roundabout"].width / 2 if setting.layout == "crossing" else 0
-    slots = int((1 - first) / (1.25 * kind.length))
-    slot, lane = np.divmod(np.sort(rng.permutation(2 * slots)[:count]), 2)  # down on the left, up on the right
-    places = np.stack([start + (0.27 + 0.46 * lane) * (end - start), first + (slot + 0.5) * (1 - first) / slots], -1)
-    return build(rng, name, "road", "", places, math.pi / 2 - math.pi * lane, size)
+        places = [(start + kind.length / 2, (i + rng.uniform(0.3, 0.7)) / number, 0) for i in range(number)]
+    elif setting.layout == "road":  # down on the left, up on the right
+        slots = int(1 / (1.25 * kind.length))
+        slot, lane = np.divmod(rng.permutation(2 * slots)[:number], 2)
+        x = start + (0.27 + 0.46 * lane) * (end - start)
+        places = np.stack([x, (slot + 0.5) / slots, math.pi / 2 - math.pi * lane], axis=1)
+    return Group(name, colour, "", [make(name, *place, colour) for place in places])
 
 
-def turn_group(group: Group, turn: int) -> Group:
-    """Return the group after `turn` quarter turns of the whole plan, clockwise on the screen, about its centre."""
-    things = []
-    for thing in group.things:
-        x, y = thing.x, thing.y
-        for _ in range(turn):
-            x, y = 1 - y, x
-        things.append(replace(thing, x=x, y=y, angle=thing.angle + turn * math.pi / 2))
-    return replace(group, things=tuple(things))
+def arrange(rng: np.random.Generator, name: str, zone: list[tuple[float, float]]) -> Group:
+    """Arrange objects in rows or scattered in a zone; fewer and smaller ones as long as there is no room."""
+    kind, low, high = KINDS[name], np.array(zone[0]) + MARGIN, np.array(zone[1]) - MARGIN
+    wanted, colour = int(rng.integers(1, kind.most + 1)), str(rng.choice(kind.colours))
+    scattered, two_rows = not kind.flat and rng.random() < 0.3, rng.random() < 0.5
+    for attempt in count():
+        number, scale = max(1, wanted - attempt // 20), rng.uniform(0.85, 1.2) * 0.995**attempt
+        angle, size = rng.uniform(0, 2 * math.pi), scale * np.array([kind.length, kind.width])
+        along, cell, headings = 1, 1.25 * size + 0.012, [angle] * number
+        arrangement = "in a row" if number > 2 else ""
+        if scattered:
+            along, cell, arrangement = math.ceil(math.sqrt(number)), np.full(2, 1.05 * math.hypot(*size)), ""
+            headings = rng.uniform(0, 2 * math.pi, number)
+        elif two_rows and number > 3:
+            along, arrangement = 2, "in two rows"
+        places = lattice(number, along, cell, angle)
+        things = [make(name, *place, heading, colour, scale) for place, heading in zip(places, headings, strict=True)]
+        group = Group(name, colour, arrangement, things)
+        room = high - low - np.ptp(group.hull, axis=0)
+        if (room > 0).all():
+            x, y = (low - group.hull[0] + rng.random(2) * room).tolist()
+            return replace(group, things=[replace(thing, x=thing.x + x, y=thing.y + y) for thing in things])
+
+
+def lattice(number: int, along: int, cell: np.ndarray, angle: float) -> np.ndarray:
+    """Return the first `number` centres (number, 2) of a grid about the origin, `along` cells long at that angle."""
+    cells = np.stack([np.arange(number) % along, np.arange(number) // along], axis=1)
+    return rotated((cells - cells.max(axis=0) / 2) * cell, angle)
+
+
+def rotated(points: np.ndarray, angle: float) -> np.ndarray:
+    """Return points (..., 2) turned about the origin, from x towards y."""
+    cos, sin = math.cos(angle), math.sin(angle)
+    return points @ [[cos, sin], [-sin, cos]]
