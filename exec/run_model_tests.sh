@@ -3,4 +3,4 @@
 NEEDS=${NEEDS:-requirements.txt requirements-extra.txt}
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 python -m pytest -n 2 --dist worksteal \
-    tests/test_{backbone,box,clip,cuda_runs,model_folder,other_encoders,package_weights,readme,recipe,share}.py "$@"
+    tests/test_{clip,cuda_runs,model_folder,other_encoders,package_weights,readme,recipe,share}.py "$@"

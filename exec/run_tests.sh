@@ -5,5 +5,5 @@ source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 ruff check .
 ruff format --check .
 python -m pytest -n 2 --dist worksteal --ignore-glob='tests/test_search_*' \
-    --ignore=tests/test_{backbone,box,clip,cuda_runs,model_folder}.py \
+    --ignore=tests/test_{clip,cuda_runs,model_folder}.py \
     --ignore=tests/test_{other_encoders,package_weights,readme,recipe,share}.py "$@"

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+import drawn
 import pytest
 import torch
 from matplotlib.figure import Figure
@@ -127,6 +128,14 @@ def work(demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     shutil.copytree(demo, folder)
     monkeypatch.chdir(folder)
     return folder
+
+
+@pytest.fixture
+def drawn_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Draw the data set of drawn.py into a new folder, and make it the current one."""
+    drawn.draw(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
 
 
 @pytest.fixture(scope="module")

@@ -100,33 +100,17 @@ class Attention(nn.Module):
         return self.linear_merge((weights @ v).transpose(1, 2).flatten(2))
 
 
-class FC(nn.Module):
-    def __init__(self, options: Fusion) -> None:
-        super().__init__()
-        self.linear = nn.Linear(options.mca_HIDDEN_SIZE, options.mca_FF_SIZE)
-        self.dropout = nn.Dropout(options.mca_DROPOUT_R)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.dropout(torch.relu(self.linear(x)))
-
-
-class MLP(nn.Module):
-    def __init__(self, options: Fusion) -> None:
-        super().__init__()
-        self.fc = FC(options)
-        self.linear = nn.Linear(options.mca_FF_SIZE, options.mca_HIDDEN_SIZE)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.linear(self.fc(x))
-
-
 class FFN(nn.Module):
     def __init__(self, options: Fusion) -> None:
         super().__init__()
-        self.mlp = MLP(options)
+        self.mlp = nn.Module()  # under the published names
+        self.mlp.fc = nn.Module()
+        self.mlp.fc.linear = nn.Linear(options.mca_HIDDEN_SIZE, options.mca_FF_SIZE)
+        self.mlp.linear = nn.Linear(options.mca_FF_SIZE, options.mca_HIDDEN_SIZE)
+        self.dropout = nn.Dropout(options.mca_DROPOUT_R)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.mlp(x)
+        return self.mlp.linear(self.dropout(torch.relu(self.mlp.fc.linear(x))))
 
 
 class Norm(nn.Module):
@@ -224,25 +208,17 @@ class GRU(nn.Module):
         return torch.stack(states, dim=1).gather(1, last).squeeze(1)
 
 
-class Seq2Vec(nn.Module):
-    def __init__(self, options: Options, words: int) -> None:
-        super().__init__()
-        seq2vec = options.model.seq2vec
-        self.embedding = nn.Embedding(words + 1, seq2vec.embedding_dim, padding_idx=0)
-        self.rnn = GRU(seq2vec.embedding_dim, seq2vec.hidden_dim, seq2vec.dropout)
-
-    def forward(self, token_ids: Tensor, lengths: Tensor) -> Tensor:
-        return self.rnn(self.embedding(token_ids), lengths)
-
-
 class TextFeature(nn.Module):
     def __init__(self, options: Options, words: int) -> None:
         super().__init__()
-        self.seq2vec = Seq2Vec(options, words)
-        self.to_out = nn.Linear(options.model.seq2vec.hidden_dim, options.model.embed.embed_dim)
+        seq2vec = options.model.seq2vec
+        self.seq2vec = nn.Module()  # under the published names
+        self.seq2vec.embedding = nn.Embedding(words + 1, seq2vec.embedding_dim, padding_idx=0)
+        self.seq2vec.rnn = GRU(seq2vec.embedding_dim, seq2vec.hidden_dim, seq2vec.dropout)
+        self.to_out = nn.Linear(seq2vec.hidden_dim, options.model.embed.embed_dim)
 
     def forward(self, token_ids: Tensor, lengths: Tensor) -> Tensor:
-        return torch.relu(self.to_out(self.seq2vec(token_ids, lengths)))
+        return torch.relu(self.to_out(self.seq2vec.rnn(self.seq2vec.embedding(token_ids), lengths)))
 
 
 class Baseline(nn.Module):

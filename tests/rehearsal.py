@@ -45,7 +45,7 @@ model:
     fusion: {correct_local_hidden_dim: 512, correct_local_drop: 0.2, supplement_global_hidden_dim: 512,
              supplement_global_drop: 0.2, dynamic_fusion_dim: 512, dynamic_fusion_drop: 0.2, mca_DROPOUT_R: 0.1,
              mca_HIDDEN_SIZE: 512, mca_FF_SIZE: 1024, mca_MULTI_HEAD: 8, mca_HIDDEN_SIZE_HEAD: 64}
-    global_local_weight: None
+    global_local_weight: {global: None, local: None}
     embed: {embed_dim: 512}
 dataset: {datatype: rsitmd, data_split: test, data_path: data/rsitmd_precomp/,
           image_path: data/rsitmd_precomp/images/, vocab_path: vocab/rsitmd_vocab.json,
@@ -58,12 +58,11 @@ k_fold: {experiment_name: rsitmd_galr, nums: 3, current_num: 0}
 
 
 class Size(NamedTuple):
-    """Hold the sizes of a rehearsal. train, test: images, None for as many as the lists name; dictionary: words of the
-    skip-thoughts tables; embedding, hidden: its widths; settings: what the run needs to take three steps."""
+    """Hold the sizes of a rehearsal, and the settings with which the run takes three steps."""
 
-    train: int | None
+    train: int | None  # images; None for as many as the lists name
     test: int | None
-    dictionary: int
+    dictionary: int  # words of the skip-thoughts tables
     embedding: int
     hidden: int
     settings: str

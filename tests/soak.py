@@ -90,8 +90,7 @@ def run(command: str, folder: Path) -> None:
 
 def finish(command: str, folder: Path) -> float:
     """Run a command to its end -> seconds."""
-    began = time.monotonic()
-    process = start(command, folder)
+    began, process = time.monotonic(), start(command, folder)
     process.join()
     if process.exitcode:
         sys.exit(f"{command} ended with status {process.exitcode}; see {folder}/output.txt")

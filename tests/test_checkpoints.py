@@ -1,43 +1,44 @@
-"""Checkpoints survive faults: damage, crashes, a second writer, a full disk."""
+"""Checkpoints survive damage, crashes, a second writer, a full disk; a thread writes them beside the loop."""
 
 from __future__ import annotations
 
 import multiprocessing
 import os
 import shutil
+import subprocess
+import sys
+import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import filelock
 import pytest
+import torch
 from conftest import listing
-from interrupted import FOLD, LAST, TRAIN, Killed, file_limit, flipped
-from soak import differences
+from interrupted import FOLD, LAST, TRAIN, Killed, at_step, die, file_limit, flipped, steps
+from matplotlib.figure import Figure
+from soak import compare, differences
 
+import engine
+import train
 import util.checkpoint
 import util.run_log
 import utils
+from util.background import Background
 
 pytestmark = pytest.mark.usefixtures("short_trunk", "without_pictures")
 
 
-# ---------------------------------------------------------------- damaged checkpoints
-
-
-@pytest.mark.parametrize(
-    "damage",
-    [lambda raw: raw[: len(raw) // 2], flipped, lambda raw: b""],
-    ids=["truncated", "one bit turned over", "empty"],
-)
+@pytest.mark.parametrize("damage", [lambda raw: raw[: len(raw) // 2], flipped, lambda raw: b""])
 def test_a_damaged_checkpoint_is_found_and_the_one_before_it_taken_saying_so(damage, work, checkpoint, capsys) -> None:
-    path = work / "last.pth.tar"
-    shutil.copy(checkpoint, util.checkpoint.previous(path))
+    path, before = work / "last.pth.tar", work / "last.pth.tar.previous"
+    shutil.copy(checkpoint, before)
     path.write_bytes(damage(checkpoint.read_bytes()))
-    state = util.checkpoint.newest_checkpoint(path)
-    assert state["arch"] == "GaLR"
+    assert util.checkpoint.newest_checkpoint(path)["arch"] == "GaLR"
     said = capsys.readouterr().err
-    assert "damaged" in said and f"going on from the checkpoint before, {path}.previous" in said
-    util.checkpoint.previous(path).write_bytes(damage(checkpoint.read_bytes()))
+    assert "damaged" in said and f"going on from the checkpoint before, {before}" in said
+    before.write_bytes(damage(checkpoint.read_bytes()))
     with pytest.raises(utils.InputError, match="no usable checkpoint"):
         util.checkpoint.newest_checkpoint(path)
 
@@ -51,19 +52,11 @@ def test_a_run_goes_on_from_the_checkpoint_before_to_the_very_same_end(part_way,
 
 def test_a_crash_between_the_two_renames_loses_nothing(work, checkpoint, monkeypatch) -> None:
     """The old checkpoint has been renamed, the new one has not: the old one is found under its second name."""
-    path = work / "last.pth.tar"
+    path, real = work / "last.pth.tar", Path.replace
     shutil.copy(checkpoint, path)
-    real = Path.replace
-
-    def replace(self: Path, target: Path) -> Path:
-        if self.name.endswith(".tmp"):
-            raise Killed
-        return real(self, target)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Path, "replace", replace)
-        with pytest.raises(Killed):
-            util.checkpoint.save_checkpoint({"model": {}}, path, keep_previous=True)
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(Path, "replace", lambda a, b: die() if a.name.endswith(".tmp") else real(a, b))
+        util.checkpoint.save_checkpoint({"model": {}}, path, keep_previous=True)
     assert not path.exists()
     assert util.checkpoint.newest_checkpoint(path)["arch"] == "GaLR"
 
@@ -87,9 +80,6 @@ def test_a_file_is_flushed_to_disk_before_it_takes_its_name(tmp_path, monkeypatc
     assert happened == ["flush", "rename", "flush"]  # the file, its name, the folder that holds the name
 
 
-# ---------------------------------------------------------------- one writer
-
-
 def test_a_second_run_on_the_same_folder_is_refused(work, run, monkeypatch) -> None:
     monkeypatch.setattr(util.run_log, "LOCK_WAIT", 0.1)
     FOLD.mkdir(parents=True)
@@ -100,20 +90,12 @@ def test_a_second_run_on_the_same_folder_is_refused(work, run, monkeypatch) -> N
     assert listing(work) in (before, before | {"checkpoint/tiny/0/.lock": b""})  # the first run's lock
 
 
-def hold(path: Path, held: multiprocessing.synchronize.Event) -> None:
-    with filelock.FileLock(path):
-        held.set()
-        time.sleep(600)
-
-
 def test_the_lock_of_a_dead_process_is_taken_over(tmp_path) -> None:
-    context = multiprocessing.get_context("fork")
-    held = context.Event()
-    process = context.Process(target=hold, args=(tmp_path / ".lock", held))
-    process.start()
-    assert held.wait(60)
-    process.kill()
-    process.join()
+    code = "import filelock, sys; filelock.FileLock(sys.argv[1]).acquire(); print(1, flush=True); sys.stdin.read()"
+    words, pipe = [sys.executable, "-c", code, str(tmp_path / ".lock")], subprocess.PIPE
+    with subprocess.Popen(words, stdin=pipe, stdout=pipe) as holder:
+        holder.stdout.readline()
+        holder.kill()
     assert (tmp_path / ".lock").exists()
     with util.run_log.only_writer(tmp_path):
         pass
@@ -137,11 +119,7 @@ def test_the_lock_that_comes_and_goes_with_its_folder_still_lets_one_in_at_a_tim
         process.start()
     for process in processes:
         process.join()
-    assert [process.exitcode for process in processes] == [0] * 4
     assert (tmp_path / "count").read_text() == "80"
-
-
-# ---------------------------------------------------------------- the disk is full
 
 
 def test_a_checkpoint_that_cannot_be_written_ends_the_run_and_leaves_the_one_before(part_way, run, whole) -> None:
@@ -157,13 +135,98 @@ def test_a_checkpoint_that_cannot_be_written_ends_the_run_and_leaves_the_one_bef
     assert differences(whole, FOLD.absolute()) == []
 
 
-def test_small_files_that_cannot_be_written_are_one_line_too(work, run) -> None:
+@pytest.mark.parametrize(
+    "command", ["vocab.py --data_path data --data_name x --out a.json", "-m util.cache_images --path_opt tiny.yaml"]
+)
+def test_small_files_that_cannot_be_written_are_one_line_too(command, work, run) -> None:
     before = listing(work)
-    for command in (
-        "vocab.py --data_path data --data_name x --out a.json",
-        "-m util.cache_images --path_opt tiny.yaml",
-    ):
-        with file_limit(100):
-            full = run(command)
-        assert full.status == 3 and "File too large; make room and run again" in full.message
+    with file_limit(100):
+        full = run(command)
+    assert full.status == 3 and "File too large; make room and run again" in full.message
     assert listing(work) == before
+
+
+def test_the_newest_job_of_a_name_is_done_and_those_of_the_first_name_before_others() -> None:
+    """A last checkpoint that says how good the best is must not be on disk before that best one."""
+    done, gate = [], threading.Event()
+    with Background(("best", "last")) as background:
+        background.put("last", lambda: (gate.wait(60), done.append("last 0")))
+        while background._waiting:  # until the thread has it
+            pass
+        for name in ("last 1", "best 1", "last 2", "best 2"):
+            background.put(name.split()[0], lambda name=name: done.append(name))
+        assert done == []
+        gate.set()
+    assert done == ["last 0", "best 2", "last 2"]
+
+
+def test_the_error_of_the_loop_counts_more_than_that_of_a_job() -> None:
+    with pytest.raises(ValueError, match="the loop"), Background(("a",)) as background:
+        background.put("a", lambda: 1 / 0)
+        raise ValueError("the loop")
+
+
+def test_the_loop_goes_on_while_a_checkpoint_is_written_which_holds_the_state_of_its_step(
+    work, run, whole, monkeypatch
+) -> None:
+    """The one of step 3 is written after step 6: the loop did not wait, and the later steps changed nothing in it."""
+    assert run(f"{TRAIN} --set k_fold.experiment_name=plain optim.epochs=1").status == 0
+    expected = torch.load("checkpoint/plain/0/last.pth.tar.previous", weights_only=True)
+    real, gate = train.save_checkpoint, threading.Event()
+
+    def slow(state: dict, path: Path, **arguments: bool) -> None:
+        assert gate.wait(60)
+        real(state, path, **arguments)
+        if state["Eiters"] == 3:
+            shutil.copy(path, "third.pth.tar")
+
+    monkeypatch.setattr(train, "save_checkpoint", slow)
+    with at_step(6, gate.set):
+        assert run(TRAIN).status == 0
+    third = torch.load("third.pth.tar", weights_only=True)
+    assert expected["Eiters"] == 3
+    assert [compare(third[part], expected[part], "") for part in ("model", "optimizer", "rows")] == [[], [], []]
+
+
+def test_an_error_of_the_loop_waits_for_the_checkpoint(work, run, monkeypatch) -> None:
+    writing, real = threading.Event(), train.save_checkpoint
+
+    def slow(state: dict, path: Path, **arguments: bool) -> None:
+        writing.set()
+        threading.Event().wait(0.3)
+        real(state, path, **arguments)
+
+    monkeypatch.setattr(train, "save_checkpoint", slow)
+    with at_step(4, lambda: (writing.wait(60), die())), pytest.raises(Killed):
+        run(TRAIN)
+    assert steps(LAST) == 3
+
+
+@pytest.mark.parametrize(("minutes", "saved_at"), [(3, [3, 4, 7, 8]), (0, [4, 8])])
+def test_checkpoints_come_by_the_clock_which_starts_anew_at_each(
+    minutes, saved_at, work, run, monkeypatch, written_at_once
+) -> None:
+    """Steps of a minute each, four an epoch, at whose end there is a checkpoint in any case."""
+    now, saved, real_step, real_save = [0], [], engine.train_step, train.save_checkpoint
+
+    def step(*arguments) -> torch.Tensor:
+        now[0] += 60
+        return real_step(*arguments)
+
+    def save(state: dict, path: Path, **arguments: bool) -> None:
+        real_save(state, path, **arguments)
+        saved.extend([state["Eiters"]] if path.name == LAST.name else [])
+
+    monkeypatch.setattr(engine, "train_step", step)
+    monkeypatch.setattr(train, "save_checkpoint", save)
+    monkeypatch.setattr(train, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    assert run(f"{TRAIN} --set logs.save_steps=0 logs.save_minutes={minutes}").status == 0
+    assert saved == saved_at
+
+
+def test_the_picture_of_a_validation_is_drawn_beside_the_loop(work, run, monkeypatch) -> None:
+    drawn_by = []
+    monkeypatch.setattr(train, "retrieval_grid", lambda *_: drawn_by.append(threading.current_thread()) or Figure())
+    assert run(TRAIN).status == 0
+    assert drawn_by and threading.main_thread() not in drawn_by
+    assert list(Path("logs/tiny/0").iterdir())

@@ -128,15 +128,9 @@ def test_the_pretended_gpu_sees_what_is_amiss() -> None:
         with pytest.raises(TypeError, match="numpy"):
             there.numpy()
     assert {event[1] for event in gpu.found("mixed")} == {"add"} and sum(gpu.found("copy").values()) == 1
-    assert {event[1] for event in gpu.found("wait")} == {
-        "copy to the GPU, not from pinned memory",
-        "copy to the CPU",
-        "index by an index on the CPU",
-        "index by a mask",
-        "_local_scalar_dense",
-        "tolist",
-        "nonzero",
-    }
+    copies = {"copy to the GPU, not from pinned memory", "copy to the CPU"}
+    indices = {"index by an index on the CPU", "index by a mask"}
+    assert {event[1] for event in gpu.found("wait")} == copies | indices | {"_local_scalar_dense", "tolist", "nonzero"}
 
 
 def test_a_run_on_a_gpu_of_apple_mixes_no_devices(pretended) -> None:

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -16,9 +17,9 @@ from exec import fold_jobs
 from utils import InputError
 
 
-def script(text: str, environment: dict[str, str], folder: Path = ROOT) -> subprocess.CompletedProcess:
+def script(text: str, environment: dict[str, str]) -> subprocess.CompletedProcess:
     env = {key: value for key, value in os.environ.items() if key not in ("GALR_VENV", "NEEDS")} | environment
-    return subprocess.run(["bash", "-c", text], cwd=folder, env=env, capture_output=True, text=True, check=False)
+    return subprocess.run(["bash", "-c", text], cwd=ROOT, env=env, capture_output=True, text=True, check=False)
 
 
 def program(file: Path, text: str) -> Path:
@@ -26,9 +27,6 @@ def program(file: Path, text: str) -> Path:
     file.write_text(f"#!/bin/sh\n{text}\n")
     file.chmod(0o755)
     return file
-
-
-# ---------------------------------------------------------------- environment
 
 
 def test_the_active_environment_is_used_if_it_has_what_is_needed(tmp_path) -> None:
@@ -51,9 +49,6 @@ def test_an_environment_is_made_and_said_if_the_active_one_lacks_something(tmp_p
     said, python = done.stdout.splitlines()
     assert f"installing them in {tmp_path}/venv" in said and python == f"{tmp_path}/venv/bin/python"
     assert (tmp_path / "calls").read_text().split()[-4:] == ["-c", "constraints.txt", "-r", needs["NEEDS"]]
-
-
-# ---------------------------------------------------------------- paths of the options
 
 
 @pytest.fixture
@@ -100,9 +95,6 @@ def test_the_last_tables_are_those_of_the_folders_that_the_options_name(recorded
     assert calls[-1] == f"-m postprocessing.tables {runs}/DEMO_zeros {runs}/DEMO_proposals_no_mvsa"
 
 
-# ---------------------------------------------------------------- jobs on several GPUs
-
-
 def test_without_a_choice_the_gpus_with_the_most_free_memory_are_taken(tmp_path, monkeypatch) -> None:
     program(tmp_path / "nvidia-smi", 'printf "0, 100\\n1, 900\\n2, 800\\n"')
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
@@ -120,10 +112,15 @@ def test_gpus_that_are_not_there_are_an_input_error(number, visible) -> None:
 
 
 @pytest.fixture
-def handlers():
-    """Put the handlers of signals back."""
+def started(monkeypatch) -> Iterator[Callable[[str], None]]:
+    """Let folds run a line of shell, with the fold and the number of its GPUs; put the handlers of signals back."""
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    yield
+
+    def run(text: str) -> None:
+        words = ["sh", "-c", text, "sh"]
+        monkeypatch.setattr(fold_jobs, "command", lambda fold, each, _: [*words, str(fold), str(each)])
+
+    yield run
     for number, handler in before.items():
         signal.signal(number, handler)
 
@@ -135,24 +132,21 @@ def handlers():
         (range(1, 3), ["4", "5", "6", "7"], ["1:4,5x2", "2:6,7x2"]),  # two processes a fold
     ],
 )
-def test_folds_share_the_gpus(tmp_path, monkeypatch, handlers, folds, gpus, waves) -> None:
-    text = f'echo "$1:${{CUDA_VISIBLE_DEVICES}}x$2" >> {tmp_path}/jobs'
-    monkeypatch.setattr(fold_jobs, "command", lambda fold, each, _: ["sh", "-c", text, "sh", str(fold), str(each)])
+def test_folds_share_the_gpus(tmp_path, started, folds, gpus, waves) -> None:
+    started(f'echo "$1:${{CUDA_VISIBLE_DEVICES}}x$2" >> {tmp_path}/jobs')
     assert fold_jobs.run_folds(folds, gpus, []) == 0
     assert sorted((tmp_path / "jobs").read_text().split()) == waves
 
 
-def test_a_fold_that_fails_gives_the_status_and_no_more_are_started(tmp_path, monkeypatch, handlers) -> None:
-    text = f"echo $1 >> {tmp_path}/jobs; exit 3"
-    monkeypatch.setattr(fold_jobs, "command", lambda fold, *_: ["sh", "-c", text, "sh", str(fold)])
+def test_a_fold_that_fails_gives_the_status_and_no_more_are_started(tmp_path, started) -> None:
+    started(f"echo $1 >> {tmp_path}/jobs; exit 3")
     assert fold_jobs.run_folds(range(3), ["0"], []) == 3
     assert (tmp_path / "jobs").read_text().split() == ["0"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_tells_every_fold_once_to_stop_and_waits_for_them(tmp_path, monkeypatch, handlers, number) -> None:
-    text = f'trap "echo $1 >> {tmp_path}/told; sleep 0.3; exit 143" TERM; touch {tmp_path}/at_$1; sleep 60 & wait'
-    monkeypatch.setattr(fold_jobs, "command", lambda fold, *_: ["sh", "-c", text, "sh", str(fold)])
+def test_a_signal_tells_every_fold_once_to_stop_and_waits_for_them(tmp_path, started, number) -> None:
+    started(f'trap "echo $1 >> {tmp_path}/told; sleep 0.3; exit 143" TERM; touch {tmp_path}/at_$1; sleep 60 & wait')
     watcher = (
         "import os, pathlib, time\n"
         f"while len(list(pathlib.Path({str(tmp_path)!r}).glob('at_*'))) < 2: time.sleep(0.05)\n"
@@ -174,16 +168,17 @@ def test_a_fold_on_several_gpus_is_started_by_torchrun() -> None:
     ("ends", "status", "tested"), [("exit 0", 0, True), ("exit 3", 3, False), ("sleep 60 & wait", 143, False)]
 )
 def test_the_script_waits_for_the_folds_and_passes_a_signal_on(tmp_path, ends, status, tested) -> None:
-    folds = f'trap "sleep 0.3; echo saved >> {tmp_path}/calls; exit 143" TERM; touch {tmp_path}/started; {ends}'
+    calls, started = tmp_path / "calls", tmp_path / "started"
+    calls.touch()
+    folds = f'trap "sleep 0.3; echo saved >> {calls}; exit 143" TERM; touch {started}; {ends}'
     answers = f'*satisfies*) exit 0;; *--get*) printf "none\\nx\\n";; *fold_jobs*) {folds};;'
-    program(tmp_path / "venv/bin/python", f'case "$*" in {answers} *) echo "$*" >> {tmp_path}/calls;; esac')
+    program(tmp_path / "venv/bin/python", f'case "$*" in {answers} *) echo "$*" >> {calls};; esac')
     environment = os.environ | {"GALR_VENV": str(tmp_path / "venv"), "GPUS": "2"}
     with subprocess.Popen(["bash", "exec/train_and_test.sh", "RSITMD"], cwd=ROOT, env=environment) as running:
-        while not (tmp_path / "started").exists():
+        while not started.exists():
             time.sleep(0.02)
         if status == 143:
             time.sleep(0.2)
             running.terminate()
-    calls = (tmp_path / "calls").read_text() if (tmp_path / "calls").exists() else ""
-    assert running.returncode == status and calls.startswith("test.py") is tested
-    assert ("saved" in calls) is (status == 143)
+    assert running.returncode == status and calls.read_text().startswith("test.py") is tested
+    assert ("saved" in calls.read_text()) is (status == 143)

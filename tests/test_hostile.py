@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import os
 import pickle
+import re
+import shutil
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -95,16 +97,17 @@ def test_a_hostile_file_of_weights_runs_nothing(path, command, hostile, work, ru
 
 def test_the_message_names_what_was_in_the_file_and_gives_no_unsafe_advice(work) -> None:
     torch.save({"model": Custom()}, work / "bad.pth")
-    with pytest.raises(InputError) as error:
+    with pytest.raises(InputError, match=r"test_hostile\.Custom") as error:
         load_torch(work / "bad.pth", "checkpoint")
-    assert "test_hostile.Custom" in str(error.value) and "weights_only" not in str(error.value)
+    assert "weights_only" not in str(error.value)
 
 
 def test_hostile_local_features_run_nothing(hostile, work, run) -> None:
+    command = f"{TRAIN} --set dataset.local_path=data/local.npy"
     np.save(work / "data/local.npy", np.array({"local_rep": hostile}, object))
-    check(run(f"{TRAIN} --set dataset.local_path=data/local.npy"), work, "local.npy", "neither an array nor")
+    check(run(command), work, "local.npy", "neither an array nor")
     (work / "data/local.npy").write_bytes(pickle.dumps(hostile))
-    check(run(f"{TRAIN} --set dataset.local_path=data/local.npy"), work, "local.npy")
+    check(run(command), work, "local.npy")
 
 
 def test_a_hostile_similarity_matrix_runs_nothing(hostile, work, run) -> None:
@@ -116,21 +119,18 @@ def test_a_hostile_similarity_matrix_runs_nothing(hostile, work, run) -> None:
 
 
 def test_hostile_skip_thoughts_files_run_nothing(hostile, work, run) -> None:
-    (work / "seq2vec").mkdir()
-    (work / "seq2vec/dictionary.txt").write_text("UNK\n")
-    np.savez(work / "seq2vec/uni_skip.npz")
-    np.save(work / "seq2vec/utable.npy", np.array([hostile], object))
-    command = f"{TRAIN} --set model.seq2vec.pretrained=true"
-    check(run(command), work, "utable.npy")
-    np.save(work / "seq2vec/utable.npy", np.zeros((1, 8), np.float32))
-    np.savez(work / "seq2vec/uni_skip.npz", encoder_W=np.array([hostile], object))
-    check(run(command), work, "uni_skip.npz")
+    folder, bad, plain = work / "seq2vec", np.array([hostile], object), np.zeros((1, 8), np.float32)
+    folder.mkdir()
+    (folder / "dictionary.txt").write_text("UNK\n")
+    for name, table, matrix in (("utable.npy", bad, plain), ("uni_skip.npz", plain, bad)):
+        np.save(folder / "utable.npy", table)
+        np.savez(folder / "uni_skip.npz", encoder_W=matrix)
+        check(run(f"{TRAIN} --set model.seq2vec.pretrained=true"), work, name)
 
 
 def test_hostile_yaml_runs_nothing(work, run) -> None:
     value = f"!!python/object/apply:os.system ['touch {CANARY}']"
     yaml.unsafe_load(value)
-    assert (work / CANARY).exists()
     (work / CANARY).unlink()
     (work / "bad.yaml").write_text((work / "tiny.yaml").read_text() + f"seed: {value}\n")
     check(run("train.py --path_opt bad.yaml"), work, "bad.yaml")
@@ -190,16 +190,11 @@ def test_arrays_in_a_published_file_are_read_as_numpy_would_have(protocol, order
     for kind in ("f8", ">f4", "i4", "u1", "f2"):
         rep = np.asarray(rng.integers(0, 99, (20, 20)), kind, order=order)
         rows = [row.copy() for row in rep]
-        tree = {"local_rep": {"a.txt": rep, "b.txt": rows}, "adj_matrix": {"a.txt": rep.tolist(), "b.txt": rep}}
+        scalars = [list(row) for row in rep]  # of NumPy
+        tree = {"local_rep": {"a.txt": rep, "b.txt": rows}, "adj_matrix": {"a.txt": scalars, "b.txt": rep}}
         save_pickle(tmp_path / "local.npy", pickle.dumps(tree, protocol))
         ours = load_local(tmp_path / "local.npy", ["a", "b"])
         assert all(np.array_equal(array, np.float32([rep, rep])) for array in ours)
-
-
-def test_scalars_in_a_published_file_are_numbers(tmp_path) -> None:
-    table = [[np.float32(i + 20 * j) for i in range(20)] for j in range(20)]
-    np.save(tmp_path / "local.npy", {"local_rep": {"a.txt": table}, "adj_matrix": {"a.txt": table}}, allow_pickle=True)
-    assert load_local(tmp_path / "local.npy", ["a"])[0][0, 1, 0] == 20
 
 
 def test_lists_that_hold_one_another_many_times_or_themselves_are_refused_at_once(tmp_path) -> None:
@@ -214,8 +209,8 @@ def test_lists_that_hold_one_another_many_times_or_themselves_are_refused_at_onc
 
 
 def test_an_array_that_claims_to_be_huge_is_refused(tmp_path) -> None:
-    raw = pickle.dumps(np.zeros(3)).replace(b"K\x03\x85", b"J\xff\xff\xff\x7f\x85")
-    assert b"\xff\xff\x7f" in raw
+    raw = pickle.dumps(np.zeros(3)).replace(b"K\x03\x85", huge := b"J\xff\xff\xff\x7f\x85")
+    assert huge in raw
     save_pickle(tmp_path / "local.npy", raw)
     with pytest.raises(InputError, match=r"local\.npy"):
         load_pickled_npy(tmp_path / "local.npy")
@@ -235,38 +230,27 @@ def test_a_packed_checkpoint_that_would_unfold_to_gigabytes_is_refused(work, run
 @pytest.mark.parametrize("name", ["../outside.png", "sub/../../outside.png", "/outside.png", "link.png", "away/a.png"])
 @pytest.mark.parametrize("command", [TRAIN, "-m util.cache_images --path_opt tiny.yaml"])
 def test_names_cannot_leave_the_image_folder(name, command, work, run) -> None:
-    images = work / "data/images"
-    inside = next(images.iterdir())
+    images, names = work / "data/images", work / "data/train_filename.txt"
     for path in (work / "data/outside.png", work / "a.png"):
-        path.write_bytes(inside.read_bytes())
+        shutil.copy(next(images.iterdir()), path)
     (images / "link.png").symlink_to("../outside.png")
     (images / "away").symlink_to(work)
-    lines = (work / "data/train_filename.txt").read_text().split()
-    (work / "data/train_filename.txt").write_text("\n".join([*lines[:-1], name]) + "\n")
+    names.write_text("\n".join([*names.read_text().split()[:-1], name]) + "\n")
     check(run(command), work, "lead out of data/images")
 
 
 def test_links_within_the_image_folder_are_welcome(work, run) -> None:
-    images = work / "data/images"
-    first = images / (work / "data/train_filename.txt").read_text().split()[0]
-    (images / "sub").mkdir()
-    first.rename(images / "sub/a.png")
+    first = work / "data/images" / (work / "data/train_filename.txt").read_text().split()[0]
+    first.with_name("sub").mkdir()
+    first.rename(first.with_name("sub") / "a.png")
     first.symlink_to("sub/a.png")
     assert run("-m util.cache_images --path_opt tiny.yaml").status == 0
 
 
-@pytest.mark.parametrize(
-    ("raw", "text"),
-    [
-        ("\ufeffa ship\nan é\n".encode(), "a ship\nan é\n"),
-        ("a ship\r\nan é\r\n".encode(), "a ship\nan é\n"),
-        ("a ship\ran é\r".encode(), "a ship\nan é\n"),
-        ("a\rship\r\nan é\n".encode(), "a ship\nan é\n"),
-    ],
-)
-def test_byte_order_marks_and_line_ends_are_handled(raw, text, tmp_path) -> None:
-    (tmp_path / "a.txt").write_bytes(raw)
-    assert read_text(tmp_path / "a.txt", "captions") == text
+@pytest.mark.parametrize("raw", ["\ufeffa ship\nan é\n", "a ship\r\nan é\r\n", "a ship\ran é\r", "a ship\r\nan é\n"])
+def test_byte_order_marks_and_line_ends_are_handled(raw, tmp_path) -> None:
+    (tmp_path / "a.txt").write_bytes(raw.encode())
+    assert read_text(tmp_path / "a.txt", "captions") == "a ship\nan é\n"
 
 
 @pytest.mark.parametrize(
@@ -274,18 +258,14 @@ def test_byte_order_marks_and_line_ends_are_handled(raw, text, tmp_path) -> None
     [
         ("a ship\n".encode("utf-16"), "UTF-16"),
         ("a ship\n".encode("utf-16-le"), "line 1: a NUL byte"),
-        ("a ship\n".encode("utf-32-be"), "line 1: a NUL byte"),
         ("a ship\nan é\n".encode("latin-1"), "line 2: not UTF-8 (byte 0xe9)"),
-        ("a ship\nan €\n".encode("cp1252"), "line 2: not UTF-8 (byte 0x80)"),
-        (b"a ship\na\0b\n", "line 2: a NUL byte"),
         (b"\xed\xa0\x80\n", "line 1: not UTF-8"),
     ],
 )
 def test_other_encodings_are_refused_by_name_and_line(raw, says, tmp_path) -> None:
     (tmp_path / "a.txt").write_bytes(raw)
-    with pytest.raises(InputError) as error:
+    with pytest.raises(InputError, match=rf"a\.txt.*{re.escape(says)}"):
         read_text(tmp_path / "a.txt", "captions")
-    assert says in str(error.value) and "a.txt" in str(error.value)
 
 
 @pytest.mark.parametrize("way", ["link", "storage", "virtual"])

@@ -1,13 +1,18 @@
-"""Check how names of images are found among the keys of another file."""
+"""Lists and words: names found among the keys of another file, captions as tokens, the published vocabularies."""
 
 from __future__ import annotations
 
+import json
+import os
 import re
+from pathlib import Path
 
 import pytest
+from conftest import run_process
 
-from util.lists import match, note_validation_list, safe_paths, unique_keys
-from utils import InputError
+import vocab
+from util.lists import match, note_validation_list, read_captions, safe_paths, unique_keys
+from utils import InputError, write_text
 
 
 @pytest.mark.parametrize(
@@ -81,3 +86,108 @@ def test_a_validation_list_beside_the_train_list_is_not_passed_over_in_silence(l
     note_validation_list(tmp_path)
     out, err = capsys.readouterr()
     assert says in out + err and f"dataset.val_list={tmp_path}" in out + err
+
+
+PUBLISHED = (Path(__file__).parent / "golden/rsitmd_vocab_words.txt").read_text(encoding="utf-8").split()
+
+
+@pytest.mark.skipif("GALR_TEST_DATA" not in os.environ, reason="GALR_TEST_DATA is not set: no real captions")
+def test_published_vocabularies_word_for_word() -> None:
+    words = {}
+    for name in ("rsitmd", "rsicd"):
+        folder = Path(os.environ["GALR_TEST_DATA"], f"{name}_precomp")
+        words[name] = vocab.build(read_captions(folder, "train") + read_captions(folder, "test")).words
+    assert list(words["rsitmd"]) == PUBLISHED and len(words["rsicd"]) == 1225
+
+
+@pytest.mark.parametrize(
+    ("caption", "tokens"),
+    [
+        ("Two Ships, moored; (gray) port.", "two ships moored gray port"),
+        ("there is a river. the trees are green .", "there is a river the trees are green"),
+        ("it isn't a T-shaped harbor", "it is n't a t-shaped harbor"),
+        (" . ", ""),
+    ],
+)
+def test_tokens_are_lower_case_words_without_marks_sentence_ends_split_off(caption, tokens) -> None:
+    assert vocab.tokenize(caption) == tokens.split()
+
+
+@pytest.mark.parametrize(
+    ("written", "typed"),
+    [
+        ("two\u00a0ships at the water\u2019s edge", "two ships at the water's edge"),
+        ("\uff34wo cafe\u0301s, \ufb01elds", "two caf\u00e9s, fields"),
+        ("a \u201cred\u201d t\u2010shaped har\u00adbor\ufeff", 'a "red" t-shaped harbor'),
+    ],
+)
+def test_words_are_the_same_however_unicode_spells_them(written, typed) -> None:
+    assert vocab.tokenize(written) == vocab.tokenize(typed)
+
+
+def test_entities_of_html_in_a_list_of_captions_are_their_characters(tmp_path) -> None:
+    (tmp_path / "test_caps.txt").write_text("roads &amp; trees\nit&#39;s R&D; &lt 5 caf&eacute;\n")
+    assert read_captions(tmp_path, "test") == ["roads & trees", "it's R&D; &lt 5 caf\u00e9"]
+
+
+@pytest.mark.parametrize("line", ["a_1.tif#0\ta ship", "1000_7#4\ta ship", "a.JPG,a ship", "train/a.png\ta ship"])
+def test_a_list_of_names_with_captions_is_refused_and_the_way_named(line, tmp_path) -> None:
+    (tmp_path / "test_caps.txt").write_text(f"\n{line}\n")
+    way = r"test_caps\.txt: .* python -m util.convert_captions --json \S*test_caps\.txt"
+    with pytest.raises(InputError, match=way):
+        read_captions(tmp_path, "test")
+
+
+def test_words_in_order_of_first_appearance_from_the_threshold_on_unknown_last() -> None:
+    built = vocab.build(["road ship the"] * 4 + ["ship quay"], threshold=5)
+    assert built.words == ("ship", "<unk>")
+    assert vocab.build(["road ship the"] * 5, threshold=5).words == ("road", "ship", "<unk>")
+    assert vocab.build(["road ship the"] * 5, 5, keep_stopwords=True).words == ("road", "ship", "the", "<unk>")
+
+
+def test_unknown_words_and_empty_captions_encode_as_unknown() -> None:
+    index = vocab.Vocabulary(("ship", "<unk>")).index
+    assert vocab.encode("Ship near ship", index) == [1, 2, 1]
+    assert vocab.encode("", index) == [2]
+
+
+def test_file_form_is_the_published_one_and_loads_again(tmp_path) -> None:
+    vocabulary = vocab.Vocabulary(("ship", "plane", "<unk>"))
+    vocab.save(vocabulary, tmp_path / "v.json")
+    assert json.loads((tmp_path / "v.json").read_text()) == {
+        "word2idx": {"ship": 1, "plane": 2, "<unk>": 3},
+        "idx2word": {"1": "ship", "2": "plane", "3": "<unk>"},
+        "idx": 4,
+    }
+    assert vocab.load(tmp_path / "v.json") == vocabulary
+
+
+INDICES = ({}, {"a": 1}, {"a": 1, "<unk>": 3}, {"a": "1", "<unk>": 2}, {"a": 1, "<unk>": True})
+
+
+@pytest.mark.parametrize("tree", [[], {}, *({"word2idx": index} for index in INDICES)])
+def test_files_that_are_no_vocabulary_are_refused_by_name(tmp_path, tree) -> None:
+    (tmp_path / "v.json").write_text(json.dumps(tree))
+    with pytest.raises(InputError, match=r"v\.json"):
+        vocab.load(tmp_path / "v.json")
+
+
+def test_splits_train_does_not_see_the_test_captions_and_no_download_is_needed(tmp_path, run, monkeypatch) -> None:
+    monkeypatch.setenv("NLTK_DATA", "/nowhere")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for split, words in (("train", "red ship"), ("test", "blue plane")):
+        write_text(tmp_path / f"{split}_caps.txt", f"{words}\n" * 5)
+    command = f"vocab.py --data_path {tmp_path} --data_name x_precomp --out {tmp_path}/v.json --splits"
+    assert run(f"{command} train").status == 0
+    assert vocab.load(tmp_path / "v.json").words == ("red", "ship", "<unk>")
+    assert run_process(f"{command} train test", tmp_path).status == 0
+    assert vocab.load(tmp_path / "v.json").words == ("red", "ship", "blue", "plane", "<unk>")
+
+
+@pytest.mark.parametrize("data_path", [".", "small_precomp"])
+def test_the_published_command_line_names_the_folder_of_the_data_set(data_path, tmp_path, run, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for split in ("train", "test"):
+        write_text(f"small_precomp/{split}_caps.txt", "red ship\n" * 5)
+    assert run(f"vocab.py --data_path {data_path} --data_name small_precomp").status == 0
+    assert vocab.load(tmp_path / "vocab/small_vocab.json").words == ("red", "ship", "<unk>")

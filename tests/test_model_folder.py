@@ -1,7 +1,8 @@
-"""Model folders of strangers and damaged ones: one line each, nothing outside of the folder is opened."""
+"""Model folders of strangers and damaged ones are one line each; the one in the box, models/rs_lite, is whole."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import pickle
@@ -13,6 +14,11 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from conftest import ROOT
+
+from util.lists import read_names, whole_stem
+from util.model_folder import CARD, folder_options, read_state
+from utils import read_json
 
 pytest.importorskip("safetensors", reason="pip install -r requirements-extra.txt")
 
@@ -21,7 +27,7 @@ from safetensors.torch import load_file, save_file
 from test_share import shared as shared
 
 from engine import load_pretrained
-from utils import InputError, read_json, write_json
+from utils import InputError, write_json
 
 pytestmark = pytest.mark.usefixtures("short_trunk")
 FOLDER, WEIGHTS = Path("models/tiny"), Path("models/tiny/model.safetensors")
@@ -54,9 +60,18 @@ def change_rules(**keys: object) -> None:
     write_json(FOLDER / "local_rules.json", tree | keys)
 
 
-def replace(name: str, put: Callable[[Path], object]) -> None:
+def link(name: str, target: str) -> None:
     (FOLDER / name).unlink()
-    put(FOLDER / name)
+    (FOLDER / name).symlink_to(target)
+
+
+def pipe() -> None:
+    (FOLDER / "options.yaml").unlink()
+    os.mkfifo(FOLDER / "options.yaml")
+
+
+def odd(weights: dict) -> dict:
+    return weights | {"a": torch.ones(2).to(torch.float8_e5m2)}
 
 
 def spoilt(weights: dict) -> dict:
@@ -73,30 +88,15 @@ BAD = {
     "a foreign safetensors file": (lambda: save_file({"a": torch.ones(1)}, WEIGHTS), "does not say galr"),
     "weights that are not finite": (lambda: change_weights(spoilt), "not finite in 1 tensors"),
     "weights of another model": (lambda: change_weights(lambda _: {"a": torch.ones(2)}), "do not fit this model"),
-    "weights of an odd type": (
-        lambda: change_weights(lambda x: x | {"a": torch.ones(2).to(torch.float8_e5m2)}),
-        "is of type torch.float8_e5m2",
-    ),
+    "weights of an odd type": (lambda: change_weights(odd), "is of type torch.float8_e5m2"),
     "another vocabulary": (other_vocabulary, "is not what the model was made with"),
     "options that are none": (lambda: (FOLDER / "options.yaml").write_text("- a\n"), "expected blocks"),
     "data elsewhere": (lambda: change_options(dataset={"data_path": "/etc"}), "dataset.data_path must lead below"),
-    "a text encoder elsewhere": (
-        lambda: change_options(model={"seq2vec": {"arch": "transformer", "path": "/tmp/x"}}),
-        "no file transformer/config.json",
-    ),
-    "an architecture elsewhere": (
-        lambda: change_options(model={"name": "CLIP", "clip": {"arch": "local-dir:/tmp/x"}}),
-        "must be a name of open_clip",
-    ),
-    "a link out of the folder": (
-        lambda: replace("vocab.json", lambda path: path.symlink_to("/etc/hostname")),
-        "vocab.json is a link that leads out",
-    ),
-    "weights that are a device": (
-        lambda: replace("model.safetensors", lambda path: path.symlink_to("/dev/zero")),
-        "no file model.safetensors",
-    ),
-    "options that are a pipe": (lambda: replace("options.yaml", os.mkfifo), "no file options.yaml"),
+    "a text encoder elsewhere": (lambda: change_options(model=TRANSFORMER), "no file transformer/config.json"),
+    "an architecture elsewhere": (lambda: change_options(model=CLIP), "must be a name of open_clip"),
+    "a link out of the folder": (lambda: link("vocab.json", "/etc/hostname"), "vocab.json is a link that leads out"),
+    "weights that are a device": (lambda: link(WEIGHTS.name, "/dev/zero"), "no file model.safetensors"),
+    "options that are a pipe": (pipe, "no file options.yaml"),
     "rules without prototypes": (lambda: change_rules(source="proposals"), "proposals need proposals and prototypes"),
     "rules of another kind": (lambda: change_rules(command="rm"), "Extra inputs are not permitted"),
     "rules of other nodes": (lambda: change_rules(drea={"nodes": 21}), "20 nodes"),
@@ -109,10 +109,12 @@ BAD = {
         "sigma from 0 to 20",
     ),
 }
+TRANSFORMER = {"seq2vec": {"arch": "transformer", "path": "/tmp/x"}}
+CLIP = {"name": "CLIP", "clip": {"arch": "local-dir:/tmp/x"}}
 
 
 @pytest.mark.parametrize("what", BAD)
-def test_a_bad_folder_is_one_line(what, shared, run, monkeypatch) -> None:
+def test_a_bad_folder_is_one_line(what, shared, run) -> None:
     spoil, tells = BAD[what]
     spoil()
     with pytest.raises(InputError, match=re.escape(tells)) as error:
@@ -153,9 +155,6 @@ def test_what_options_name_is_not_opened(shared, run) -> None:
     assert [path for path in OPENED if "elsewhere" in path] == []
 
 
-# ---------------------------------------------------------------- names
-
-
 @pytest.mark.parametrize("name", ["models/absent", "absent", "a/b/c", "data/images", "../x/y"])
 def test_a_name_of_no_folder_is_not_looked_up_on_the_hub(name, shared, monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
@@ -167,9 +166,8 @@ def test_a_hub_name_loads_what_the_hub_gives(shared, monkeypatch) -> None:
     hub = pytest.importorskip("huggingface_hub", reason="pip install -r requirements-extra.txt")
     cache = Path("cache/models--someone--tiny")  # as the hub's library lays it out: links into blobs
     (cache / "snapshots/1").mkdir(parents=True)
-    (cache / "blobs").mkdir()
-    for path in FOLDER.iterdir():
-        path.rename(cache / "blobs" / path.name)
+    FOLDER.rename(cache / "blobs")
+    for path in (cache / "blobs").iterdir():
         (cache / "snapshots/1" / path.name).symlink_to(f"../../blobs/{path.name}")
     asked = []
     monkeypatch.setattr(hub, "snapshot_download", lambda name, **_: asked.append(name) or str(cache / "snapshots/1"))
@@ -192,19 +190,12 @@ def test_without_the_hubs_library_or_its_answer_a_hub_name_is_one_line(shared, m
         load_pretrained("someone/tiny", "cpu")
 
 
-# ---------------------------------------------------------------- test_single.py
-
-
-def scores(text: str) -> list[str]:
-    """Return the lines of the table."""
-    return [line for line in text.splitlines() if line.startswith("| fold")]
-
-
 @pytest.mark.parametrize("split", ["test", "val"])
 def test_test_single_scores_a_folder_as_its_checkpoint(shared, run, split) -> None:
-    ours = run(f"{SINGLE} --split {split}")
-    theirs = run(f"test_single.py --path_opt tiny.yaml --resume checkpoint/tiny/0/GaLR_best.pth.tar --split {split}")
-    assert ours.status == theirs.status == 0 and scores(ours.out) == scores(theirs.out) and len(scores(ours.out)) >= 2
+    checkpoint = "test_single.py --path_opt tiny.yaml --resume checkpoint/tiny/0/GaLR_best.pth.tar"
+    ended = [run(f"{command} --split {split}") for command in (SINGLE, checkpoint)]
+    ours, theirs = ([line for line in one.out.splitlines() if line.startswith("| fold")] for one in ended)
+    assert [one.status for one in ended] == [0, 0] and ours == theirs and len(ours) >= 2
 
 
 def test_an_option_file_goes_with_a_checkpoint_and_not_with_a_folder(shared, run) -> None:
@@ -217,3 +208,47 @@ def test_training_starts_from_a_folder_and_knows_its_train_images(shared, run) -
     keys = "optim.resume=models/tiny k_fold.experiment_name=tuned optim.epochs=1 k_fold.seed=3"
     ended = run(f"train.py --path_opt tiny.yaml --device cpu --set {keys}")
     assert ended.status == 0 and "was trained on" in ended.err
+
+
+BOX = ROOT / "models/rs_lite"
+LISTS = {"ucm_precomp": "ucm_precomp", "ucm_amfmn_precomp": "ucm_precomp", "rsicd_precomp": "rsicd_precomp"}
+
+
+@pytest.fixture
+def data() -> Path:
+    """Return the folder of real data."""
+    if not os.environ.get("GALR_TEST_DATA"):
+        pytest.skip("GALR_TEST_DATA is not set to the folder of real data")
+    return Path(os.environ["GALR_TEST_DATA"])
+
+
+def seen(data: Path) -> list[Path]:
+    """Return the paths of the images that trained or validated the model, which its names say relative to `data`."""
+    split = read_json(BOX / "split.json", "split")
+    return [data / name for part in ("train", "val") for name in split[part]]
+
+
+def test_the_box_saw_every_train_image_of_its_two_lists_and_no_other(data: Path) -> None:
+    wanted = {
+        data / folder / "images" / name
+        for lists, folder in LISTS.items()
+        if lists != "ucm_precomp"  # its train list holds test images of the other
+        for name in read_names(data / lists, "train")
+    }
+    assert set(seen(data)) == wanted and len(wanted) == 9828 + 1680
+
+
+@pytest.mark.parametrize("lists", LISTS)
+def test_no_test_image_was_seen_by_name_or_by_content(data: Path, lists: str) -> None:
+    def known(paths: list[Path]) -> set:
+        digests = {hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
+        return digests | {(path.parent, whole_stem(path.name)) for path in paths}
+
+    tested = [data / LISTS[lists] / "images" / name for name in dict.fromkeys(read_names(data / lists, "test"))]
+    assert tested and not known(tested) & known(seen(data))
+
+
+def test_the_box_is_a_whole_model_folder_of_at_most_16_mib() -> None:
+    assert sum(path.stat().st_size for path in BOX.iterdir()) <= 16 * 2**20
+    assert folder_options(BOX).dataset.image_size == 192 and len(read_state(BOX)["words"]) > 1000
+    assert (BOX / CARD).read_text(encoding="utf-8").startswith("---\nlicense: ")

@@ -7,34 +7,13 @@ from pathlib import Path
 
 import pytest
 import yaml
+from rehearsal import OPTIONS as PUBLISHED
 
 from option import load_options
 from option.__main__ import table
 from utils import InputError, Parser
 
-# A file as the authors publish it: their keys, their unused ones, the string "None".
-PUBLISHED = """
-model:
-    name: GaLR
-    multiscale: {multiscale_input_channel: 3, multiscale_output_channel: 1}
-    cross_attention: {att_type: "sum"}
-    fusion: {correct_local_hidden_dim: 512, correct_local_hidden_drop: 0.2, supplement_global_hidden_dim: 512,
-             supplement_global_hidden_drop: 0.2, dynamic_fusion_dim: 512, dynamic_fusion_drop: 0.2, mca_DROPOUT_R: 0.1,
-             mca_HIDDEN_SIZE: 512, mca_FF_SIZE: 1024, mca_MULTI_HEAD: 8, mca_HIDDEN_SIZE_HEAD: 64}
-    seq2vec: {arch: skipthoughts, dir_st: /data/seq2vec, type: BayesianUniSkip, dropout: 0.25, fixed_emb: False}
-    embed: {embed_dim: 512}
-    global_local_weight:
-        global: None
-        local: None
-dataset: {datatype: rsitmd, data_split: train, data_path: ./data/rsitmd_precomp/, image_path: /data/rsitmd/images/,
-          vocab_path: vocab/rsitmd_splits_vocab.json, local_path: data/rsitmd_precomp/local.npy, batch_size: 100,
-          batch_size_val: 70, workers: 3}
-optim: {epochs: 20, lr: 0.0002, lr_decay_param: 0.7, lr_update_epoch: 20, grad_clip: 0, max_violation: 0, margin: 0.2,
-        resume: False}
-logs: {eval_step: 1, print_freq: 10, ckpt_save_path: checkpoint/, logger_name: logs/}
-k_fold: {experiment_name: rsitmd_aba, nums: 3, current_num: 0}
-"""
-# AMFMN's: no local features, and its attention is read.
+# AMFMN's file as the authors publish it: no local features, and its attention is read.
 PUBLISHED_AMFMN = """
 model:
     multiscale: {multiscale_input_channel: 3, multiscale_output_channel: 1}
@@ -64,13 +43,6 @@ def published(tmp_path: Path) -> Path:
     return path
 
 
-@pytest.fixture
-def published_amfmn(tmp_path: Path) -> Path:
-    path = tmp_path / "amfmn.yaml"
-    path.write_text(PUBLISHED_AMFMN)
-    return path
-
-
 def test_a_published_file_loads_unchanged_and_its_unused_keys_are_named_once(published, capsys) -> None:
     options = load_options(published)
     note = capsys.readouterr().out
@@ -81,10 +53,13 @@ def test_a_published_file_loads_unchanged_and_its_unused_keys_are_named_once(pub
     assert options.model.fusion.gate == "released"
 
 
-def test_amfmns_published_file_loads_unchanged_and_its_attention_is_read(published_amfmn) -> None:
-    options = load_options(published_amfmn, ["dataset.local_path=no.h5"])
+def test_amfmns_published_file_loads_unchanged_and_keys_of_another_models_block_are_refused(tmp_path) -> None:
+    (tmp_path / "amfmn.yaml").write_text(PUBLISHED_AMFMN)
+    options = load_options(tmp_path / "amfmn.yaml", ["dataset.local_path=no.h5"])
     assert (options.model.name, options.model.cross_attention.att_type) == ("AMFMN", "fusion_att")
     assert options.local_path == "zeros" and (options.optim.epochs, options.k_fold.nums) == (70, 5)
+    with pytest.raises(InputError, match=r"unknown key model.fusion: it belongs to GaLR, not to AMFMN"):
+        load_options(tmp_path / "amfmn.yaml", ["model.fusion.gate=paper"])
 
 
 # The shortest file of each model, and every value that it then has.
@@ -122,10 +97,10 @@ logs: {eval_step: 1, print_freq: 10, save_steps: 0, save_minutes: 10, ckpt_save_
 k_fold: {experiment_name: short, nums: 1, current_num: 0, mode: shuffle, val_fraction: 0.2, seed: 0}
 seed: 0
 """
-ENCODER_DEFAULTS = {
-    "gru": "{arch: gru, embedding_dim: 300, hidden_dim: 512, bidirectional: False, pooling: last, dropout: 0.2}",
-    "transformer, path: folder": "{arch: transformer, path: folder, pretrained: True, pooling: mean, dropout: 0}",
-}
+ENCODERS = [
+    "{arch: gru, embedding_dim: 300, hidden_dim: 512, bidirectional: False, pooling: last, dropout: 0.2}",
+    "{arch: transformer, path: folder, pretrained: True, pooling: mean, dropout: 0}",
+]
 
 
 @pytest.mark.parametrize("model", MODEL_DEFAULTS)
@@ -138,11 +113,11 @@ def test_every_default_is_the_published_one(tmp_path, model) -> None:
     assert load_options(tmp_path / "again.yaml").to_dict() == tree
 
 
-@pytest.mark.parametrize("arch", ENCODER_DEFAULTS)
-def test_defaults_of_the_other_text_encoders(tmp_path, arch) -> None:
-    (tmp_path / "short.yaml").write_text(SHORT.replace("MODEL", "GaLR"))
-    options = load_options(tmp_path / "short.yaml", [f"model.seq2vec={{arch: {arch}}}"])
-    assert options.to_dict()["model"]["seq2vec"] == yaml.safe_load(ENCODER_DEFAULTS[arch])
+@pytest.mark.parametrize("defaults", ENCODERS)
+def test_defaults_of_the_other_text_encoders(defaults) -> None:
+    expected = yaml.safe_load(defaults)
+    given = {key: value for key, value in expected.items() if key in ("arch", "path")}
+    assert load_options(DEMO, [f"model.seq2vec={given}"]).to_dict()["model"]["seq2vec"] == expected
 
 
 def test_every_key_has_a_line_of_documentation_and_stands_in_the_guide() -> None:
@@ -158,9 +133,6 @@ def test_values_of_a_file_are_printed_for_the_run_scripts(run, published) -> Non
     told = run(f"-m option --path_opt {published} {keys} --set k_fold.nums=4 dataset.vocab_path=v.json --device cpu")
     assert told.out.splitlines() == ["v.json", "4", "None"]
     assert "optim.margin" in run("-m option").out
-
-
-# ---------------------------------------------------------------- shipped files
 
 
 @pytest.mark.parametrize("name", ["UCM", "RSICD"])
@@ -179,19 +151,13 @@ def test_shipped_files_load_say_paper_and_point_at_data(name) -> None:
     assert (vsepp.model.name, vsepp.optim.max_violation, amfmn.optim.max_violation) == ("VSE++", True, False)
     for options in (galr, amfmn, vsepp):
         assert options.dataset.data_path.startswith("data/") and options.dataset.datatype == name.lower()
+    if name in ("RSITMD", "RSICD"):
+        o, epochs = galr.optim, 20 if name == "RSITMD" else 70
+        assert (o.lr, o.lr_decay_param, o.lr_update_epoch, o.margin, o.epochs) == (2e-4, 0.7, 20, 0.2, epochs)
+        assert (galr.dataset.batch_size, galr.k_fold.nums, galr.model.seq2vec.dropout) == (100, 3, 0.25)
     if name != "DEMO":
         rate = 1e-4 if name == "RSICD" else 2e-4
         assert all((o.optim.epochs, o.optim.lr, o.k_fold.nums) == (70, rate, 5) for o in (amfmn, vsepp))
-
-
-@pytest.mark.parametrize(("name", "epochs"), [("RSITMD", 20), ("RSICD", 70)])
-def test_published_settings(name, epochs) -> None:
-    o = load_options(f"option/{name}/{name}_GaLR.yaml")
-    assert (o.dataset.batch_size, o.optim.lr, o.optim.lr_decay_param, o.optim.lr_update_epoch) == (100, 2e-4, 0.7, 20)
-    assert (o.optim.margin, o.k_fold.nums, o.optim.epochs, o.model.seq2vec.dropout) == (0.2, 3, epochs, 0.25)
-
-
-# ---------------------------------------------------------------- values
 
 
 @pytest.mark.parametrize(
@@ -231,15 +197,10 @@ def test_home_and_environment_variables_in_paths_are_filled_in(monkeypatch, tmp_
     assert vars(found) == {"out": "/home/someone/x", "json": "/data/rs/a.json", "text": "a $5 bill ~ $RS_DATA"}
 
 
-# ---------------------------------------------------------------- mistakes
-
-
 @pytest.mark.parametrize(
     ("override", "says"),
     [
         ("optim.lrr=1", "unknown key optim.lrr (nearest known key: optim.lr)"),
-        ("dataset.num_workers=1", "unknown key dataset.num_workers (nearest known key: dataset.workers)"),
-        ("optim.weightdecay=1", "unknown key optim.weightdecay (nearest known key: optim.weight_decay)"),
         ("lr=3", "unknown key lr (nearest known key: optim.lr)"),
         ("optim.momentum=1", "unknown key optim.momentum (known keys: "),
         ("logs.colour=3", "unknown key logs.colour (known keys: ckpt_save_path, eval_step, "),
@@ -247,29 +208,19 @@ def test_home_and_environment_variables_in_paths_are_filled_in(monkeypatch, tmp_
         ("model.seq2vec={arch: gru, dir_st: folder}", "model.seq2vec.dir_st: it belongs to skipthoughts, not to gru"),
         ("model.seq2vec=gru", "seq2vec is a block of options, not a value"),
         ("model.name=SCAN", "model.name = 'SCAN': there are GaLR, AMFMN, VSE++, CLIP"),
-        ("model.name=[GaLR]", "model.name = ['GaLR']: there are GaLR, AMFMN, VSE++, CLIP"),
-        ("optim.lr=-1", "optim.lr"),
         ("optim.lr=.nan", "optim.lr"),
         ("optim.lr=fast", "optim.lr"),
         ("optim=3", "block of options"),
         ("optim.lr", "KEY=VALUE"),
         ("optim.lr.x=3", "optim.lr.x=3"),
-        ("optim.precision=fp8", "optim.precision"),
         ("optim.resume=True", "optim.resume"),
         ("dataset.image_size=100", "dataset.image_size"),
         ("dataset.smallest_crop=0", "dataset.smallest_crop"),
-        ("dataset.batch_size=0", "dataset.batch_size"),
-        ("dataset.datatype=None", "dataset.datatype is missing"),
         ("dataset.local_path=None", "dataset.local_path is missing"),
-        (
-            "dataset.data_path=$GONE_DATA/demo",
-            "data_path: $GONE_DATA/demo: the environment variable GONE_DATA is not set",
-        ),
+        ("dataset.data_path=$GONE/demo", "data_path: $GONE/demo: the environment variable GONE is not set"),
         ("k_fold.experiment_name=../up", "k_fold.experiment_name"),
         ("k_fold.current_num=3", "k_fold.current_num"),
         ("model.fusion.mca_HIDDEN_SIZE=256", "mca_HIDDEN_SIZE"),
-        ("model.fusion.gate=new", "model.fusion.gate"),
-        ("seed=-1", "seed"),
         ("optim.warmup=20", "optim.warmup (20 epochs) must be below optim.epochs (20)"),
         ("model.fusion.mca_MULTI_HEAD=4", "mca_MULTI_HEAD times mca_HIDDEN_SIZE_HEAD must equal"),
         ("dataset.captions_per_image=2", "dataset.captions_per_image needs optim.loss infonce"),
@@ -290,13 +241,6 @@ def test_all_faults_of_a_file_are_named_at_once(published) -> None:
         load_options(published, ["optim.lr=-1", "logs.eval_stap=2"])
     with pytest.raises(InputError, match=r"k_fold\.mode disjoint splits at random"):
         load_options(published, ["k_fold.mode=disjoint", "dataset.val_list=val.txt"])
-
-
-def test_a_key_of_another_models_block_is_an_error_that_names_its_owner(published_amfmn) -> None:
-    with pytest.raises(InputError, match=r"unknown key model.fusion: it belongs to GaLR, not to AMFMN"):
-        load_options(published_amfmn, ["model.fusion.gate=paper"])
-    with pytest.raises(InputError, match=r"unknown key model.seq2vek \(nearest known key: model.seq2vec\)"):
-        load_options(published_amfmn, ["model.seq2vek=3"])
 
 
 @pytest.mark.parametrize("text", ["", "- a", "a: [", "optim: {lr: 1, lr: 2}", "!!python/object:os.system {}", "1: 2"])

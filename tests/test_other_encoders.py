@@ -1,22 +1,28 @@
-"""Text encoders that may replace skip-thoughts: a plain GRU, a transformer; packages that are not installed."""
+"""Text encoders and backbones in the place of the published ones; packages that are not installed."""
 
 from __future__ import annotations
 
+import copy
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
+from conftest import OPTIONS
+from interrupted import same_weights
+from torch.nn import functional
 from torch.nn.utils import rnn
 
 from engine import make_model
+from layers.backbone import ResNet18, TimmBackbone, make_backbone
 from layers.gru import pack_sequences, unpack_sequences
 from layers.text_encoder import FrozenTransformerEncoder, GRUEncoder, pool
 from option import load_options
 from option.options import FrozenTransformer, PlainGRU
+from util.starting_weights import load_backbone, load_starting_weights
+from utils import InputError
 from vocab import encode_captions, load_words
-
-NET = "test_efficientnet"  # timm's own for tests: 0.4 million parameters
 
 
 def test_pooling_counts_the_words_alone() -> None:
@@ -63,11 +69,6 @@ def test_a_plain_gru_drops_words_and_states_in_training_only() -> None:
         assert all(abs((x == 0).float().mean() - silent) < 0.25 for x in seen.values())
 
 
-@pytest.fixture
-def transformer(tmp_path) -> Path:
-    return write_transformer(tmp_path)
-
-
 def write_transformer(folder: Path) -> Path:
     """Write a small BERT with its tokenizer to `folder`/bert."""
     transformers = pytest.importorskip("transformers")
@@ -75,31 +76,30 @@ def write_transformer(folder: Path) -> Path:
     (folder / "vocab.txt").write_text("\n".join(words))
     transformers.BertTokenizer(str(folder / "vocab.txt")).save_pretrained(folder / "bert")
     torch.manual_seed(0)
-    config = transformers.BertConfig(
-        vocab_size=len(words), hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8
-    )
-    transformers.BertModel(config).save_pretrained(folder / "bert")
+    shape = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+    transformers.BertModel(transformers.BertConfig(vocab_size=len(words), **shape)).save_pretrained(folder / "bert")
     return folder / "bert"
+
+
+@pytest.fixture
+def transformer(tmp_path) -> Path:
+    return write_transformer(tmp_path)
 
 
 def with_encoder(block: str) -> None:
     """Rewrite tiny.yaml with another text encoder and without a vocabulary."""
-    lines = [
-        line for line in Path("tiny.yaml").read_text().splitlines() if "seq2vec" not in line and "vocab_" not in line
-    ]
-    Path("tiny.yaml").write_text("\n".join([lines[0], f"    seq2vec: {block}", *lines[1:]]))
+    options = yaml.safe_load(OPTIONS)
+    options["model"]["seq2vec"] = yaml.safe_load(block)
+    del options["dataset"]["vocab_path"]
+    Path("tiny.yaml").write_text(yaml.safe_dump(options))
 
 
 def test_a_transformer_reads_captions_by_its_own_tokens_and_starts_from_its_weights(transformer, work, run) -> None:
     transformers = pytest.importorskip("transformers")
     with_encoder(f"{{arch: transformer, path: '{transformer}'}}")
-    options = load_options("tiny.yaml")
-    captions = ["two red ships", "a plane"]
+    options, captions = load_options("tiny.yaml"), ["two red ships", "a plane"]
     ids, lengths = encode_captions(captions, options, load_words(options))
     assert ids.tolist() == [[3, 9, 6, 7, 10, 4], [3, 5, 8, 4, 0, 0]] and lengths.tolist() == [6, 4]
-
-    from util.starting_weights import load_starting_weights
-
     model = make_model(options, ()).eval()
     load_starting_weights(model, options.model, ())
     tokens = transformers.AutoTokenizer.from_pretrained(transformer)(captions, padding=True, return_tensors="pt")
@@ -107,10 +107,8 @@ def test_a_transformer_reads_captions_by_its_own_tokens_and_starts_from_its_weig
         states = transformers.AutoModel.from_pretrained(transformer).eval()(**tokens).last_hidden_state
         expected = model.text_encoder.out(torch.stack((states[0].mean(0), states[1, :4].mean(0))))
         assert torch.allclose(model.encode_text(ids, lengths), expected, atol=1e-5)
-
     assert run("train.py --path_opt tiny.yaml --set optim.epochs=1 optim.text_lr=1e-4").status == 0
-    best = torch.load("checkpoint/tiny/0/GaLR_best.pth.tar", weights_only=True)
-    assert best["words"] == []
+    assert torch.load("checkpoint/tiny/0/GaLR_best.pth.tar", weights_only=True)["words"] == []
     assert run("test.py --path_opt tiny.yaml").status == 0
 
 
@@ -127,12 +125,8 @@ def test_a_frozen_transformer_s_vector_is_added_to_what_a_gru_reads(frozen) -> N
     with torch.no_grad():
         states = frozen.network(input_ids=(ids - 1).clamp(min=0), attention_mask=(ids != 0).long()).last_hidden_state
         vectors = torch.stack((states[0].mean(0), states[1, :4].mean(0)))
-        standard = (vectors - vectors.mean(1, keepdim=True)) / (
-            vectors.var(1, keepdim=True, correction=0) + 1e-5
-        ).sqrt()
-        hidden = torch.nn.functional.gelu(frozen.out[0](standard))
-        expected = frozen.words(ids) + frozen.out[3](hidden)
-        assert torch.allclose(frozen(ids), expected, atol=1e-5)
+        hidden = functional.gelu(frozen.out[0](functional.layer_norm(vectors, vectors.shape[1:])))
+        assert torch.allclose(frozen(ids), frozen.words(ids) + frozen.out[3](hidden), atol=1e-5)
 
 
 def test_a_frozen_transformer_learns_nothing_and_drops_nothing(frozen) -> None:
@@ -164,13 +158,10 @@ def test_a_caption_is_read_by_a_frozen_transformer_once_and_alone(frozen) -> Non
 
 def test_a_run_with_a_frozen_transformer_resumes_to_the_bit(transformer, work, run) -> None:
     with_encoder(f"{{arch: frozen_transformer, path: '{transformer}', hidden_dim: 6}}")
-    whole = "train.py --path_opt tiny.yaml --set optim.epochs=2 optim.ema=0.9 k_fold.experiment_name=whole"
-    assert run(whole).status == 0
-    assert run("train.py --path_opt tiny.yaml --set optim.epochs=1 optim.ema=0.9").status == 0
-    assert run("train.py --path_opt tiny.yaml --resume --set optim.epochs=2 optim.ema=0.9").status == 0
-    ends = [torch.load(f"checkpoint/{name}/0/last.pth.tar", weights_only=True) for name in ("whole", "tiny")]
-    assert ends[0]["model"].keys() == ends[1]["model"].keys()
-    assert all(torch.equal(value, ends[1]["model"][name]) for name, value in ends[0]["model"].items())
+    train = "train.py --path_opt tiny.yaml --set optim.ema=0.9 optim.epochs"
+    for command in (f"{train}=2 k_fold.experiment_name=whole", f"{train}=1", f"{train}=2 --resume"):
+        assert run(command).status == 0
+    assert same_weights(Path("checkpoint/whole/0"), Path("checkpoint/tiny/0"))
     assert run("test.py --path_opt tiny.yaml --set optim.epochs=2").status == 0
 
 
@@ -178,8 +169,6 @@ def test_a_run_with_a_frozen_transformer_resumes_to_the_bit(transformer, work, r
     ("block", "says"),
     [
         ("{arch: transformer, path: /nowhere/at/all}", "model.seq2vec.path /nowhere/at/all is no text encoder"),
-        ("{arch: gru, hidden_dim: 0}", "model.seq2vec.hidden_dim = 0"),
-        ("{arch: gru, dir_st: x}", "unknown key model.seq2vec.dir_st"),
         ("{arch: lstm}", "model.seq2vec.arch = 'lstm': there are skipthoughts, gru, transformer, frozen_transformer"),
         ("{arch: gru}", "dataset.vocab_path is missing"),
     ],
@@ -194,18 +183,64 @@ def test_a_text_encoder_that_cannot_be_is_one_line(block, says, work, run) -> No
 @pytest.mark.parametrize(
     ("package", "model"),
     [
-        ("timm", f"trunk: {NET}"),
-        ("transformers", "seq2vec: {arch: transformer, path: somewhere}"),
-        ("open_clip", "trunk: clip"),
+        ("timm", {"trunk": "test_efficientnet"}),
+        ("transformers", {"seq2vec": {"arch": "transformer", "path": "somewhere"}}),
+        ("open_clip", {"trunk": "clip"}),
     ],
 )
-def test_a_package_that_is_not_installed_is_one_line_that_says_what_to_do(
-    package, model, work, run, monkeypatch
-) -> None:
+def test_a_package_that_is_not_installed_is_one_line(package, model, work, run, monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, package, None)
-    lines = [line for line in Path("tiny.yaml").read_text().splitlines() if model.split(":")[0] not in line]
-    lines = [line for line in lines if package != "open_clip" or not line.startswith(("    seq2vec", "    pretrained"))]
-    Path("tiny.yaml").write_text("\n".join([lines[0], f"    {model}", *lines[1:]]))
+    options = yaml.safe_load(OPTIONS)
+    if package == "open_clip":
+        del options["model"]["seq2vec"], options["model"]["pretrained"]
+    options["model"] |= model
+    Path("tiny.yaml").write_text(yaml.safe_dump(options))
     refused = run("train.py --path_opt tiny.yaml")
     assert refused.status == 2
     assert f"needs the package {package}: pip install -r requirements-extra.txt" in refused.message
+
+
+NET = "test_efficientnet"  # timm's own for tests: 0.4 million parameters
+
+
+@pytest.fixture(scope="module")
+def trunk() -> TimmBackbone:
+    pytest.importorskip("timm")
+    torch.manual_seed(0)
+    return make_backbone(NET, 64)
+
+
+def test_a_backbone_of_timm_gives_four_maps_and_the_input_of_its_classifier(trunk) -> None:
+    images = torch.rand(2, 3, 64, 64)
+    found = trunk.eval()(images)
+    assert [feature_map.shape[2] for feature_map in found[:4]] == [16, 8, 4, 2]
+    assert [feature_map.shape[1] for feature_map in found[:4]] == list(trunk.channels)
+    assert torch.equal(found.pooled, trunk.net.forward_head(trunk.net.forward_features(trunk.renormalise(images))))
+    assert found.pooled.shape == (2, trunk.width)
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [("resnet1818", "neither resnet18 nor a model of timm"), ("test_vit", "a 4th, an 8th|no feature maps")],
+)
+def test_a_network_that_timm_lacks_or_without_such_maps_is_an_input_error(name, says) -> None:
+    pytest.importorskip("timm")
+    with pytest.raises(InputError, match=says):
+        make_backbone(name, 64)
+
+
+@pytest.mark.parametrize("suffix", ["pth", "safetensors"])
+def test_a_file_of_a_backbones_weights_loads_without_its_classifier(trunk, suffix, tmp_path) -> None:
+    timm, files = pytest.importorskip("timm"), pytest.importorskip("safetensors.torch")
+    torch.manual_seed(1)
+    expected, path = timm.create_model(NET, num_classes=7).state_dict(), tmp_path / f"weights.{suffix}"
+    (torch.save if suffix == "pth" else files.save_file)(expected, path)
+    fresh = copy.deepcopy(trunk)
+    load_backbone(fresh, str(path))
+    assert all(torch.equal(value, expected[name]) for name, value in fresh.net.state_dict().items())
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(InputError, match="damaged"):
+        load_backbone(fresh, str(path))
+    torch.save(ResNet18().net.state_dict(), path)
+    with pytest.raises(InputError, match=r"misshapen: bn1\.weight"):
+        load_backbone(fresh, str(path))

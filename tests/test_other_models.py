@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import get_args
 
 import golden_model
@@ -16,9 +14,11 @@ import pytest
 import torch
 import yaml
 from conftest import OPTIONS
+from interrupted import at_step, same_weights, stop
 from matplotlib.figure import Figure
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
-import engine
 import layers.amfmn
 import layers.model
 import test
@@ -71,8 +71,6 @@ def test_vectors_similarities_losses_and_gradients_are_those_of_the_published_co
     for key, gradient in ours.items():
         assert abs(gradient.norm().item() - norms[key]) <= 1e-3 * norms[key], key
 
-
-# ---------------------------------------------------------------- the similarity of AMFMN, pair by pair
 
 D = 6
 
@@ -127,25 +125,19 @@ def test_a_text_vector_of_zeros_has_finite_similarities_and_gradients(form) -> N
 @pytest.mark.parametrize("form", [SoftAttention, FusionAttention, SimilarityAttention])
 def test_no_array_of_all_pairs_is_ever_laid_out(form, monkeypatch) -> None:
     """Every array that autograd or an operation makes is far smaller than N M D numbers, in training too."""
-    n, m, d = 40, 30, 16
+    n, m, d, sizes = 40, 30, 16, [0]
     monkeypatch.setattr(layers.amfmn, "CPU_BLOCK", 8 * d)
-    largest = 0
 
-    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
+    class Watch(TorchDispatchMode):
         def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
-            nonlocal largest
             result = operation(*args, **(kwargs or {}))
-            for x in result if isinstance(result, tuple | list) else (result,):
-                largest = max(largest, x.numel() if isinstance(x, torch.Tensor) else 0)
+            sizes.extend(x.numel() for x in tree_leaves(result) if isinstance(x, torch.Tensor))
             return result
 
     v, t, attention = torch.randn(n, d).requires_grad_(), torch.randn(m, d).requires_grad_(), form(d)
     with Watch():
         attention(v, t).sum().backward()
-    assert n * m <= largest <= n * m + n * d < n * m * d / 8
-
-
-# ---------------------------------------------------------------- VSE++ and its variant
+    assert n * m <= max(sizes) <= n * m + n * d < n * m * d / 8
 
 
 def vsepp(**keys: str) -> torch.nn.Module:
@@ -164,20 +156,21 @@ def test_vsepp_starts_from_the_authors_ranges(short_trunk) -> None:
     assert 0.95 * limit < weight.abs().max() <= limit and not model.image_out.bias.any()
 
 
-def test_the_variant_of_vsepp_normalises_no_image_and_averages_all_positions(short_trunk) -> None:
-    images, ids = torch.randn(2, 3, 64, 64), torch.tensor([[1, 2, 0], [3, 1, 2]])
+def test_the_variant_of_vsepp_normalises_no_image_and_averages_positions_of_the_caption_alone(short_trunk) -> None:
+    """Of five positions here, and of a longer caption as many as it has words, whatever else is in the batch."""
     plain, variant = vsepp(), vsepp(image_norm="False", text_pooling="mean", positions="5")
+    images, lengths, ids = torch.randn(2, 3, 64, 64), torch.tensor([3, 9]), torch.zeros(2, 9, dtype=torch.int64)
+    ids[0, :3], ids[1] = torch.tensor([1, 2, 2]), torch.arange(9) % 2 + 1
     with torch.no_grad():
         of_plain, of_variant = plain.encode_image(images), variant.encode_image(images)
-        torch.testing.assert_close(of_plain, torch.nn.functional.normalize(of_variant))
-        assert (of_variant.norm(dim=1) - 1).abs().min() > 1e-3
-        padded = torch.nn.functional.pad(ids, (0, 2))
-        expected = torch.nn.functional.normalize(variant.gru(variant.embedding(padded))[0].mean(1))
-        torch.testing.assert_close(variant.encode_text(ids), expected)
-        torch.testing.assert_close(variant.encode_text(ids[:1, :2]), expected[:1])  # whatever else is in the batch
+        states = [variant.gru(variant.embedding(rows))[0].mean(1) for rows in (ids[:1, :5], ids[1:])]
+        together, wider = variant.encode_text(ids, lengths), torch.nn.functional.pad(ids, (0, 20))
+        assert torch.allclose(together, torch.nn.functional.normalize(torch.cat(states)), atol=1e-6)
+        assert torch.allclose(together, variant.encode_text(wider, lengths), atol=1e-6)
+        assert torch.allclose(together[:1], variant.encode_text(ids[:1, :3]), atol=1e-6)
+    torch.testing.assert_close(of_plain, torch.nn.functional.normalize(of_variant))
+    assert (of_variant.norm(dim=1) - 1).abs().min() > 1e-3
 
-
-# ---------------------------------------------------------------- every command
 
 SMALL = {"pretrained": "none", "embed": {"embed_dim": 8}}
 TEXT = {"pretrained": False, "embedding_dim": 8, "hidden_dim": 16}
@@ -190,21 +183,6 @@ MODELS = {
 }
 
 
-def stopped_at_step(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have the next run of train.py get SIGTERM after so many steps."""
-    real, steps = engine.train_step, 0
-
-    def counted(*arguments):
-        nonlocal steps
-        steps += 1
-        loss = real(*arguments)
-        if steps == number:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return loss
-
-    monkeypatch.setattr(engine, "train_step", counted)
-
-
 @pytest.mark.parametrize("name", MODELS)
 def test_trains_resumes_exactly_tests_and_reranks(name, work, run: Callable, short_trunk, monkeypatch) -> None:
     monkeypatch.setattr(train, "retrieval_grid", lambda *_: Figure())  # no pictures, for speed
@@ -215,14 +193,10 @@ def test_trains_resumes_exactly_tests_and_reranks(name, work, run: Callable, sho
     Path("model.yaml").write_text(yaml.safe_dump(options))
     settings = "--path_opt model.yaml --device cpu --set optim.epochs=1 k_fold.experiment_name="
     assert run(f"train.py {settings}whole").status == 0
-    with monkeypatch.context() as patch:
-        stopped_at_step(2, patch)
+    with at_step(2, stop(signal.SIGTERM)):
         assert run(f"train.py {settings}parts").status == 143
     assert run(f"train.py {settings}parts --resume").status == 0
-    whole, parts = (
-        torch.load(f"checkpoint/{x}/0/last.pth.tar", weights_only=True)["model"] for x in ("whole", "parts")
-    )
-    assert all(torch.equal(whole[key], parts[key]) for key in whole)
+    assert same_weights(Path("checkpoint/whole/0"), Path("checkpoint/parts/0"))
     assert run(f"test.py {settings}whole --rerank").status == 0
     results = json.loads(Path("checkpoint/whole/results.json").read_text())
     assert results["mean"]["mr"] > 0 and results["rerank"]["mean"]["mr"] > 0
@@ -238,32 +212,6 @@ def test_a_checkpoint_of_another_model_is_named(work, run, checkpoint) -> None:
     assert refused.status == 2 and "is of the model GaLR" in refused.message
 
 
-def test_every_model_of_the_options_is_registered_and_a_new_one_needs_no_list() -> None:
+def test_every_model_of_the_options_is_registered() -> None:
     blocks = get_args(get_args(ModelOptions)[0])
     assert {get_args(block.model_fields["name"].annotation)[0] for block in blocks} <= set(layers.models())
-
-    @layers.model.register("New")
-    class New(torch.nn.Module):
-        def __init__(self, *given: object) -> None:
-            super().__init__()
-            self.given = given
-
-    asked = SimpleNamespace(model=SimpleNamespace(name="New"), dataset=SimpleNamespace(image_size=64))
-    try:
-        assert build_model(asked, ["a", "b"]).given == (asked.model, 64, 2)
-    finally:
-        del layers.model.MODELS["New"]
-
-
-def test_the_mean_of_the_variant_does_not_depend_on_the_rest_of_the_batch(short_trunk) -> None:
-    """The first 35 positions are averaged, and of a longer caption as many as it has words."""
-    variant = vsepp(image_norm="False", text_pooling="mean", positions="5")
-    ids = torch.zeros(2, 9, dtype=torch.int64)
-    ids[0, :3], ids[1, :9] = torch.tensor([1, 2, 2]), torch.arange(9) % 2 + 1
-    with torch.no_grad():
-        together = variant.encode_text(ids, torch.tensor([3, 9]))
-        wider = variant.encode_text(torch.nn.functional.pad(ids, (0, 20)), torch.tensor([3, 9]))
-        alone = variant.encode_text(ids[:1, :3], torch.tensor([3]))
-        states = variant.gru(variant.embedding(ids[1:]))[0].mean(1)
-    assert torch.allclose(together, wider, atol=1e-6) and torch.allclose(together[:1], alone, atol=1e-6)
-    assert torch.allclose(together[1:], torch.nn.functional.normalize(states), atol=1e-6)

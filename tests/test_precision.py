@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from interrupted import FOLD, LAST, TRAIN, at_step, same_weights, stop
-from soak import compare, differences
+from soak import differences
 
 import engine
 import train
@@ -25,17 +25,12 @@ CPU = torch.device("cpu")
 FP16 = f"{TRAIN} --set optim.precision=fp16"
 
 
-# ---------------------------------------------------------------- advice
-
-
-@pytest.mark.parametrize(
-    ("precision", "faster", "noted"), [("bf16", 0.5, True), ("fp16", 0.5, True), ("bf16", 2, False), ("fp32", 0, False)]
-)
-def test_a_run_starts_with_advice_where_a_precision_is_slower_here(precision, faster, noted, monkeypatch, capsys):
-    monkeypatch.setattr(util.precision, "gain", lambda *_: faster)
-    advise(Optim(precision=precision), CPU)
-    assert (f"{precision} has 0.50 times the speed of float32 here" in capsys.readouterr().out) == noted
+@pytest.mark.parametrize(("precision", "faster", "noted"), [("bf16", 0.5, 1), ("fp16", 2, 0), ("fp32", 0, 0)])
+def test_a_run_starts_with_advice_where_a_precision_is_slower_here(precision, faster, noted, work, run, monkeypatch):
     assert 0.0001 < gain("bf16", CPU) < 1000
+    monkeypatch.setattr(util.precision, "gain", lambda *_: faster)
+    started = run(f"{TRAIN} --set optim.epochs=1 optim.precision={precision}")
+    assert started.out.count(f"{precision} has 0.50 times the speed of float32 here") == noted
 
 
 @pytest.mark.parametrize(
@@ -47,15 +42,6 @@ def test_bf16_on_a_gpu_without_it_is_told_of_fp16(precision, capability, warned,
     advise(Optim(precision=precision), torch.device("cuda"))
     said = capsys.readouterr().err
     assert said.count("compute capability 7.5) has no bf16 units") == said.count("optim.precision=fp16") == warned
-
-
-def test_training_asks_for_advice(work, run, monkeypatch) -> None:
-    asked = []
-    monkeypatch.setattr(train, "advise", lambda *_: asked.append(1))
-    assert run(f"{TRAIN} --set optim.epochs=1").status == 0 and asked == [1]
-
-
-# ---------------------------------------------------------------- fp16
 
 
 def test_fp16_scales_the_loss_and_resumes_to_the_very_same_end(work, run) -> None:
@@ -102,10 +88,9 @@ def test_pytorchs_gru_stays_float32_under_autocast(low) -> None:
     torch.manual_seed(0)
     gru, words = Float32GRU(8, 16, batch_first=True), torch.randn(3, 5, 8)
     expected = gru(words)[1]
+    packed = torch.nn.utils.rnn.pack_padded_sequence(words, torch.tensor([5, 4, 1]), batch_first=True)
     with torch.autocast("cpu", low):
-        assert torch.equal(gru(words)[1], expected)
-        packed = torch.nn.utils.rnn.pack_padded_sequence(words, torch.tensor([5, 4, 1]), batch_first=True)
-        assert gru(packed)[1].dtype == torch.float32
+        assert torch.equal(gru(words)[1], expected) and gru(packed)[1].dtype == torch.float32
 
 
 def test_no_model_has_a_gru_within_autocast(work) -> None:
@@ -115,9 +100,6 @@ def test_no_model_has_a_gru_within_autocast(work) -> None:
         options = load_options("tiny.yaml", [setting])
         (found,) = (m for m in engine.make_model(options, ["a"]).modules() if isinstance(m, torch.nn.RNNBase))
         assert type(found) is Float32GRU
-
-
-# ---------------------------------------------------------------- arithmetic of CUDA
 
 
 @pytest.fixture
@@ -131,10 +113,13 @@ def arithmetic():
 
 
 @pytest.mark.parametrize("tf32", [False, True])
-def test_tf32_is_off_unless_it_is_asked_for(tf32, arithmetic) -> None:
+def test_tf32_is_off_unless_it_is_asked_for_and_the_users_own_workspace_stays(tf32, arithmetic, monkeypatch) -> None:
     set_arithmetic(Optim(tf32=tf32))
     assert torch.backends.cuda.matmul.allow_tf32 == torch.backends.cudnn.allow_tf32 == tf32
     assert torch.backends.cudnn.benchmark
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8")
+    make_deterministic()
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":16:8"
 
 
 def test_a_deterministic_run_is_set_up_before_its_device(work, run, monkeypatch, arithmetic) -> None:
@@ -149,53 +134,37 @@ def test_a_deterministic_run_is_set_up_before_its_device(work, run, monkeypatch,
     assert torch.backends.cudnn.deterministic and not torch.backends.cudnn.benchmark
 
 
-def test_settings_of_the_users_own_stay(arithmetic, monkeypatch) -> None:
-    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8")
-    make_deterministic()
-    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":16:8"
-
-
-# ---------------------------------------------------------------- activations computed twice
-
-
 def test_activations_that_are_computed_twice_change_no_number_and_may_be_turned_on_on_resume(work, run, whole) -> None:
     assert run(f"{TRAIN} --set optim.epochs=1 optim.checkpointing=true").status == 0
     assert run(f"{TRAIN} --resume --set optim.checkpointing=false").status == 0
-    states = [torch.load(fold / "last.pth.tar", weights_only=True) for fold in (whole, FOLD)]
-    assert compare(states[0]["model"], states[1]["model"], "") == [] and same_weights(whole, FOLD)
+    assert same_weights(whole, FOLD)
 
 
 def test_the_backbone_keeps_less_for_the_backward_pass() -> None:
-    torch.manual_seed(0)
-    images = torch.randn(2, 3, 64, 64)
-
     def kept(recompute: bool) -> int:
-        sizes: dict[int, int] = {}
-        net = make_backbone("resnet18", 64).train()
+        torch.manual_seed(0)
+        net, kept = make_backbone("resnet18", 64).train(), {}
         if recompute:
             net.recompute()
 
         def note(tensor: torch.Tensor) -> torch.Tensor:
-            sizes[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-            features = net(images)
+            features = net(torch.randn(2, 3, 64, 64))
         features.pooled.sum().backward()
         assert net.net.bn1.num_batches_tracked == 1
-        return sum(sizes.values())
+        return sum(kept.values())
 
     assert kept(True) < kept(False) / 2
 
 
-def test_a_backbone_that_would_count_batches_twice_is_refused(work, run) -> None:
+def test_what_does_not_go_with_computing_twice_is_refused(work, run) -> None:
     pytest.importorskip("timm")
-    trunk = "model.trunk=resnet10t dataset.image_size=64 optim.checkpointing=true"
-    refused = run(f"{TRAIN} --set {trunk}")
-    assert refused.status == 2 and "optim.checkpointing: batch norms" in refused.message
-    assert run(f"{TRAIN} --set {trunk} model.trunk_norm=frozen optim.epochs=1").status == 0
-
-
-def test_compiling_and_computing_twice_do_not_go_together(work, run) -> None:
-    refused = run(f"{TRAIN} --set optim.compile=true optim.checkpointing=true")
-    assert refused.status == 2 and "do not go together" in refused.message
+    trunk = "model.trunk=resnet10t dataset.image_size=64"
+    for settings, says in ((trunk, "optim.checkpointing: batch norms"), ("optim.compile=true", "do not go together")):
+        refused = run(f"{TRAIN} --set optim.checkpointing=true {settings}")
+        assert refused.status == 2 and says in refused.message
+    frozen = "model.trunk_norm=frozen optim.epochs=1"
+    assert run(f"{TRAIN} --set optim.checkpointing=true {trunk} {frozen}").status == 0

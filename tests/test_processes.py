@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +12,7 @@ import pytest
 import several
 import torch
 import yaml
-from conftest import OPTIONS, ROOT, Outcome, environment, run_process
+from conftest import OPTIONS, ROOT, Outcome, run_process
 from PIL import Image
 from several import Trained
 from torch import Tensor
@@ -56,12 +54,6 @@ def runs(demo, tmp_path_factory) -> list[tuple[list[Trained], Trained]]:
     return list(zip(together, alone, strict=True))
 
 
-@pytest.fixture(scope="module")
-def trained(runs) -> list[tuple[Trained, Trained]]:
-    """Return the cases in the first of three processes, and in one."""
-    return [(together[0], alone) for together, alone in runs]
-
-
 def apart(tensors: dict[str, Tensor], others: dict[str, Tensor]) -> dict[str, float]:
     """Return the relative difference of each tensor: the length of the difference over the length."""
     assert tensors.keys() == others.keys()
@@ -72,28 +64,18 @@ def apart(tensors: dict[str, Tensor], others: dict[str, Tensor]) -> dict[str, fl
 
 
 @pytest.mark.parametrize("case", range(len(CASES)), ids=["no dropout", "dropout and clipping", "AMFMN, InfoNCE"])
-def test_three_processes_find_the_losses_of_one(trained, case) -> None:
-    """Every pair of the global batch counts, in uneven batches too; dropout is that of one process."""
-    together, alone = trained[case]
+def test_three_processes_train_as_one(runs, case) -> None:
+    """Every pair of the global batch counts, in uneven batches too; dropout and statistics are those of one process."""
+    (together, *_), alone = runs[case]
     assert together.losses == pytest.approx(alone.losses, rel=1e-5)
-
-
-@pytest.mark.parametrize("case", range(len(CASES)), ids=["no dropout", "dropout and clipping", "AMFMN, InfoNCE"])
-def test_three_processes_find_the_gradients_of_one(trained, case) -> None:
-    """Each parameter's counts once: the encoders', the similarity's, the temperature's."""
-    together, alone = trained[case]
+    # the gradient of each parameter counts once: the encoders', the similarity's, the temperature's
     largest = max(float(gradient.norm()) for gradient in alone.gradients.values())
     counted = {name for name, gradient in alone.gradients.items() if gradient.norm() > 1e-6 * largest}
     found = apart(together.gradients, alone.gradients)
     assert len(counted) > 20 and {name: found[name] for name in counted if found[name] > 5e-4} == {}
     if case == 2:
         assert counted >= {"loss.log_scale", "attention.gate.weight", "global_branch.trunk.net.conv1.weight"}
-
-
-@pytest.mark.parametrize("case", range(len(CASES)), ids=["no dropout", "dropout and clipping", "AMFMN, InfoNCE"])
-def test_three_processes_keep_the_statistics_of_one(trained, case) -> None:
-    """Running mean and variance are of the global batch, the unbiased count too."""
-    together, alone = trained[case]
+    # running mean and variance are of the global batch, the unbiased count too
     found = apart(together.state, alone.state)
     statistics = {name: found[name] for name in found if "running_" in name}
     assert len(statistics) == 2 and max(statistics.values()) < 1e-5
@@ -109,17 +91,11 @@ def test_evaluation_is_shared_out_and_every_process_has_all_vectors(runs) -> Non
         torch.testing.assert_close(together[0].vectors, alone.vectors, rtol=0, atol=0.02 * alone.vectors.abs().max())
 
 
-# ---------------------------------------------------------------- whole commands, under torchrun
-
-
 def torchrun(number: int, command: str, folder: Path) -> Outcome:
     """Run a command line in several processes of torchrun, from the tests' folder or the root."""
-    name, *arguments = command.split()
+    name, _, arguments = command.partition(" ")
     path = next(path for path in (ROOT / name, ROOT / "tests" / name) if path.is_file())
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={number}"]
-    words = [*launcher, str(path), *arguments]
-    done = subprocess.run(words, cwd=folder, env=environment(), capture_output=True, text=True, check=False)
-    return Outcome(done.returncode, done.stdout, done.stderr)
+    return run_process(f"-m torch.distributed.run --standalone --nproc_per_node={number} {path} {arguments}", folder)
 
 
 def ours(outcome: Outcome) -> list[str]:
@@ -162,18 +138,16 @@ def whole(demo, tmp_path_factory) -> Path:
 def test_a_fault_of_one_process_stops_all_and_any_number_goes_on_to_the_same_end(fault, work, whole) -> None:
     """Stopped under two, resumed under one or three, in the middle of an epoch."""
     status, said, saved = FAULTS[fault]
-    saving = {"full": "logs.save_steps=2"}.get(fault, "logs.save_steps=3")
-    stopped = torchrun(2, f"faulty.py {fault} 5 {TRAIN.removeprefix('train.py ')} {saving}", work)
+    every = 2 if fault == "full" else 3
+    command = f"faulty.py {fault} 5 {TRAIN.removeprefix('train.py ')} logs.save_steps={every}"
+    stopped = torchrun(2, command, work)
     assert stopped.status != 0
     assert [said in line for line in ours(stopped)] == [True], stopped.err
-    assert (
-        f"got signal: {signal.Signals[status].value}" in stopped.err
-        if status.startswith("SIG")
-        else (f"exitcode  : {status} " in stopped.err)
-    )
+    name = f"got signal: {signal.Signals[status].value}" if status.startswith("SIG") else f"exitcode  : {status} "
+    assert name in stopped.err
     assert last(work)["Eiters"] == saved
-    number = 3 if fault in ("SIGTERM", "nan") else 1
-    resumed = torchrun(3, f"{TRAIN} --resume", work) if number == 3 else run_process(f"{TRAIN} --resume", work)
+    resume = f"{TRAIN} --resume"
+    resumed = torchrun(3, resume, work) if fault in ("SIGTERM", "nan") else run_process(resume, work)
     assert resumed.status == 0 and last(work)["epoch"] == 2
     found = apart(last(work)["model"], last(whole)["model"])
     assert max(found[name] for name in found if name.endswith("weight") and "bn" not in name) < 1e-4

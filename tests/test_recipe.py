@@ -92,18 +92,3 @@ def test_a_data_set_that_the_recipe_does_not_know_is_said_before_anything_is_mad
     done = run_lite(project, environment, "SYDNEY")
     assert done.returncode == 2 and "name a data set: bash exec/run_lite.sh UCM|UCM_AMFMN|RSICD" in done.stderr
     assert not (project / "weights").exists()
-
-
-def test_packaged_weights_are_written_under_the_names_of_timm(run, tmp_path) -> None:
-    out = tmp_path / "new/lite0.pt"
-    done = run(f"-m util.package_weights --net lite0 --out {out}")
-    assert done.status == 0 and "model.trunk=tf_efficientnet_lite0" in done.err + done.out
-    from util.package_weights import packaged_file
-
-    theirs = torch.load(packaged_file("lite0"), map_location="cpu", weights_only=True)
-    state = torch.load(out, weights_only=True)
-    timm.create_model("tf_efficientnet_lite0").load_state_dict(state)  # strict
-    assert torch.equal(state["conv_stem.weight"], theirs["_conv_stem.weight"])
-    assert torch.equal(state["blocks.0.0.bn2.running_var"], theirs["_blocks.0._bn2.running_var"])
-    assert torch.equal(state["blocks.6.0.conv_pwl.weight"], theirs["_blocks.15._project_conv.weight"])
-    assert len(state) == len(theirs)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,16 +16,18 @@ import yaml
 pytest.importorskip("safetensors", reason="pip install -r requirements-extra.txt")
 
 from conftest import Outcome, listing
+from safetensors.torch import load_file
 
 from data import load_data, read_split
 from engine import embed_captions, embed_images, load_model, load_pretrained
 from layers import build_model
 from layers.model import l2norm
 from option import load_options
+from option.options import Options
 from postprocessing.recall import DIRECTIONS, query_ranks
 from util import share
-from util.checkpoint import read_checkpoint
-from utils import InputError, read_json, write_json, write_text
+from util.checkpoint import read_checkpoint, save_checkpoint
+from utils import InputError, write_json, write_text
 from vocab import load_words
 
 pytestmark = pytest.mark.usefixtures("short_trunk")
@@ -49,53 +52,57 @@ def state(scored_run: Path, monkeypatch: pytest.MonkeyPatch) -> dict:
     return state
 
 
-def vectors_of_checkpoint(split: str, *keys: str) -> tuple[np.ndarray, np.ndarray]:
-    """Return the unit vectors of a split's images and captions by the checkpoint, as test.py encodes them."""
+def vectors_of_checkpoint(*keys: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return the unit vectors of the test images and captions by the checkpoint, as test.py encodes them."""
     options, device = load_options("tiny.yaml", keys), torch.device("cpu")
     words = load_words(options)
     model = load_model(read_checkpoint("checkpoint/tiny/0/GaLR_best.pth.tar"), options, words, device)
-    data = load_data(read_split("data", split), options, words, device, training=False)
+    data = load_data(read_split("data", "test"), options, words, device, training=False)
     images, captions = embed_images(model, data, options), embed_captions(model, data.token_ids, options)
     return l2norm(images).numpy(), l2norm(captions.vectors).numpy()[captions.place]
 
 
-def vectors_of_folder(split: str) -> tuple[np.ndarray, np.ndarray]:
-    """Return the vectors of a split by the shared folder, from image files and sentences alone."""
-    model, found = load_pretrained("models/tiny", "cpu"), read_split("data", split)
+def vectors_of_folder() -> tuple[np.ndarray, np.ndarray]:
+    """Return the vectors of the test split by the shared folder, from image files and sentences alone."""
+    model, found = load_pretrained("models/tiny", "cpu"), read_split("data", "test")
     return model.images([f"data/images/{name}" for name in found.images]), model.sentences(found.captions)
+
+
+def card() -> tuple[dict, str]:
+    """Return the metadata and the text of the shared folder's card."""
+    _, block, text = Path("models/tiny/README.md").read_text().split("---\n", 2)
+    return yaml.safe_load(block), text
 
 
 def test_a_folder_gives_the_vectors_of_its_checkpoint_local_features_by_its_rules(scored_run, run) -> None:
     (scored_run / "data/local.h5").unlink()
     assert run(f"{LOCAL} proposals").status == 0
     assert run(f"{SHARE} --dtype fp32").status == 0
-    for ours, theirs in zip(vectors_of_folder("test"), vectors_of_checkpoint("test"), strict=True):
+    for ours, theirs in zip(vectors_of_folder(), vectors_of_checkpoint(), strict=True):
         np.testing.assert_allclose(ours, theirs, atol=1e-6, rtol=0)
-    without, _ = vectors_of_checkpoint("test", "dataset.local_path=zeros")
-    assert np.abs(vectors_of_folder("test")[0] - without).max() > 1e-4  # the local features count
+    without, _ = vectors_of_checkpoint("dataset.local_path=zeros")
+    assert np.abs(vectors_of_folder()[0] - without).max() > 1e-4  # the local features count
 
 
 def test_of_a_model_trained_with_a_detector_the_global_part_is_encoded_and_said(shared, capfd) -> None:
-    ours, _ = vectors_of_folder("test")
+    ours, _ = vectors_of_folder()
     assert "global part alone" in capfd.readouterr().err
-    np.testing.assert_allclose(ours, vectors_of_checkpoint("test", "dataset.local_path=zeros")[0], atol=1e-6, rtol=0)
+    np.testing.assert_allclose(ours, vectors_of_checkpoint("dataset.local_path=zeros")[0], atol=1e-6, rtol=0)
 
 
-def test_similarity_is_that_of_the_model_also_where_it_is_no_cosine(demo, tmp_path, monkeypatch, run) -> None:
-    monkeypatch.chdir(tmp_path)
-    options = load_options(demo / "tiny.yaml", [f"dataset.vocab_path={demo}/vocab.json"])
-    tree = options.to_dict()
+def test_similarity_is_that_of_the_model_also_where_it_is_no_cosine(work, run) -> None:
+    tree = load_options("tiny.yaml").to_dict()
     keys = ("trunk", "trunk_norm", "pretrained", "multiscale", "seq2vec", "embed")
     tree["model"] = {"name": "AMFMN"} | {key: tree["model"][key] for key in keys}
+    options = Options.model_validate(tree)
     words = list(load_words(options))
-    model = build_model(type(options).model_validate(tree), words).eval()
-    (tmp_path / "run/0").mkdir(parents=True)
+    model = build_model(options, words).eval()
     state = {"model": model.state_dict(), "options": tree, "words": words, "arch": "AMFMN"}
-    torch.save(state, "run/0/GaLR_best.pth.tar")
+    save_checkpoint(state, Path("run/0/GaLR_best.pth.tar"))
     assert run("-m util.share --run run --out shared --dtype fp32").status == 0
     encoder = load_pretrained("shared", "cpu")
-    picture = str(demo / "data/images/demo_0000.png")
-    images, sentences = encoder.images([picture] * 2), encoder.sentences(["two red planes", "a road"])
+    images = encoder.images(["data/images/demo_0000.png"] * 2)
+    sentences = encoder.sentences(["two red planes", "a road"])
     assert not encoder.unit and np.abs(np.linalg.norm(images, axis=1) - 1).max() > 1e-3
     with torch.no_grad():
         wanted = model.similarity(torch.tensor(images), torch.tensor(sentences)).numpy()
@@ -115,17 +122,14 @@ def test_a_lone_image_or_sentence_is_a_list_of_one_and_nothing_is_refused(shared
 
 
 def test_half_precision_is_of_matrices_only_moves_few_ranks_and_halves_the_file(shared, run) -> None:
-    from safetensors.torch import load_file
-
-    images, captions = vectors_of_folder("test")
-    full = (shared / "model.safetensors").stat().st_size
+    (images, captions), weights = vectors_of_folder(), shared / "model.safetensors"
+    full, owner = weights.stat().st_size, read_split("data", "test").image_of_caption
     assert run(f"{SHARE} --replace").status == 0
-    half_images, half_captions = vectors_of_folder("test")
-    assert (shared / "model.safetensors").stat().st_size < 0.55 * full
-    types = {(tensor.ndim > 1, tensor.dtype) for tensor in load_file(shared / "model.safetensors").values()}
+    half_images, half_captions = vectors_of_folder()
+    assert weights.stat().st_size < 0.55 * full
+    types = {(tensor.ndim > 1, tensor.dtype) for tensor in load_file(weights).values()}
     assert types == {(True, torch.float16), (False, torch.float32), (False, torch.int64)}
     assert 0 < np.abs(half_images - images).max() < 5e-3
-    owner = read_split("data", "test").image_of_caption
     before, after = (query_ranks(i @ c.T, owner) for i, c in ((images, captions), (half_images, half_captions)))
     moved = (getattr(before, way).from_zero() != getattr(after, way).from_zero() for way in DIRECTIONS)
     assert sum(part.sum() for part in moved) <= 4  # of 24 queries
@@ -139,19 +143,12 @@ def test_weights_too_large_for_half_precision_are_refused(state, run) -> None:
     assert not Path("models").exists() or listing(Path("models")) == {}
 
 
-# ---------------------------------------------------------------- what is written
-
-
 def test_the_folder_names_no_file_of_the_machine_that_made_it(shared) -> None:
-    options = yaml.safe_load((shared / "options.yaml").read_text())
-    assert options["dataset"]["data_path"] == "data" and options["dataset"]["vocab_path"] == "vocab.json"
-    assert {path.name for path in shared.iterdir()} == {
-        "model.safetensors", "options.yaml", "vocab.json", "README.md", "split.json", "local_rules.json"
-    }  # fmt: skip
-    assert str(Path.cwd()) not in "".join(
-        path.read_text() for path in shared.iterdir() if path.suffix != ".safetensors"
-    )
-    assert read_json(shared / "split.json", "split") == read_json(Path("checkpoint/tiny/0/split.json"), "split")
+    texts = {path.name: path.read_text() for path in shared.iterdir() if path.suffix != ".safetensors"}
+    assert texts.keys() == {"options.yaml", "vocab.json", "README.md", "split.json", "local_rules.json"}
+    assert "data_path: data\n" in texts["options.yaml"] and "vocab_path: vocab.json" in texts["options.yaml"]
+    assert str(Path.cwd()) not in "".join(texts.values())
+    assert json.loads(texts["split.json"]) == json.loads(Path("checkpoint/tiny/0/split.json").read_text())
 
 
 def test_absolute_paths_of_data_are_shared_by_their_names(state, run) -> None:
@@ -160,7 +157,7 @@ def test_absolute_paths_of_data_are_shared_by_their_names(state, run) -> None:
     state["options"]["logs"]["logger_name"] = "/home/somebody/logs"
     assert run(SHARE).status == 0
     text = Path("models/tiny/options.yaml").read_text()
-    assert "somebody" not in text and yaml.safe_load(text)["dataset"]["image_path"] == "pictures"
+    assert "somebody" not in text and "image_path: pictures" in text
 
 
 def test_the_card_has_the_hubs_metadata_the_scores_of_the_fold_and_chance(scored_run, run) -> None:
@@ -171,8 +168,7 @@ def test_the_card_has_the_hubs_metadata_the_scores_of_the_fold_and_chance(scored
     fold["random"]["mr"] = fold["mr"] + 1.25  # ties that matter
     write_json(results, tree)
     assert run(SHARE).status == 0
-    _, block, text = Path("models/tiny/README.md").read_text().split("---\n", 2)
-    metadata = yaml.safe_load(block)
+    metadata, text = card()
     assert {"license", "language", "tags", "pipeline_tag", "datasets", "metrics", "model-index"} <= metadata.keys()
     [entry] = metadata["model-index"]
     [result] = entry["results"]
@@ -186,8 +182,7 @@ def test_the_card_has_the_hubs_metadata_the_scores_of_the_fold_and_chance(scored
 def test_notes_stand_in_the_card_and_their_metadata_replace_ours(scored_run, run) -> None:
     write_text("notes.md", "---\nlicense: mit\ndatasets: [rsicd, ucm]\n---\nTrained on two data sets.\n")
     assert run(f"{SHARE} --card-notes notes.md").status == 0
-    _, block, text = Path("models/tiny/README.md").read_text().split("---\n", 2)
-    metadata = yaml.safe_load(block)
+    metadata, text = card()
     assert metadata["license"] == "mit" and metadata["datasets"] == ["rsicd", "ucm"] and "galr" in metadata["tags"]
     assert "Trained on two data sets." in text and "Weights: `mit`" in text and "has not scored" in text
     write_text("notes.md", "---\n- license\n---\n")
@@ -195,16 +190,12 @@ def test_notes_stand_in_the_card_and_their_metadata_replace_ours(scored_run, run
 
 
 def test_the_commands_of_the_card_run_on_the_folder(shared, run) -> None:
-    text = (shared / "README.md").read_text()
+    _, text = card()
     assert "python test_single.py --resume models/tiny --set dataset.data_path=LISTS" in text
-    code = re.search(r"```python\n(.*?)```", text, re.DOTALL)[1]
-    for name in "ab":
-        Path(f"{name}.jpg").write_bytes(Path("data/images/demo_0000.png").read_bytes())
-    exec(code, scope := {})
+    for name in ("a.jpg", "b.jpg"):
+        shutil.copy("data/images/demo_0000.png", name)
+    exec(re.search(r"```python\n(.*?)```", text, re.DOTALL)[1], scope := {})
     assert scope["images"].shape == (2, 32)
-
-
-# ---------------------------------------------------------------- whole or not at all
 
 
 @pytest.mark.parametrize("call", ["save_options", "card", "flush"])
@@ -227,7 +218,7 @@ def test_a_folder_that_is_there_is_refused_or_replaced_on_request(shared, run) -
     assert listing(shared.parent) == before
     assert run(f"{SHARE} --replace").status == 0
     assert listing(shared.parent).keys() == before.keys() and listing(shared.parent) != before
-    (shared / "mine.txt").write_text("keep this")
+    write_text(shared / "mine.txt", "keep this")
     assert "is no model folder" in run(f"{SHARE} --replace").message
     assert (shared / "mine.txt").read_text() == "keep this"
     assert "must be the name of a folder" in run(f"{SHARE}/README.md").message
@@ -235,8 +226,7 @@ def test_a_folder_that_is_there_is_refused_or_replaced_on_request(shared, run) -
 
 def test_the_hubs_library_reads_the_card(scored_run, run) -> None:
     hub = pytest.importorskip("huggingface_hub", reason="pip install -r requirements-extra.txt")
-    assert run("test.py --path_opt tiny.yaml").status == 0
-    assert run(SHARE).status == 0
+    assert run("test.py --path_opt tiny.yaml").status == run(SHARE).status == 0
     data = hub.ModelCard(Path("models/tiny/README.md").read_text()).data
     assert (data.model_name, data.license, data.language) == ("tiny", "unknown", ["en"])
     assert len(data.eval_results) == 7 and data.eval_results[0].dataset_split == "test"

@@ -1,15 +1,17 @@
-"""Options beyond the published recipe: losses, batches of images, schedules, optimiser, frozen parts, the average."""
+"""Options beside the published recipe: losses, batches, schedules, frozen parts, the average, parts left out."""
 
 from __future__ import annotations
 
 import json
 import math
+import re
 import signal
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT
 from interrupted import FOLD, LAST, TRAIN, at_step, stop
 from soak import differences
 from torch.optim.swa_utils import AveragedModel
@@ -17,19 +19,18 @@ from torch.optim.swa_utils import AveragedModel
 import engine
 from data import SameCaptions, epoch_rows, epoch_size, load_data, read_split, train_batches
 from engine import learning_rate, make_criterion, make_model, make_optimizer, train_step
+from layers import build_model
 from layers.average import make_average
 from layers.loss import InfoNCE, Pairs
+from layers.model import l2norm
 from option import load_options
 from option.options import Optim
 from utils import InputError
 from vocab import load_words
 
-pytestmark = pytest.mark.usefixtures("short_trunk")
+pytestmark = pytest.mark.usefixtures("short_trunk", "without_pictures")
 CPU = torch.device("cpu")
 BY_IMAGE = ["optim.loss=infonce", "dataset.captions_per_image=2", "dataset.batch_size=4"]
-
-
-# ---------------------------------------------------------------- the loss
 
 
 def plain_infonce(s: torch.Tensor, pairs: Pairs, temperature: float) -> float:
@@ -54,14 +55,6 @@ def test_the_cross_entropy_is_the_mean_over_pairs_against_what_is_no_positive() 
     assert InfoNCE(0.2)(s, pairs).item() == pytest.approx(plain_infonce(s, pairs, 0.2), rel=1e-5)
 
 
-def test_the_cross_entropy_of_distinct_pairs_is_that_of_clip() -> None:
-    s = torch.rand(6, 6, generator=torch.Generator().manual_seed(0))
-    own = torch.arange(6)
-    entropy = torch.nn.functional.cross_entropy
-    expected = (entropy(s / 0.07, own) + entropy(s.T / 0.07, own)) / 2
-    assert InfoNCE(0.07)(s, Pairs(own, own, torch.eye(6) > 0)).item() == pytest.approx(expected.item(), rel=1e-5)
-
-
 def test_pairs_without_any_negative_have_no_loss_and_finite_gradients() -> None:
     s = torch.rand(3, 3, requires_grad=True)
     own = torch.arange(3)
@@ -80,9 +73,6 @@ def test_a_learned_temperature_moves_and_stops_at_a_hundredth_and_a_fixed_one_st
     criterion(s, pairs)
     assert math.exp(criterion.log_scale.item()) == pytest.approx(100)
     assert not InfoNCE(0.02, learned=False).log_scale.requires_grad
-
-
-# ---------------------------------------------------------------- batches
 
 
 @pytest.fixture
@@ -114,19 +104,6 @@ def test_a_positive_is_an_image_with_a_caption_of_the_same_words() -> None:
     same = SameCaptions(ids, np.array([0, 0, 1, 1, 2]))
     positive = same.positive(np.arange(3), np.array([0, 3, 4]))
     assert positive.tolist() == [[True, False, True], [True, True, False], [False, False, True]]
-
-
-def test_a_batch_gives_similarities_of_its_images_and_captions_and_pairs_that_point_into_them(loaded) -> None:
-    options, data = loaded
-    torch.manual_seed(0)
-    model = make_model(options, load_words(options))
-    batch = next(train_batches(data, options, 0, 0))
-    sims = model(*batch.inputs)
-    assert sims.shape == batch.pairs.positive.shape == (len(batch.images), len(batch.lengths))
-    assert batch.pairs.positive[batch.pairs.image, batch.pairs.caption].all()
-
-
-# ---------------------------------------------------------------- rates
 
 
 def test_the_cosine_falls_from_the_rate_to_zero_after_a_warm_up_in_proportion() -> None:
@@ -163,9 +140,6 @@ def test_by_default_one_group_holds_all_parameters_in_their_order(work) -> None:
     assert all(map(torch.Tensor.is_set_to, group["params"], model.parameters()))
 
 
-# ---------------------------------------------------------------- parts that stay, and the average
-
-
 def test_frozen_parts_keep_weights_and_statistics_and_drop_nothing(loaded) -> None:
     options, data = loaded
     torch.manual_seed(0)
@@ -180,18 +154,6 @@ def test_frozen_parts_keep_weights_and_statistics_and_drop_nothing(loaded) -> No
     assert not any(name.startswith(("global_branch.trunk.", "local_branch.graph.")) for name in moved)
     assert {"global_branch.solo.weight", "local_branch.out.weight"} <= moved
     assert model.midf.training and not model.global_branch.trunk.training
-
-
-@pytest.mark.parametrize(
-    ("override", "says"),
-    [
-        ("optim.freeze=[trunk,visual]", "optim.freeze: the model has no part visual"),
-        ("optim.loss=huber", "optim.loss must be one of triplet, infonce, got huber"),
-    ],
-)
-def test_a_part_or_a_loss_that_is_not_there_is_one_line(work, run, override, says) -> None:
-    refused = run(f"{TRAIN} --set {override}")
-    assert refused.status == 2 and says in refused.message
 
 
 def test_the_average_follows_the_weights_and_is_what_is_scored(work, run, monkeypatch) -> None:
@@ -263,8 +225,126 @@ def test_a_run_with_all_of_it_resumes_to_the_very_same_end(work, run) -> None:
     assert state["average"]["n_averaged"] == 6
 
 
-def test_a_trunk_that_timm_lacks_is_an_input_error(work) -> None:
-    pytest.importorskip("timm")
-    options = load_options("tiny.yaml", ["model.trunk=resnet1818"])
-    with pytest.raises(InputError, match="neither resnet18 nor a model of timm"):
-        make_model(options, load_words(options))
+SMALL = [
+    f"model.fusion.{key}={value}"
+    for key, value in {"mca_HIDDEN_SIZE": 16, "mca_FF_SIZE": 8, "mca_MULTI_HEAD": 2, "mca_HIDDEN_SIZE_HEAD": 8}.items()
+] + ["model.embed.embed_dim=16", "model.seq2vec.embedding_dim=4", "model.seq2vec.hidden_dim=4", "dataset.image_size=64"]
+GALR = ROOT / "option/RSITMD/RSITMD_GaLR.yaml"
+ROWS = dict(re.findall(r"\[(\w+)\]=(model\.[\w.]+=\w+)", (ROOT / "exec/ablation.sh").read_text()))
+
+
+def galr(*overrides: str) -> torch.nn.Module:
+    torch.manual_seed(0)
+    return build_model(load_options(GALR, [*SMALL, *overrides]), ["a", "b"]).eval()
+
+
+@pytest.fixture
+def inputs() -> tuple[torch.Tensor, ...]:
+    torch.manual_seed(1)
+    return torch.randn(2, 3, 64, 64), torch.rand(2, 20, 20), torch.rand(2, 20, 20)
+
+
+def parts(model: torch.nn.Module) -> set[str]:
+    """Return the parts that have weights, two levels deep."""
+    return {".".join(name.split(".")[:2]) for name in model.state_dict()}
+
+
+@torch.no_grad()
+def test_without_the_local_branch_the_vector_is_the_global_one_and_no_features_are_needed(inputs) -> None:
+    model = galr("model.local_branch=False")
+    images, local_rep, local_adj = inputs
+    assert torch.equal(model.encode_image(*inputs), model.global_branch(images))
+    assert torch.equal(model.encode_image(images, local_rep + 1, local_adj), model.encode_image(*inputs))
+    assert not any(name.startswith(("local_branch", "midf")) for name in parts(model))
+    assert load_options(GALR, ["model.local_branch=False", "dataset.local_path=None"]).local_path == "zeros"
+
+
+@torch.no_grad()
+def test_without_mvsa_the_global_vector_is_solo_of_unit_length(inputs) -> None:
+    branch = galr("model.mvsa=False").global_branch
+    expected = l2norm(branch.solo(branch.trunk(inputs[0]).pooled))
+    assert torch.equal(branch(inputs[0]), expected)
+    assert "global_branch.mvsa" in parts(galr()) and "global_branch.mvsa" not in parts(galr("model.mvsa=False"))
+
+
+@torch.no_grad()
+def test_a_sum_or_a_concatenation_stands_in_the_place_of_midf(inputs) -> None:
+    images, local_rep, local_adj = inputs
+    for kind in ("sum", "concatenation"):
+        model = galr(f"model.fusion.kind={kind}")
+        v_g, v_l = model.global_branch(images), model.local_branch(local_rep, local_adj)
+        expected = v_g + v_l if kind == "sum" else model.midf.out(torch.cat((v_g, v_l), dim=1))
+        assert torch.equal(model.encode_image(*inputs), expected)
+        assert {name for name in parts(model) if name.startswith("midf")} == (set() if kind == "sum" else {"midf.out"})
+
+
+@torch.no_grad()
+def test_under_the_papers_gate_gamma_1_weighs_the_gated_global_vector_and_gamma_2_the_sum() -> None:
+    midf = galr("model.fusion.gate=paper").midf
+    v_g, v_l = torch.randn(2, 4, 16, generator=torch.Generator().manual_seed(0))
+    last = midf.gamma[-1]
+    last.weight.zero_()
+    last.bias.copy_(torch.tensor([3.0, 1.0]).log())  # gamma = 3/4, 1/4
+    global_0, local_0 = midf.global_sa(v_g), midf.local_sa(v_l)
+    local = midf.local_sga(local_0, global_0)
+    glob = midf.global_sga(global_0, local)
+    torch.testing.assert_close(midf(v_g, v_l), 0.75 * torch.sigmoid(local) * glob + 0.25 * (glob + local))
+
+
+def test_attention_drops_whole_heads_of_each_vector_by_itself_in_training() -> None:
+    """The softmax over one key is 1, so dropout of the attention map silences a head or doubles it."""
+    attention = galr("model.fusion.mca_DROPOUT_R=0.5").midf.local_sa.attention.train()
+    with torch.no_grad():
+        attention.value.weight.copy_(torch.eye(16))
+        attention.merge.weight.copy_(torch.eye(16))
+        attention.value.bias.zero_()
+        attention.merge.bias.zero_()
+        torch.manual_seed(0)
+        heads = attention(torch.ones(500, 16)).unflatten(1, (2, 8))
+    assert torch.equal(heads, heads[:, :, :1].expand_as(heads)) and set(heads.unique().tolist()) == {0, 2}
+    kept = heads[:, :, 0] > 0
+    assert all(0.4 < share < 0.6 for share in kept.float().mean(0).tolist())
+    assert 0.4 < (kept[:, 0] == kept[:, 1]).float().mean() < 0.6
+
+
+def test_every_rate_of_dropout_acts_where_the_options_say() -> None:
+    """mca_DROPOUT_R in attention and feed-forward, dynamic_fusion_drop before the dynamic weights."""
+    v = torch.randn(2, 3, 16, generator=torch.Generator().manual_seed(0))
+    for inner, last in ((0, 0), (0.5, 0), (0, 0.5)):
+        rates = f"model.fusion.mca_DROPOUT_R={inner}", f"model.fusion.dynamic_fusion_drop={last}"
+        midf = galr("model.fusion.gate=paper", *rates).midf
+        assert torch.equal(midf.train()(*v), midf.eval()(*v)) == (inner == last)
+        feedforward = midf.global_sa.feedforward
+        assert torch.equal(feedforward.train()(v[0]), feedforward.eval()(v[0])) == (inner == 0)
+
+
+@torch.no_grad()
+def test_without_the_dynamic_weights_both_vectors_count_alike(inputs) -> None:
+    """Under the cosine that is what the released gate comes to, for its one weight multiplies both."""
+    plain, released = galr("model.fusion.gate=none"), galr("model.fusion.gate=released")
+    plain.load_state_dict({name: x for name, x in released.state_dict().items() if not name.startswith("midf.gamma")})
+    of_plain, of_released = plain.encode_image(*inputs), released.encode_image(*inputs)
+    torch.testing.assert_close(l2norm(of_plain), l2norm(of_released))
+    assert not torch.allclose(of_plain, of_released)
+
+
+def test_every_row_of_the_script_changes_the_model_and_is_by_itself_a_model_that_trains(work, run) -> None:
+    assert ROWS.keys() == {"no_local", "no_mvsa", "sum", "concatenation", "no_gate"}
+    weights = {frozenset(galr().state_dict())}
+    for row, setting in ROWS.items():
+        settings = f"optim.epochs=1 k_fold.experiment_name={row} {setting}"
+        assert run(f"train.py --path_opt tiny.yaml --device cpu --set {settings}").status == 0
+        state = torch.load(Path("checkpoint", row, "0/last.pth.tar"), weights_only=True)
+        weights.add(frozenset(state["model"]))
+    assert len(weights) == 1 + len(ROWS)
+    refused = run(f"test_single.py --path_opt tiny.yaml --resume checkpoint/{row}/0/GaLR_best.pth.tar")
+    assert refused.status == 2 and "do not fit this model" in refused.message
+    best = "--resume checkpoint/no_local/0/GaLR_best.pth.tar --device cpu"
+    scored = run(f"test_single.py --path_opt tiny.yaml {best} --set {ROWS['no_local']} dataset.local_path=gone.h5")
+    assert scored.status == 0 and "is now scored with" not in scored.err  # local features that no part reads
+
+
+@pytest.mark.parametrize("part", ["local_branch", "mvsa"])
+def test_upon_clip_there_is_no_such_part_to_leave_out(part) -> None:
+    with pytest.raises(InputError, match=r"model\.trunk clip has no MVSA"):
+        load_options(ROOT / "option/UCM/UCM_CLIP.yaml", ["model.name=GaLR", "model.trunk=clip", f"model.{part}=False"])

@@ -29,42 +29,30 @@ def real_images() -> list[str]:
     return [str(p) for p in (odd + [p for p in paths if p not in odd][:56])]
 
 
-def check_evaluation(paths: list[str], size: int) -> None:
-    for path in paths:
-        ours = transforms.normalise(torch.from_numpy(util.images.decode(path, size).copy())[None])[0]
-        image = pil_path.to_tensor(pil_path.resize(Image.open(path).convert("RGB"), [size, size]))
-        assert torch.equal(ours, pil_path.normalize(image, MEAN, STD)), path
-
-
-def check_training(paths: list[str], size: int, kind: str) -> None:
-    drawn = transforms.draw_augmentation(np.random.default_rng(0), len(paths), size, kind)
-    resized = transforms.resize_size(size)
+def check(paths: list[str], size: int, kind: str | None) -> None:
+    """Compare with torchvision's transforms of a Pillow image: of evaluation, or of training with this augmentation."""
+    resized = transforms.resize_size(size) if kind else size
     pixels = torch.from_numpy(np.stack([util.images.decode(path, resized) for path in [*reversed(paths), paths[0]]]))
-    ours = transforms.augment(pixels, torch.arange(len(paths)).flip(0), drawn, size)
-    assert ours.is_contiguous(memory_format=torch.channels_last)
+    places = torch.arange(len(paths)).flip(0)
+    drawn = transforms.draw_augmentation(np.random.default_rng(0), len(paths), size, kind or "rotate")
+    ours = transforms.augment(pixels, places, drawn, size) if kind else transforms.normalise(pixels)[places]
     for i, path in enumerate(paths):
         image = pil_path.resize(Image.open(path).convert("RGB"), [resized, resized])
-        image = pil_path.rotate(image, float(drawn.angles[i]))
-        image = pil_path.crop(image, *map(int, drawn.offsets[i]), size, size)
-        image = pil_path.hflip(image) if drawn.mirrored[i] else image
-        expected = pil_path.normalize(pil_path.to_tensor(image), MEAN, STD)
-        assert torch.equal(ours[i], expected), path
+        if kind:
+            image = pil_path.rotate(image, float(drawn.angles[i]))
+            image = pil_path.crop(image, *map(int, drawn.offsets[i]), size, size)
+            image = pil_path.hflip(image) if drawn.mirrored[i] else image
+        assert torch.equal(ours[i], pil_path.normalize(pil_path.to_tensor(image), MEAN, STD)), path
 
 
-def test_evaluation_transform_is_the_pil_path_bit_for_bit_on_100_real_images() -> None:
-    check_evaluation(real_images(), 256)
+@pytest.mark.parametrize("kind", [None, "rotate", "flips"])
+def test_transforms_are_the_pil_path_bit_for_bit_on_100_real_images(kind) -> None:
+    check(real_images(), 256, kind)
 
 
-@pytest.mark.parametrize("kind", ["rotate", "flips"])
-def test_training_transform_is_the_pil_path_bit_for_bit_on_100_real_images(kind) -> None:
-    check_training(real_images(), 256, kind)
-
-
-def test_both_transforms_are_the_pil_path_at_other_sizes(tmp_path) -> None:
-    paths = [str(tmp_path / name) for name in images_of(tmp_path, 6)]
-    check_evaluation(paths, 64)
-    for kind in ("rotate", "flips"):
-        check_training(paths, 64, kind)
+@pytest.mark.parametrize("kind", [None, "rotate", "flips"])
+def test_transforms_are_the_pil_path_at_other_sizes(kind, tmp_path) -> None:
+    check([str(tmp_path / name) for name in images_of(tmp_path, 6)], 64, kind)
 
 
 def test_images_are_the_same_from_any_number_of_threads() -> None:
@@ -92,8 +80,8 @@ def test_angles_fill_0_to_90_and_crops_reach_every_place() -> None:
 
 def test_flips_lay_a_picture_down_in_eight_ways_and_the_published_rotation_mirrors_none() -> None:
     drawn = transforms.draw_augmentation(np.random.default_rng(0), 8000, 256, "flips")
-    ways, counts = np.unique(np.stack((drawn.angles, drawn.mirrored), 1), axis=0, return_counts=True)
-    assert len(ways) == 8 and set(drawn.angles) == {0, 90, 180, 270} and counts.min() > 850
+    _, counts = np.unique(np.stack((drawn.angles, drawn.mirrored), 1), axis=0, return_counts=True)
+    assert set(drawn.angles) == {0, 90, 180, 270} and len(counts) == 8 and counts.min() > 850
     assert not transforms.draw_augmentation(np.random.default_rng(0), 100, 256).mirrored.any()
 
 
@@ -141,13 +129,8 @@ def test_resize_follows_the_image_size_and_leaves_the_smallest_crop_its_size() -
 
 
 DRAWN = {  # three images, seed 7: angles, offsets, mirrored, extents
-    ("rotate", 1.0): (
-        [56.25859199442003, 80.74924208726179, 69.81171212206742],
-        [[5, 1], [0, 2], [1, 6]],
-        [False, False, False],
-        None,
-    ),
-    ("flips", 1.0): ([270, 180, 180], [[6, 4], [5, 5], [1, 0]], [False, False, True], None),
+    ("rotate", 1): ([56.25859199442003, 80.74924208726179, 69.81171212206742], [[5, 1], [0, 2], [1, 6]], [0] * 3, None),
+    ("flips", 1): ([270, 180, 180], [[6, 4], [5, 5], [1, 0]], [0, 0, 1], None),
     ("crops", 0.3): (
         [270, 180, 180],
         [
@@ -155,7 +138,7 @@ DRAWN = {  # three images, seed 7: angles, offsets, mirrored, extents
             [0.1252282525305003, 0.06126298468169674],
             [0.05521167248503095, 0.15525170609708738],
         ],
-        [True, False, True],
+        [1, 0, 1],
         [[1, 0.8245886175951196], [0.5867496629158798, 0.7799664182491831], [0.7833728496474952, 0.6511795751759865]],
     ),
 }
@@ -166,9 +149,8 @@ def test_a_seed_draws_the_same_augmentation_as_ever(kind, smallest) -> None:
     """Runs of earlier versions are repeated, and resumed, only if draws and their order stay."""
     drawn = transforms.draw_augmentation(np.random.default_rng(7), 3, 64, kind, smallest)
     for ours, expected in zip(drawn, DRAWN[kind, smallest], strict=True):
-        if expected is None:
-            assert ours is None
-        else:
+        assert (ours is None) == (expected is None)
+        if expected is not None:
             np.testing.assert_allclose(ours, expected, rtol=1e-15, atol=1e-16)
 
 
