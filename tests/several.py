@@ -12,6 +12,7 @@ import contextlib
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from itertools import chain, count, islice
 from pathlib import Path
 from typing import NamedTuple
@@ -30,14 +31,13 @@ from vocab import load_words
 
 
 class Trained(NamedTuple):
-    """The losses of some steps, the gradients of the first, and the model's state after the last; then of an evaluation
-    how many images and distinct captions this process encoded, and the vectors of all images."""
+    """What some steps of training and an evaluation gave."""
 
     losses: list[float]
-    gradients: dict[str, Tensor]
-    state: dict[str, Tensor]
-    encoded: tuple[int, int]
-    vectors: Tensor
+    gradients: dict[str, Tensor]  # of the first step
+    state: dict[str, Tensor]  # of the model after the last step
+    encoded: tuple[int, int]  # images and distinct captions that this process encoded
+    vectors: Tensor  # of all images
 
 
 def train(path: str, overrides: list[str], steps: int, short: bool, precision: str = "float32") -> Trained:
@@ -71,17 +71,17 @@ def evaluate(model: Model, data: Data, options: Options) -> tuple[tuple[int, int
     """Encode the images and captions -> how many of each this process encoded, and the vectors of all images."""
     counts = {"encode_image": 0, "encode_text": 0}
 
-    def count_rows(name: str) -> None:
+    def counted(name: str) -> Callable[..., Tensor]:
         real = getattr(model, name)
 
-        def counted(first: Tensor, *others: Tensor) -> Tensor:
+        def count(first: Tensor, *others: Tensor) -> Tensor:
             counts[name] += len(first)
             return real(first, *others)
 
-        setattr(model, name, counted)
+        return count
 
     for name in counts:
-        count_rows(name)
+        setattr(model, name, counted(name))
     vectors, _ = embed_split(model, data, options)
     return tuple(counts.values()), vectors
 
@@ -91,20 +91,11 @@ def start(number: int, words: list[str], folder: Path) -> list[subprocess.Popen]
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    shared = {
-        "WORLD_SIZE": str(number),
-        "MASTER_ADDR": "localhost",
-        "MASTER_PORT": str(port),
-        "TORCHELASTIC_RUN_ID": "t",
-    }
+    own = {"WORLD_SIZE": str(number), "MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "TORCHELASTIC_RUN_ID": "t"}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "cwd": folder}
     return [
         subprocess.Popen(
-            [sys.executable, *words],
-            cwd=folder,
-            text=True,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env={**environment(), **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            [sys.executable, *words], **pipes, env=environment() | own | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
         )
         for rank in range(number)
     ]

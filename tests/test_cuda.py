@@ -27,10 +27,8 @@ from util.transforms import augment, draw_augmentation
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU")
 GPU, CPU = torch.device("cuda"), torch.device("cpu")
 SMALL = (
-    "dataset.batch_size=32",
-    "dataset.image_size=64",
-    "model.seq2vec.hidden_dim=64",
-    "model.seq2vec.embedding_dim=32",
+    *("dataset.batch_size=32", "dataset.image_size=64"),
+    *("model.seq2vec.hidden_dim=64", "model.seq2vec.embedding_dim=32"),
 )
 
 
@@ -84,23 +82,11 @@ def test_a_training_step_waits_for_the_gpu_nowhere(place: str, precision: str, t
     assert torch.stack(losses).isfinite().all()
 
 
-def test_a_run_trains_resumes_and_is_tested(work, run) -> None:
-    train = "train.py --path_opt tiny.yaml --device cuda --set optim.precision=bf16"
-    assert run(f"{train} optim.epochs=1").status == 0
-    assert run(f"{train} --resume --force").status == 0
-    assert run("test.py --path_opt tiny.yaml --device cuda").status == 0
-
-
 def apart(one: Path, other: Path) -> float:
     """Return the largest difference of two checkpoints' weights, relative to the largest weight of each tensor."""
     first, second = (torch.load(path, weights_only=True, map_location="cpu")["model"] for path in (one, other))
-    return max(
-        float(
-            (first[name].double() - second[name].double()).abs().max() / second[name].double().abs().max().clamp(1e-9)
-        )
-        for name in second
-        if second[name].numel()
-    )
+    pairs = [(first[name].double(), x.double()) for name, x in second.items() if x.numel()]
+    return max(float((a - b).abs().max() / b.abs().max().clamp(1e-9)) for a, b in pairs)
 
 
 @pytest.mark.parametrize(("options", "limit"), [("", 1e-2), ("optim.deterministic=true", 0)])
@@ -116,8 +102,9 @@ def test_a_stopped_run_ends_as_the_whole_one(options: str, limit: float, work) -
     assert apart(last, Path("whole.pth.tar")) <= limit
 
 
-def test_checkpoints_are_read_where_there_is_no_gpu(work, run) -> None:
-    assert run("train.py --path_opt tiny.yaml --device cuda --set optim.epochs=1 optim.precision=fp16").status == 0
+def test_a_run_is_tested_and_its_checkpoints_are_read_where_there_is_no_gpu(work, run) -> None:
+    settings = "--path_opt tiny.yaml --device cuda --set optim.epochs=1 optim.precision=fp16"
+    assert run(f"train.py {settings}").status == run(f"test.py {settings}").status == 0
     state = torch.load("checkpoint/tiny/0/last.pth.tar", weights_only=True)  # no map_location
     tensors = [leaf for leaf in tree_leaves(state) if isinstance(leaf, torch.Tensor)]
     assert len(tensors) > 50 and {tensor.device.type for tensor in tensors} == {"cpu"}

@@ -176,17 +176,9 @@ def small(tmp_path) -> tuple:
     for split in ("train", "test"):
         write_lists(tmp_path, split, names, captions)
     write_local(tmp_path / "local.h5", names)
-    options = load_options(
-        "option/DEMO/DEMO_GaLR.yaml",
-        [
-            f"dataset.data_path={tmp_path}",
-            f"dataset.image_path={tmp_path / 'images'}",
-            f"dataset.local_path={tmp_path / 'local.h5'}",
-            "dataset.batch_size=4",
-            "dataset.image_size=32",
-        ],
-    )
-    return options, data.read_split(tmp_path, "train")
+    places = {"data_path": tmp_path, "image_path": tmp_path / "images", "local_path": tmp_path / "local.h5"}
+    keys = [f"dataset.{key}={value}" for key, value in (places | {"batch_size": 4, "image_size": 32}).items()]
+    return load_options("option/DEMO/DEMO_GaLR.yaml", keys), data.read_split(tmp_path, "train")
 
 
 def write_local(path: Path, names: list[str]) -> None:
@@ -238,12 +230,11 @@ def test_published_npy_and_hdf5_give_the_same_features(tmp_path) -> None:
     write_local(tmp_path / "l.h5", names)
     rep, adj = load_local(tmp_path / "l.h5", names)
     tree = {
-        "local_rep": {f"{stem(n)}.txt": r.tolist() for n, r in zip(names, rep, strict=True)},
-        "adj_matrix": {f"{stem(n)}.txt": a.tolist() for n, a in zip(names, adj, strict=True)},
+        key: {f"{stem(n)}.txt": table.tolist() for n, table in zip(names, tables, strict=True)}
+        for key, tables in (("local_rep", rep), ("adj_matrix", adj))
     }
     np.save(tmp_path / "l.npy", tree, allow_pickle=True)
-    for ours, other in zip(load_local(tmp_path / "l.npy", names), (rep, adj), strict=True):
-        assert np.array_equal(ours, other)
+    assert all(map(np.array_equal, load_local(tmp_path / "l.npy", names), (rep, adj)))
     assert rep[:, 0, 0].tolist() == [0, 1]
     assert [array.any() for array in load_local("zeros", names)] == [False, False]  # the ablation
 

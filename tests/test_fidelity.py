@@ -11,7 +11,6 @@ import torch
 
 from layers.loss import TripletLoss
 from layers.published import from_published, load_published, to_published
-from util.checkpoint import load_weights, read_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -89,18 +88,6 @@ def test_published_names_round_trip_bit_for_bit(golden, model) -> None:
     load_published(model, state)
     for back in (to_published(model.state_dict()), to_published(from_published(state))):
         assert all(torch.equal(back[name], state[name]) for name in back.keys() | state.keys())
-
-
-def test_a_published_checkpoint_of_several_gpus_without_counters_loads(golden, model, tmp_path) -> None:
-    """Names begin with `module.`, older PyTorch kept no counters, and the best score is a number of NumPy."""
-    state = {f"module.{k}": v + 0 for k, v in golden_model.weights(golden).items() if not k.endswith("_tracked")}
-    torch.save({"model": state, "best_rsum": np.float64(1)}, tmp_path / "a.pth.tar")
-    before = {name: x.clone() for name, x in model.state_dict().items()}
-    with torch.no_grad():
-        model.text_encoder.out.weight.zero_()
-    load_weights(model, read_checkpoint(tmp_path / "a.pth.tar"), [])
-    for name, x in model.state_dict().items():
-        assert torch.equal(x, before[name] * (not name.endswith("_tracked"))), name
 
 
 def test_load_published_lists_missing_unexpected_and_misshapen_names(golden, model) -> None:

@@ -83,18 +83,13 @@ def test_workers_that_are_killed_end_the_run_which_resumes(signum, status, says,
     assert run(f"{command} --resume").status == 0
 
 
-@pytest.mark.parametrize(
-    "error",
-    [RuntimeError("CUDA error: an illegal memory access was encountered\nmore"), KeyError("a bug")],
-)
-def test_an_error_that_nobody_foresaw_is_one_line_and_its_traceback_is_to_be_had(error, capsys, monkeypatch) -> None:
+def test_an_error_that_nobody_foresaw_is_one_line_and_its_traceback_is_to_be_had(capsys, monkeypatch) -> None:
     def fail() -> None:
-        raise error
+        raise RuntimeError("CUDA error: an illegal memory access was encountered\nmore")
 
     assert utils.exit_status(fail) == 3
     (line,) = capsys.readouterr().err.splitlines()
-    said = " ".join(str(error).split()[:3])
-    assert line.startswith(f"error: {type(error).__name__}: {said}") and "GALR_DEBUG=1" in line
+    assert line.startswith("error: RuntimeError: CUDA error: an illegal") and "GALR_DEBUG=1" in line
     monkeypatch.setenv("GALR_DEBUG", "1")
     assert utils.exit_status(fail) == 3
     assert "Traceback" in capsys.readouterr().err
@@ -111,14 +106,13 @@ def test_images_that_do_not_fit_the_gpu_are_told_to_stay_in_a_file(work, monkeyp
         open_pixels(paths, 64, load_options("tiny.yaml").dataset, torch.device("cuda"))
 
 
-def test_a_run_on_the_cpu_leaves_the_gpu_alone(work, monkeypatch) -> None:
+@pytest.mark.parametrize("cache", ["disk", "none"])
+def test_a_run_on_the_cpu_leaves_the_gpu_alone(cache, work, monkeypatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)  # and to pin memory would fail
-    options = load_options("tiny.yaml")
-    for cache in ("disk", "none"):
-        dataset = options.dataset.model_copy(update={"cache": cache, "workers": 0})
-        pixels = open_pixels(["data/images/demo_0001.png"], 64, dataset, torch.device("cpu"))
-        ((batch, places),) = pixels.batches([np.array([0, 0])], torch.device("cpu"))
-        assert batch[places].shape == (2, 64, 64, 3)
+    options = load_options("tiny.yaml", [f"dataset.cache={cache}", "dataset.workers=0"])
+    pixels = open_pixels(["data/images/demo_0001.png"], 64, options.dataset, torch.device("cpu"))
+    ((batch, places),) = pixels.batches([np.array([0, 0])], torch.device("cpu"))
+    assert batch[places].shape == (2, 64, 64, 3)
 
 
 @pytest.mark.parametrize(

