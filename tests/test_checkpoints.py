@@ -160,6 +160,22 @@ def test_the_newest_job_of_a_name_is_done_and_those_of_the_first_name_before_oth
     assert done == ["last 0", "best 2", "last 2"]
 
 
+def test_an_error_is_raised_by_the_next_call_and_nothing_more_is_done() -> None:
+    def fail() -> None:
+        gate.wait(60)
+        raise utils.RunError("the disk is full")
+
+    done, gate = [], threading.Event()
+    with pytest.raises(utils.RunError, match="the disk is full"), Background(("a", "b")) as background:
+        background.put("a", fail)
+        background.put("b", lambda: done.append("b"))
+        gate.set()
+        for call in (background.wait, background.check, lambda: background.put("b", lambda: done.append("b"))):
+            with pytest.raises(utils.RunError):
+                call()
+    assert done == []
+
+
 def test_the_error_of_the_loop_counts_more_than_that_of_a_job() -> None:
     with pytest.raises(ValueError, match="the loop"), Background(("a",)) as background:
         background.put("a", lambda: 1 / 0)

@@ -61,6 +61,16 @@ def test_losses_and_gradient_norms_are_those_of_the_released_code(golden, model,
     assert {name: found[name] for name in norms if not abs(found[name] - norms[name]) <= 1e-3 * norms[name]} == {}
 
 
+@pytest.mark.parametrize("hardest", [False, True])
+def test_the_loss_is_the_sum_over_wrong_pairs_or_the_hardest_of_each_row_and_column(hardest) -> None:
+    """Some are more than the margin below their pair here, unlike in the golden batch."""
+    s = torch.rand(5, 5, generator=torch.Generator().manual_seed(0))
+    rows = [[max(0, 0.2 + s[i, j] - s[i, i]) for j in range(5) if j != i] for i in range(5)]
+    columns = [[max(0, 0.2 + s[i, j] - s[j, j]) for i in range(5) if i != j] for j in range(5)]
+    expected = sum((max if hardest else sum)(terms) for terms in rows + columns)
+    assert TripletLoss(0.2, hardest)(s).item() == pytest.approx(float(expected), rel=1e-5)
+
+
 def test_bf16_stays_near_float32(golden, model, batch) -> None:
     """Not an equality: the largest difference of a cosine on the golden batch, with room for other processors."""
     images = batch[0].to(memory_format=torch.channels_last)
