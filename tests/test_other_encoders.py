@@ -223,10 +223,11 @@ def test_a_backbone_of_timm_gives_four_maps_and_the_input_of_its_classifier(trun
     ("name", "says"),
     [("resnet1818", "neither resnet18 nor a model of timm"), ("test_vit", "a 4th, an 8th|no feature maps")],
 )
-def test_a_network_that_timm_lacks_or_without_such_maps_is_an_input_error(name, says) -> None:
+def test_a_network_that_timm_lacks_or_without_such_maps_is_an_input_error(name, says, work) -> None:
     pytest.importorskip("timm")
+    options = load_options("tiny.yaml", [f"model.trunk={name}"])
     with pytest.raises(InputError, match=says):
-        make_backbone(name, 64)
+        make_model(options, load_words(options))
 
 
 @pytest.mark.parametrize("suffix", ["pth", "safetensors"])

@@ -236,12 +236,12 @@ def test_only_options_that_move_no_number_may_change(drawn_folder) -> None:
                 yield from free(value, f"{prefix}{key}.")
             else:
                 block[key] = "another value"
-                if not changed_options(old, tree):
+                if prefix + key != "optim.epochs" and not changed_options(old, tree):  # these are compared as numbers
                     yield prefix + key
                 block[key] = value
 
     tree = copy.deepcopy(old)
-    assert set(free(tree)) - {"optim.epochs"} == MOVE_NO_NUMBER
+    assert set(free(tree)) == MOVE_NO_NUMBER
 
 
 def test_average_and_temperature_go_on_from_where_they_were(stopped, run, monkeypatch) -> None:
