@@ -98,10 +98,6 @@ def content(raw: bytes) -> Callable[[Path], object]:
     return lambda path: path.write_bytes(raw)
 
 
-def cut_off(path: Path) -> None:
-    path.write_bytes(Path("away.png").read_bytes()[:-500])
-
-
 def bomb() -> bytes:
     """A PNG of a few bytes that promises 100 000 x 100 000 pixels."""
     return b"\x89PNG\r\n\x1a\n" + b"".join(
@@ -142,7 +138,6 @@ TABLE = [
     Bad("option file not there", "train.py --path_opt nowhere.yaml", "nowhere.yaml"),
     Bad("option file is a folder", "train.py --path_opt data", "data is a folder"),
     Bad("option file not YAML", TRAIN, "tiny.yaml, line 2", write("tiny.yaml", "model: [\n")),
-    Bad("option file in UTF-16", TRAIN, "UTF-16", write("tiny.yaml", "model: {}".encode("utf-16"))),
     Bad("option file with an unprintable character", TRAIN, "tiny.yaml", add("tiny.yaml", b"# \x07\n")),
     Bad("option file with a nonsense time", TRAIN, "tiny.yaml", add("tiny.yaml", "seed: !!timestamp soon\n")),
     Bad("option file nested too deeply", TRAIN, "tiny.yaml", add("tiny.yaml", f"seed: {'[' * 3000}\n")),
@@ -173,7 +168,6 @@ TABLE = [
     Bad("list not there", TRAIN, "train_filename.txt", Path("data/train_filename.txt").unlink),
     Bad("captions all blank", TRAIN, "train_caps.txt is empty", write("data/train_caps.txt", "\n \n\t\n")),
     Bad("an image too many", TRAIN, "17 lines", add("data/train_filename.txt", "one_more.png\n")),
-    Bad("captions in Latin-1", TRAIN, "train_caps.txt, line 81", add("data/train_caps.txt", b"caf\xe9\n")),
     Bad("list with a blank line", TRAIN, "line 17: blank", add("data/train_filename.txt", "\nx.png\n")),
     Bad("a name too long for a file", TRAIN, "File name too long", named("a" * 300 + ".png")),
     Bad("no validation image", f"{TRAIN} --set k_fold.val_fraction=0.01", "no validation image"),
@@ -186,7 +180,6 @@ TABLE = [
     Bad("image not there", TRAIN, "1 of 20 images", image(lambda path: None)),
     Bad("image not there, decoded anew", f"{TRAIN} --set dataset.cache=none", "is not there", image(lambda path: None)),
     Bad("image empty", TRAIN, "cannot be decoded", image(content(b""))),
-    Bad("image cut off", TRAIN, "cut short: data/images/", image(cut_off)),
     Bad("image of absurd size", TRAIN, "more than is allowed", image(content(bomb()))),
     Bad("image of 16 bits", TRAIN, "mode I;16", image(Image.fromarray(np.zeros((64, 64), np.uint16)).save)),
     Bad("image a folder", TRAIN, "is not a file", image(Path.mkdir)),
@@ -206,19 +199,10 @@ TABLE = [
     Bad("vocabulary not there", TRAIN, "vocab.json", Path("vocab.json").unlink),
     Bad("vocabulary not JSON", TRAIN, "vocab.json, line 1", write("vocab.json", "{")),
     Bad("vocabulary nested too deeply", TRAIN, "vocab.json", write("vocab.json", "[" * 100_000)),
-    Bad(
-        "vocabulary of another run",
-        SINGLE,
-        "does not match",
-        write("vocab.json", '{"word2idx": {"ship": 1, "<unk>": 2}, "idx2word": {}, "idx": 3}'),
-        trained=True,
-    ),
-    Bad("checkpoint cut off", SINGLE, "damaged", cut(BEST), trained=True),
     Bad("checkpoint with a byte turned over", TEST, "checksum", flip(BEST), trained=True),
     Bad("checkpoint of something else", SINGLE, "'model'", saved(BEST, {"weights": 1})),
     Bad("checkpoint of another width", f"{SINGLE} --set model.seq2vec.hidden_dim=32", "misshapen", trained=True),
     Bad("checkpoint with words that are none", SINGLE, "words", weights(lambda s: s.update(words=5)), trained=True),
-    Bad("a run is there already", TRAIN, "--resume", trained=True),
     Bad("a loss that is not there", f"{TRAIN} --set optim.loss=huber", "must be one of triplet, infonce, got huber"),
     Bad("a frozen part that is not there", f"{TRAIN} --set optim.freeze=[trunk,visual]", "model has no part visual"),
     Bad("resume with another split", f"{TRAIN} --resume", "split.json", trained=True),

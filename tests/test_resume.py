@@ -93,13 +93,6 @@ def test_checkpoints_come_every_save_steps_steps_of_the_run_not_of_the_epoch(wor
     assert steps(LAST) == 6
 
 
-def test_the_same_seed_gives_the_same_run_and_another_seed_another(work, run, whole) -> None:
-    for seed, folder in ((0, "same"), (1, "other")):
-        assert run(f"{TRAIN} --set seed={seed} k_fold.experiment_name={folder}").status == 0
-    assert same_weights(whole, Path("checkpoint/same/0"))
-    assert not same_weights(whole, Path("checkpoint/other/0"))
-
-
 def test_finished_folds_are_skipped_and_left_alone(work, run, whole) -> None:
     shutil.copytree(whole, FOLD)
     before = listing(FOLD)
@@ -215,15 +208,6 @@ def test_an_option_that_would_move_a_number_is_refused_and_named(stopped, run) -
         refused = run(f"{TRAIN_DRAWN} --resume --set {RECIPE} {change}")
         assert refused.status == 2 and said in refused.message, change
     assert (DRAWN / "last.pth.tar").read_bytes() == before
-
-
-@pytest.mark.parametrize(
-    ("schedule", "old", "new", "changed"),
-    [("step", 2, 3, []), ("step", 3, 2, ["optim.epochs: 3 -> 2"]), ("cosine", 2, 3, ["optim.epochs: 2 -> 3"])],
-)
-def test_a_run_may_be_made_longer_where_the_rate_goes_by_steps_and_not_under_a_cosine(schedule, old, new, changed):
-    options = ({"optim": {"schedule": schedule, "epochs": epochs}} for epochs in (old, new))
-    assert changed_options(*options) == changed
 
 
 def test_only_options_that_move_no_number_may_change(drawn_folder) -> None:
