@@ -98,6 +98,14 @@ def test_the_file_holds_the_drea_of_each_listed_image_and_how_it_was_made(run, d
     assert attributes == {f"drea.{name}": value for name, value in asdict(options).items()}
 
 
+def test_images_whose_files_have_another_suffix_are_noted_once(run, data, caplog):
+    for path in list((data / "images").iterdir()):
+        path.rename(path.with_suffix(".bmp" if path.suffix != ".bmp" else ".png"))
+    with caplog.at_level("INFO"):
+        run()
+    assert caplog.text.count("have other names there") == 1
+
+
 def test_class_files_and_class_maps_of_the_command_line_are_heeded(run, data):
     for key in KEYS:
         (data / "boxes" / f"{key}.txt").write_text("1 .1 .1 .3 .1 .3 .3 .1 .3 .9\n" if key == "t0" else "")

@@ -70,8 +70,12 @@ def detected_regions(arguments: argparse.Namespace, names: list[str]) -> tuple[l
     source, class_map = Path(arguments.regions), parse_class_map(arguments.class_map)
     detections, form = read_detections(source, arguments.format, arguments.classes, arguments.coco_images)
 
+    @functools.cache
+    def paths() -> dict[str, str]:
+        return dict(zip(names, safe_paths(arguments.image_path, names), strict=True))
+
     def size_of(name: str) -> tuple[int, int]:
-        return image_size(safe_paths(arguments.image_path, [name])[0])
+        return image_size(paths()[name])
 
     regions = to_regions(detections, names, size_of, arguments.allow_missing, class_map)
     return regions, {"source": str(source), "format": form}
