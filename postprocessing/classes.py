@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
@@ -17,19 +18,32 @@ BY_NAME = "name"
 def class_of_images(images: Sequence[str], source: str) -> list[str]:
     """Return the class of each image: by its `name` without the number (`port_12.tif`, else its folder), or by a file.
 
-    The file has lines `NAME CLASS`; names may lack the suffix. Raise InputError for an image without class.
+    The file has lines `NAME CLASS`; names may lack the suffix, and the folder where a stem has one class alone. Raise
+    InputError for an image without class, or of several.
     """
     if source == BY_NAME:
         paths = map(PurePosixPath, images)
         found = [re.sub(r"[\s_(-]*\d+\)?$", "", path.name.split(".")[0]) or path.parent.name for path in paths]
     else:
         lines = [re.split(r"[\t,; ]+", line.strip(), maxsplit=1) for line in read_text(source, "classes").split("\n")]
-        known = {PurePosixPath(line[0]).stem: line[1].strip() for line in lines if len(line) == 2}
-        found = [known.get(PurePosixPath(image).stem, "") for image in images]
+        known: dict[str, set[str]] = defaultdict(set)
+        for name, of_name in (line for line in lines if len(line) == 2):
+            for key in _keys(name):
+                known[key].add(of_name.strip())
+        classes = [next((known[key] for key in _keys(image) if key in known), {""}) for image in images]
+        if several := [image for image, names in zip(images, classes, strict=True) if len(names) > 1]:
+            raise InputError(f"{source}: {len(several)} images have more than one class: {some(several)}")
+        found = [name for names in classes for name in names]
     if without := [image for image, name in zip(images, found, strict=True) if not name]:
         way = "; give a file of lines NAME CLASS: --classes FILE" if source == BY_NAME else f" in {Path(source)}"
         raise InputError(f"{len(without)} of {len(images)} images have no class{way}: {some(without)}")
     return found
+
+
+def _keys(name: str) -> tuple[str, str]:
+    """Return a name without its suffix, and without its folders too."""
+    path = PurePosixPath(name)
+    return name.removesuffix(path.suffix), path.stem
 
 
 def class_metrics(

@@ -150,6 +150,9 @@ def balance() -> None:
     add("--steps", type=int, default=SINKHORN_STEPS, help="over rows and columns (%(default)s)")
     add("--out", type=Path, metavar="FILE.json", help="also write the scores here")
     args = parser.parse_args()
+    if not args.temperature > 0 or args.steps < 1:
+        given = f"{args.temperature:g} and {args.steps}"
+        raise InputError(f"--temperature must be above 0 and --steps an integer >= 1, got {given}")
     setting = {"temperature": args.temperature, "steps": args.steps}
 
     def change(sims: np.ndarray, owner: np.ndarray) -> tuple[QueryRanks, QueryRanks]:
@@ -177,6 +180,8 @@ def ensemble() -> None:
     if not args.sims or not args.out:
         raise InputError("give --sims FILE.npy ... and --out FILE.npy, or --run checkpoint/EXPERIMENT")
     files = [file for file in matrix_files(args.sims) if file.resolve() != args.out.resolve()]
+    if not files:
+        raise InputError(f"--sims names no matrix but --out {args.out}, which would be written over")
     before, _ = summarise([score_of(query_ranks(*load(file))) for file in files])
     after = save_mean(files, args.out, args.standardise)
     print(f"{len(files)} matrices; before: mean of their recalls, after: recall of their mean")

@@ -263,7 +263,7 @@ def _below(block: np.ndarray, index: np.ndarray, score: np.ndarray) -> np.ndarra
 def search(rerankers: Sequence[Reranker], start: Setting) -> tuple[Setting, np.ndarray]:
     """Return the best setting on validation matrices (one per fold), and the mR of all, an axis a key of GRID.
 
-    Of equal settings the first is chosen. With both weights 0 the order stays: "no rerank" is in the grid.
+    Of equal settings the first is chosen. With both weights 0 the order stays, and ties are broken by index.
     """
     gallery = max(found.index.shape[1] for reranker in rerankers for found in reranker.found)
     grid = GRID | {"k": sorted({replace(start, k=k).candidates(gallery) for k in GRID["k"]})}
@@ -283,8 +283,10 @@ def _searched(args: argparse.Namespace, tests: list[Path], start: Setting) -> Se
     for val, test in itertools.product(vals, tests):
         if share_images(val, test):
             raise InputError(f"{val} is of the same images as the test matrix {test}; choose the setting on others")
-    setting, mr = search([Reranker(*matrix, max(GRID["k"])) for matrix in matrices], start)
-    found = f"mR {mr[:, 0, 0].max():.2f} without rerank, {mr.max():.2f} with the best of {mr.size} settings"
+    rerankers = [Reranker(*matrix, max(GRID["k"])) for matrix in matrices]
+    setting, mr = search(rerankers, start)
+    before = np.mean([reranker.before.metrics()["mr"] for reranker in rerankers])
+    found = f"mR {before:.2f} without rerank, {mr.max():.2f} with the best of {mr.size} settings"
     logger.info(f"on {', '.join(map(str, vals))}: {found}")
     return setting
 

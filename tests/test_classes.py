@@ -24,6 +24,14 @@ def test_the_class_of_an_image_is_in_its_name_its_folder_or_a_file(tmp_path):
     assert class_of_images(["port_1.tif", "0012.png"], str(tmp_path / "classes.txt")) == ["dock", "sea port"]
     with pytest.raises(InputError, match=r"1 of 1 images have no class in .*classes\.txt: a\.tif"):
         class_of_images(["a.tif"], str(tmp_path / "classes.txt"))
+    (tmp_path / "classes.txt").write_text("a/1.jpg plane\nb/1.jpg ship\n2.jpg road\n")
+    assert class_of_images(["b/1.tif", "a/1.tif", "c/2.tif"], str(tmp_path / "classes.txt")) == [
+        "ship",
+        "plane",
+        "road",
+    ]
+    with pytest.raises(InputError, match=r"1 images have more than one class: 1\.tif"):
+        class_of_images(["1.tif"], str(tmp_path / "classes.txt"))
 
 
 def test_the_recall_of_a_class_is_that_of_its_queries():

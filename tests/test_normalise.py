@@ -293,3 +293,14 @@ def test_a_transposed_matrix_is_named_as_one(files, tmp_path):
     np.save(tmp_path / "t_images.npy", owner)
     with pytest.raises(InputError, match=r"t_images\.npy: a matrix of 100 x 20 looks transposed"):
         load(tmp_path / "t.npy")
+
+
+@pytest.mark.parametrize("wrong", ["--temperature 0", "--temperature -1", "--temperature nan", "--steps 0"])
+def test_a_wrong_setting_of_balance_is_one_line(wrong, files, run):
+    refused = run(f"-m postprocessing.balance --sims {files[0]} {wrong}")
+    assert refused.status == 2 and "--temperature must be above 0 and --steps an integer >= 1" in refused.message
+
+
+def test_a_mean_of_nothing_but_its_own_file_is_one_line(files, run):
+    refused = run(f"-m postprocessing.ensemble --sims {files[0]} --out {files[0]}")
+    assert refused.status == 2 and "would be written over" in refused.message
