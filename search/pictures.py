@@ -21,9 +21,8 @@ from layers.drea import Regions
 from search.rasters import SUFFIXES, RasterRules, Scene, open_scene
 from search.store import NOWHERE, Record
 from search.windows import selo_windows
-from util.regions.detections import parse_class_map, to_regions
 from util.regions.local_features import LocalRules, Sample, sample
-from util.regions.readers import read_detections
+from util.regions.readers import regions_of
 from utils import InputError
 
 logger = logging.getLogger("galr")
@@ -147,14 +146,7 @@ def given_regions(
         return None
     if arguments.regions == "none":
         return dict.fromkeys(paths, Regions.empty())
-    detections, _ = read_detections(Path(arguments.regions), arguments.format, arguments.classes, arguments.coco_images)
-    regions = to_regions(
-        detections,
-        list(paths),
-        lambda name: picture_size(paths[name], rules),
-        allow_missing=True,
-        class_map=parse_class_map(arguments.class_map),
-    )
+    regions, _ = regions_of(arguments, list(paths), lambda name: picture_size(paths[name], rules), allow_missing=True)
     return dict(zip(paths, regions, strict=True))
 
 

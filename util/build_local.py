@@ -26,10 +26,9 @@ from layers.drea import THRESHOLDS, Denoised, DreaOptions, Regions, denoise, enh
 from util.images import Truncated, image_size, open_image
 from util.lists import read_names, safe_paths, unique_keys
 from util.regions import proposals
-from util.regions.detections import parse_class_map, to_regions
 from util.regions.finished import work_through
 from util.regions.local_features import PROPOSALS
-from util.regions.readers import add_detector_options, add_truncated, read_detections
+from util.regions.readers import add_detector_options, add_truncated, regions_of
 from utils import Bar, InputError, Parser, atomic, check_writable_file, run_command
 
 logger = logging.getLogger("galr")
@@ -67,18 +66,13 @@ def main() -> None:
 
 def detected_regions(arguments: argparse.Namespace, names: list[str]) -> tuple[list[Regions], dict[str, Any]]:
     """Return the regions of each image from a detector's files, and attributes that name their source."""
-    source, class_map = Path(arguments.regions), parse_class_map(arguments.class_map)
-    detections, form = read_detections(source, arguments.format, arguments.classes, arguments.coco_images)
 
     @functools.cache
     def paths() -> dict[str, str]:
         return dict(zip(names, safe_paths(arguments.image_path, names), strict=True))
 
-    def size_of(name: str) -> tuple[int, int]:
-        return image_size(paths()[name])
-
-    regions = to_regions(detections, names, size_of, arguments.allow_missing, class_map)
-    return regions, {"source": str(source), "format": form}
+    regions, form = regions_of(arguments, names, lambda name: image_size(paths()[name]), arguments.allow_missing)
+    return regions, {"source": str(Path(arguments.regions)), "format": form}
 
 
 def proposed_regions(arguments: argparse.Namespace, names: list[str]) -> tuple[list[Regions], dict[str, Any]]:

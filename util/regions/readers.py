@@ -16,10 +16,10 @@ from typing import get_args
 import numpy as np
 from pydantic import Field
 
-from layers.drea import CLASSES
+from layers.drea import CLASSES, Regions
 from util.images import Truncated
 from util.lists import whole_stem
-from util.regions.detections import Detections, Row, class_index
+from util.regions.detections import Detections, Row, class_index, parse_class_map, to_regions
 from utils import Entry, InputError, checked, read_as, read_json, read_text
 
 logger = logging.getLogger("galr")
@@ -89,6 +89,18 @@ def add_detector_options(parser: argparse.ArgumentParser) -> None:
     class_map = "what other names of classes mean; NAME=none drops them"
     add("--class-map", nargs="+", action="extend", default=[], metavar="NAME=CLASS", help=class_map)
     add("--coco-images", type=Path, help="COCO: the JSON file that names images and categories")
+
+
+def regions_of(
+    arguments: argparse.Namespace, names: list[str], size_of: Callable[[str], tuple[float, float]], allow_missing: bool
+) -> tuple[list[Regions], str]:
+    """Read what --regions and the options of `add_detector_options` say; return each image's regions, and the format.
+
+    size_of and allow_missing: as for `to_regions`. Raise InputError for files that do not fit.
+    """
+    class_map, source = parse_class_map(arguments.class_map), Path(arguments.regions)
+    detections, form = read_detections(source, arguments.format, arguments.classes, arguments.coco_images)
+    return to_regions(detections, names, size_of, allow_missing, class_map), form
 
 
 def add_truncated(parser: argparse.ArgumentParser) -> None:
