@@ -42,8 +42,7 @@ class Background:
 
     def _turn(self) -> None:
         with self._lock:
-            name = next((name for name in self._order if name in self._waiting), None)
-            job = self._waiting.pop(name) if name else None
+            job = next((self._waiting.pop(name) for name in self._order if name in self._waiting), None)
         try:
             if job:
                 job()

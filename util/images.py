@@ -69,16 +69,6 @@ class _OnInThisThread(threading.local):
 ImageFile.LOAD_TRUNCATED_IMAGES = _SWITCH = _OnInThisThread()
 
 
-@contextlib.contextmanager
-def what_is_there() -> Iterator[None]:
-    """Let this thread decode the readable part of damaged files; the rest is grey or black."""
-    _SWITCH.on = True
-    try:
-        yield
-    finally:
-        _SWITCH.on = False
-
-
 @functools.cache
 def formats() -> list[str]:
     """Return the formats that are read: those of pictures; others run programs (EPS) or hold drawings (WMF)."""
@@ -137,11 +127,13 @@ def _read(path: str | os.PathLike, truncated: Truncated) -> tuple[Image.Image, b
     try:
         return _rgb(path), False
     except Damaged as error:
-        with what_is_there():
-            try:
-                image = _rgb(path)
-            except InputError:
-                raise error from None
+        _SWITCH.on = True
+        try:
+            image = _rgb(path)  # what is readable; the rest is grey or black
+        except InputError:
+            raise error from None
+        finally:
+            _SWITCH.on = False
         if truncated == "allow":
             return image, True
         raise CutShort(f"{error}; it is cut short ({ADVICE})") from None
