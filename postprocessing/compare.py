@@ -176,7 +176,7 @@ def markdown(scores: dict[str, tuple[Score, dict]], pairs: list[Difference], lev
 # ---------------------------------------------------------------- the command
 
 
-class Run(NamedTuple):
+class Reference(NamedTuple):
     """A run that others are compared with: its name, results, and split."""
 
     name: str
@@ -184,7 +184,7 @@ class Run(NamedTuple):
     split: dict[str, Any]  # what must be the same in every fold of every run
 
 
-def read_run(name: str, runs: Path, matrices: Path, first: Run | None) -> tuple[Run, list[QueryRanks]]:
+def read_run(name: str, runs: Path, matrices: Path, first: Reference | None) -> tuple[Reference, list[QueryRanks]]:
     """Return the first run, which is this one if there is none yet, and the ranks in each fold of this one.
 
     Raise InputError if something of it is missing, damaged, or not of the split and the folds of the first.
@@ -199,7 +199,7 @@ def read_run(name: str, runs: Path, matrices: Path, first: Run | None) -> tuple[
             raise InputError(f"{file} is not what {runs / name}/results.json was made from; run test.py for it again")
         split = {"images": [Path(image).name for image in images], "captions": captions, "image_of_caption": owner}
         split["folds"] = [fold.fold for fold in results.folds]
-        first = first or Run(name, results, split)
+        first = first or Reference(name, results, split)
         for what, mine in first.split.items():
             if not np.array_equal(mine, split[what]):
                 raise InputError(f"{first.name} and {name} were scored on different {what}; take the same split")
