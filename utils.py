@@ -218,8 +218,7 @@ def describe(error: BaseException) -> tuple[str, int]:
         return f"{memory_report(error)}; {LESS_MEMORY}", 3
     if card_too_old(error):
         return f"this PyTorch has no code for this GPU; {OTHER_WHEEL}", 2
-    text = " ".join(text.split())[:300]
-    return f"{type(error).__name__}: {text}; {again}; GALR_DEBUG=1 shows where it happened", 3
+    return f"{type(error).__name__}: {one_line(error, 300)}; {again}; GALR_DEBUG=1 shows where it happened", 3
 
 
 class Messages(logging.Handler):
@@ -501,6 +500,11 @@ def printable(text: str) -> str:
     new\nline \x1b[31mred
     """
     return "".join(one if one.isprintable() else ascii(one)[1:-1] for one in text)
+
+
+def one_line(error: object, most: int = 200) -> str:
+    """Return what an error says, cut to `most` characters, for a message."""
+    return " ".join(str(error).split())[:most]
 
 
 def some(names: list[str], most: int = 5) -> str:

@@ -30,7 +30,7 @@ from postprocessing.tables import table
 from util.device import nvidia_smi, pick_device
 from util.precision import make_deterministic, set_arithmetic
 from util.run_log import provenance
-from utils import ROOT, Parser, check_writable_file, logger, run_command, write_text
+from utils import ROOT, Parser, check_writable_file, logger, one_line, run_command, write_text
 
 PRECISIONS = {
     "fp32": (),
@@ -82,7 +82,7 @@ def report(sections: dict[str, Callable[[], str]]) -> Iterator[str]:
         try:
             yield run()
         except Exception as error:  # whatever it is, the rest is worth having
-            yield f"**failed**: {type(error).__name__}: {' '.join(str(error).split())[:1000]}"
+            yield f"**failed**: {type(error).__name__}: {one_line(error, 1000)}"
         yield ""
 
 

@@ -19,6 +19,7 @@ from layers.cpu import on_cpu
 from layers.distributed import to_device
 from layers.gru import GRU, Float32GRU, pack, pack_sequences, unpack_sequences
 from option.options import PlainGRU
+from utils import one_line
 
 if TYPE_CHECKING:
     from option.options import FrozenTransformer, Seq2Vec, TextOptions, Transformer
@@ -108,7 +109,7 @@ class TransformerEncoder(nn.Module):
             self.network = AutoModel.from_config(config, dtype=torch.float32, trust_remote_code=False)
             width = 0 if config.is_encoder_decoder else config.hidden_size
         except Exception as error:  # a missing folder, a damaged or unknown configuration raise errors of many kinds
-            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            reason = f"{type(error).__name__}: {one_line(error)}"
             raise ValueError(f"model.seq2vec.path {options.path} is no text encoder ({reason}); {MINILM}") from None
         if not width:
             raise ValueError(f"model.seq2vec.path {options.path} is an encoder and a decoder; an encoder is needed")

@@ -26,7 +26,7 @@ from rasterio.warp import transform_bounds
 from rasterio.windows import Window as Pane
 
 from util.images import Truncated, from_bands, image_size, open_image
-from utils import InputError
+from utils import InputError, one_line
 
 SUFFIXES = (".tif", ".tiff", ".jp2", ".img")
 DRIVERS = {
@@ -192,7 +192,7 @@ class Raster(Scene):
                 return self.file.read(self.bands, **how)
             masked = self.file.read(self.bands, masked=True, **how)
         except Exception as error:  # GDAL raises errors of many kinds on damaged files
-            raise InputError(f"scene {self.path} cannot be decoded ({_short(error)})") from None
+            raise InputError(f"scene {self.path} cannot be decoded ({one_line(error)})") from None
         return masked.astype(np.float32).filled(np.nan)
 
     def _percentiles(self, stretch: float) -> tuple[np.ndarray, np.ndarray]:
@@ -235,7 +235,7 @@ def open_scene(path: str | os.PathLike, rules: RasterRules = RasterRules()) -> I
         except InputError:
             raise
         except Exception as error:  # as in Raster
-            raise InputError(f"scene {path} cannot be opened ({_short(error)})") from None
+            raise InputError(f"scene {path} cannot be opened ({one_line(error)})") from None
         with scene.file:
             yield scene
 
@@ -298,7 +298,3 @@ def _fitted(points: Sequence[Any]) -> rasterio.Affine | None:
     wanted = np.array([(point.x, point.y) for point in points])
     found = np.array([transform @ (point.col, point.row) for point in points])
     return transform if np.abs(found - wanted).max() < 0.1 * np.ptp(wanted, axis=0).max() else None
-
-
-def _short(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]

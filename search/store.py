@@ -22,7 +22,7 @@ import grpc
 import numpy as np
 from pymilvus import DataType, MilvusClient, MilvusException
 
-from utils import InputError, RunError, check_writable, printable
+from utils import InputError, RunError, check_writable, one_line, printable
 
 for chatty in ("pymilvus", "milvus_lite", "grpc"):  # they log errors that reach us as exceptions
     logging.getLogger(chatty).setLevel(logging.CRITICAL + 1)
@@ -258,7 +258,7 @@ def open_index(address: str, create: bool = False) -> Iterator[Index]:
         advice = "is the server there, and MILVUS_TOKEN set if it asks for one?"
         if not is_server:
             advice = "make room if the disk is full; if not, it may be damaged: remove it and make it anew"
-        reason = " ".join(str(getattr(error, "message", error)).split())[:200]
+        reason = one_line(getattr(error, "message", error))
         raise RunError(f"index {address}: Milvus failed ({reason}); {advice}") from None
     finally:
         if client:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from util.lists import NAMED
-from utils import InputError, existing_file, not_installed, printable, read_json, read_text
+from utils import InputError, existing_file, not_installed, one_line, printable, read_json, read_text
 
 SPELLINGS = {
     "train": "train training trainval restval",
@@ -141,7 +141,7 @@ def _parquet_rows(path: Path) -> Iterator[Row]:
                     image["path"] = f"{path.stem}_{number:06d}.{kind}"
                 yield row
     except (pyarrow.ArrowException, OSError) as error:
-        raise InputError(f"captions {path}: damaged ({' '.join(str(error).split())[:200]})") from None
+        raise InputError(f"captions {path}: damaged ({one_line(error)})") from None
 
 
 def captions_of(row: Row, where: str) -> list[Any]:

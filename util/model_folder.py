@@ -26,7 +26,7 @@ from option.load import changed_tree
 from util.regions.local_features import SHAPE, ZEROS, LocalRules, read_rules
 from util.regions.proposals import ProposalOptions
 from util.weights import check_finite
-from utils import InputError, not_installed, read_as, read_json
+from utils import InputError, not_installed, one_line, read_as, read_json
 
 WEIGHTS, OPTIONS, VOCABULARY, CARD = "model.safetensors", "options.yaml", "vocab.json", "README.md"
 RULES, SPLIT = "local_rules.json", "split.json"
@@ -56,8 +56,7 @@ def find_folder(source: str | os.PathLike) -> Path:
     try:
         return Path(snapshot_download(str(source), allow_patterns=[*FILES, f"{TRANSFORMER}/*"]))
     except Exception as error:  # of the network, or of the hub
-        reason = " ".join(str(error).split())[:200]
-        raise InputError(f"model {source}: no such folder here, and none from the hub ({reason})") from None
+        raise InputError(f"model {source}: no such folder here, and none from the hub ({one_line(error)})") from None
 
 
 def file_of(folder: Path, name: str, advice: str = "") -> Path:
@@ -182,8 +181,7 @@ def _read_weights(folder: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     except MemoryError:
         raise
     except Exception as error:  # safetensors raises errors of several kinds on damaged files
-        reason = " ".join(str(error).split())[:200]
-        raise InputError(f"{where}: a damaged file, or not of safetensors ({reason})") from None
+        raise InputError(f"{where}: a damaged file, or not of safetensors ({one_line(error)})") from None
     if "galr" not in about:
         raise InputError(f"{where}: not made by python -m util.share; its header does not say galr")
     if odd := [name for name, tensor in weights.items() if tensor.dtype not in TYPES]:

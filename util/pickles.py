@@ -10,7 +10,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from utils import InputError
+from utils import InputError, one_line
 
 GIB = 2**30
 
@@ -60,16 +60,6 @@ def scalar(kind: Type, data: Any) -> Any:
     return kind.array(data, (), "C").item()
 
 
-class Settings:
-    """Stand in for the settings of a program beside its weights: take anything, keep nothing."""
-
-    def __init__(self, *_: object) -> None:
-        pass
-
-    def __setstate__(self, _: object) -> None:
-        pass
-
-
 class ArraysOnly(pickle.Unpickler):
     """Admit NumPy arrays, scalars and types, by stand-ins; refuse everything else that a pickle names."""
 
@@ -106,7 +96,7 @@ def load_pickled_npy(path: Path, what: str = "local features", shape: tuple[int,
     except MemoryError:
         reason = f"it takes more than {most / GIB:.0f} GiB of memory"
     except Exception as error:  # a hostile pickle can raise anything
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error)
     raise InputError(f"{what} {path} were not read: {reason}")
 
 

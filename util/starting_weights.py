@@ -22,7 +22,7 @@ from layers.text_encoder import TransformerEncoder
 from option.options import CLIPSource, ModelOptions, Seq2Vec, Transformer
 from util.skipthoughts import load_skipthoughts
 from util.weights import finite_weights, of_module, read_tree, read_weights
-from utils import InputError, existing_file, read_text
+from utils import InputError, existing_file, one_line, read_text
 
 logger = logging.getLogger("galr")
 
@@ -50,9 +50,8 @@ def load_starting_weights(model: Model, options: ModelOptions, words: Sequence[s
 
 
 def _not_downloaded(what: str, key: str, error: Exception, wanted: str = "them") -> InputError:
-    reason = " ".join(str(error).split())[:300]
     way = f"fetch {wanted} elsewhere and set {key} to the file's path, or set {key} to none"
-    return InputError(f"{what} cannot be downloaded ({reason}); {way}")
+    return InputError(f"{what} cannot be downloaded ({one_line(error, 300)}); {way}")
 
 
 def load_backbone(backbone: ImageBackbone, pretrained: str) -> None:

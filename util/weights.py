@@ -17,14 +17,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from util.pickles import Settings, Type, scalar
-from utils import InputError, existing_file, not_installed, some
+from util.pickles import Type, scalar
+from utils import InputError, existing_file, not_installed, one_line, some
 
 logger = logging.getLogger("galr")
 
+
+class Settings:
+    """Stand in for the settings that training programs save beside the weights: take anything, keep nothing."""
+
+    def __init__(self, *_: object) -> None:
+        pass
+
+    def __setstate__(self, _: object) -> None:
+        pass
+
+
 # NumPy's numbers among plain ones (a best score) are read by stand-ins, so that NumPy's own functions are never called.
 NUMPY_SCALARS = [(scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")] + [(Type, "numpy.dtype")]
-# Settings that people's training programs save beside the weights; nothing of them is kept.
 SETTINGS = [
     (Settings, name)
     for name in "argparse.Namespace types.SimpleNamespace datetime.datetime datetime.timedelta pathlib.PosixPath "
@@ -58,7 +68,7 @@ def load_torch(path: str | os.PathLike, what: str) -> Any:
         except MemoryError:
             raise
         except Exception as error:  # a damaged archive raises errors of many kinds
-            raise InputError(f"{what} {path} is damaged ({' '.join(str(error).split())[:200]})") from None
+            raise InputError(f"{what} {path} is damaged ({one_line(error)})") from None
 
 
 def _check_archive(path: Path, what: str) -> None:
