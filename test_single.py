@@ -6,6 +6,7 @@ python test_single.py --resume models/NAME --set dataset.data_path=LISTS dataset
 
 from __future__ import annotations
 
+import argparse
 import logging
 from pathlib import Path
 
@@ -27,7 +28,7 @@ from vocab import load_words
 logger = logging.getLogger("galr")
 
 
-def main() -> None:
+def _parse() -> argparse.Namespace:
     parser = Parser(prog="test_single.py", description="Score one checkpoint on one split.")
     parser.add_options(required=False)
     add = parser.add_argument
@@ -44,6 +45,11 @@ def main() -> None:
     for option, path in (("--sims", arguments.sims), ("--caption-vectors", arguments.caption_vectors)):
         if path and path.suffix != ".npy":
             raise InputError(f"{option} {path}: the name must end in .npy")
+    return arguments
+
+
+def main() -> None:
+    arguments = _parse()
     options = options_of(arguments.resume, arguments.path_opt, arguments.set)
     device = pick_device(arguments.device)
     words = load_words(options)

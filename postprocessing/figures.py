@@ -177,30 +177,50 @@ def retrieval_grid(
         first = row == 0 or asked[row - 1][0] != direction
         head = figure.add_subplot(grid[row, 0])
         if to_images:
-            head.axis("off")
-            head.text(0, 0.95, fill(_short(captions[query], 136), 34), fontsize=9.5, color=INK, va="top", **PLAIN)
-            head.text(0, 0.0, fill(note, 38), fontsize=8.5, color=GREY, style="italic")
+            _write_query(head, captions[query], note)
         else:
-            _show(head, image_paths[query], INK)
-            head.set_anchor("W")
-            head.text(1.06, 0.5, fill(note, 19), fontsize=8.5, color=GREY, style="italic", transform=head.transAxes)
+            _show_query(head, image_paths[query], note)
         if first:
             head.set_title(f"{'caption' if to_images else 'image'} \u2192 {answers}", loc="left")
         for side, order in enumerate(orders):
             cells = grid[row, 1 + 5 * side : 6 + 5 * side].subgridspec(1, 5 if to_images else 1, wspace=0.08)
             panels = cells.subplots(squeeze=False)[0]
-            for panel in panels[len(order) :] if to_images else panels:
-                panel.axis("off")
-            for place, answer in enumerate(order[:5]):
-                if to_images:
-                    _show(panels[place], image_paths[answer], RIGHT if right[answer] else PALE)
-                else:
-                    mark, color = ("\u2713", RIGHT) if right[answer] else ("\u2013", GREY)
-                    text = f"{mark} {_short(captions[answer], 72)}"
-                    panels[0].text(0, 0.9 - 0.2 * place, text, fontsize=8.5, color=color, va="center", **PLAIN)
+            if to_images:
+                _show_answers(panels, [(image_paths[answer], right[answer]) for answer in order[:5]])
+            else:
+                _write_answers(panels[0], [(captions[answer], right[answer]) for answer in order[:5]])
             if first:
                 panels[0].set_title(f"five best {answers}" + ", after rerank" * side, loc="left", fontsize=10)
     return figure
+
+
+def _write_query(axes: Axes, caption: str, note: str) -> None:
+    axes.axis("off")
+    axes.text(0, 0.95, fill(_short(caption, 136), 34), fontsize=9.5, color=INK, va="top", **PLAIN)
+    axes.text(0, 0.0, fill(note, 38), fontsize=8.5, color=GREY, style="italic")
+
+
+def _show_query(axes: Axes, path: str | os.PathLike, note: str) -> None:
+    _show(axes, path, INK)
+    axes.set_anchor("W")
+    axes.text(1.06, 0.5, fill(note, 19), fontsize=8.5, color=GREY, style="italic", transform=axes.transAxes)
+
+
+def _write_answers(axes: Axes, answers: list[tuple[str, bool]]) -> None:
+    """Write captions below each other, each with whether it is right."""
+    axes.axis("off")
+    for place, (caption, right) in enumerate(answers):
+        mark, color = ("\u2713", RIGHT) if right else ("\u2013", GREY)
+        text = f"{mark} {_short(caption, 72)}"
+        axes.text(0, 0.9 - 0.2 * place, text, fontsize=8.5, color=color, va="center", **PLAIN)
+
+
+def _show_answers(panels: Sequence[Axes], answers: list[tuple[str | os.PathLike, bool]]) -> None:
+    """Show image files, one a panel, each with whether it is right; panels that are left over stay empty."""
+    for panel in panels[len(answers) :]:
+        panel.axis("off")
+    for panel, (path, right) in zip(panels, answers, strict=False):
+        _show(panel, path, RIGHT if right else PALE)
 
 
 def _rank_line(orders: list[np.ndarray], right: np.ndarray, similarity: np.ndarray) -> str:

@@ -145,8 +145,8 @@ def build_page(site: Site) -> gr.Blocks:
     return page
 
 
-def _search_tab(site: Site) -> None:
-    question, records = gr.State(None), gr.State([])
+def _question_fields() -> tuple[list[Any], list[Any]]:
+    """Lay out the fields of a question; return them, and the events that ask it."""
     with gr.Row():
         with gr.Column(scale=2):
             sentence = gr.Textbox(label="Sentence", max_length=LONGEST, elem_id="sentence", autofocus=True)
@@ -159,6 +159,13 @@ def _search_tab(site: Site) -> None:
                 since = gr.Textbox(label="Only files from (2024-12-31)", max_length=10, elem_id="since")
                 until = gr.Textbox(label="to", max_length=10, elem_id="until")
         upload = gr.Image(label="or a picture", type="filepath", sources=["upload"], height=260, elem_id="upload")
+    fields = [sentence, upload, fold, folder, area, since, until]
+    return fields, [search.click, sentence.submit, upload.upload]
+
+
+def _search_tab(site: Site) -> None:
+    question, records = gr.State(None), gr.State([])
+    fields, events = _question_fields()
     status = gr.Textbox(label="Answers (click one for what is like it)", interactive=False, elem_id="status")
     grid = {"columns": 5, "object_fit": "contain", "allow_preview": False, "buttons": [], "interactive": False}
     gallery = gr.Gallery(show_label=False, elem_id="gallery", **grid)
@@ -194,8 +201,7 @@ def _search_tab(site: Site) -> None:
     def alike(event: gr.SelectData, asked: Question, records: list[Record], request: gr.Request) -> tuple:
         return show(site.like(records[int(event.index)], asked), request)
 
-    asked = [sentence, upload, fold, folder, area, since, until]
-    gr.on([search.click, sentence.submit, upload.upload], by_question, asked, shown, **PRIVATE)
+    gr.on(events, by_question, fields, shown, **PRIVATE)
     more.click(extend, [question], shown, **PRIVATE)
     gallery.select(alike, [question, records], shown, **PRIVATE)
 
