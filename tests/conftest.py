@@ -145,6 +145,15 @@ def short_trunk() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Compute with one thread, so that sums keep their order."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="session")
 def checkpoint(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Save the tiny model with random weights as train.py does, with its split.json. Short backbone."""

@@ -27,17 +27,10 @@ from bench import figures, measured
 from util.lists import read_captions
 from utils import InputError, RunError
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 CPU = torch.device("cpu")
 TINY = (*bench.check_gpu.SMALL, "dataset.batch_size=32")
 FIGURES = {"ours", "baseline", "ratio", "spread", "peak_mib"}
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def here(make, *arguments, times=1):

@@ -183,7 +183,7 @@ def test_the_error_of_the_loop_counts_more_than_that_of_a_job() -> None:
 
 
 def test_the_loop_goes_on_while_a_checkpoint_is_written_which_holds_the_state_of_its_step(
-    work, run, whole, monkeypatch
+    work, run, monkeypatch
 ) -> None:
     """The one of step 3 is written after step 6: the loop did not wait, and the later steps changed nothing in it."""
     assert run(f"{TRAIN} --set k_fold.experiment_name=plain optim.epochs=1").status == 0

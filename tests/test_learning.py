@@ -40,15 +40,6 @@ RECIPES = {
 STORED = json.loads((Path(__file__).parent / "golden" / "learning.json").read_text())
 
 
-@pytest.fixture(scope="module")
-def one_thread() -> Iterator[None]:
-    """Sums in the order of one thread."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_two_epochs_give_the_order_the_losses_and_the_recalls_that_are_stored(recipe, train, order) -> None:
     train(RECIPES[recipe])

@@ -46,7 +46,7 @@ def test_a_stopped_run_saves_says_how_to_go_on_and_ends_as_the_whole_one(fault, 
     assert differences(whole, FOLD.absolute()) == []
 
 
-def test_under_nohup_a_terminal_that_closes_is_no_reason_to_stop(monkeypatch) -> None:
+def test_under_nohup_a_terminal_that_closes_is_no_reason_to_stop() -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         with util.run_log.StopSignals() as signals:
@@ -56,7 +56,7 @@ def test_under_nohup_a_terminal_that_closes_is_no_reason_to_stop(monkeypatch) ->
         signal.signal(signal.SIGHUP, before)
 
 
-def test_a_signal_to_a_loader_worker_is_not_its_business(work, run, capfd) -> None:
+def test_a_signal_to_a_loader_worker_is_not_its_business(work, run) -> None:
     """SLURM sends SIGUSR1 to every process of a job step: workers go on, until the main process stops."""
 
     def signal_all() -> None:

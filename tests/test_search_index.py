@@ -154,7 +154,7 @@ def test_a_picture_asks_with_the_bands_of_the_index(index, run, work):
     assert answer["score"] == pytest.approx(1, abs=1e-5)
 
 
-def test_a_scene_whose_windows_are_not_all_there_is_completed(index, run, work):
+def test_a_scene_whose_windows_are_not_all_there_is_completed(index, work):
     write_scene(work / "mine/scene.tif")
     assert index("--scales 64 128", "mine", "none").status == 0
     whole = rows()["scene.tif"]

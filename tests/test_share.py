@@ -189,7 +189,7 @@ def test_notes_stand_in_the_card_and_their_metadata_replace_ours(scored_run, run
     assert "metadata (such as license: mit)" in run(f"{SHARE} --replace --card-notes notes.md").message
 
 
-def test_the_commands_of_the_card_run_on_the_folder(shared, run) -> None:
+def test_the_commands_of_the_card_run_on_the_folder(shared) -> None:
     _, text = card()
     assert "python test_single.py --resume models/tiny --set dataset.data_path=LISTS" in text
     for name in ("a.jpg", "b.jpg"):
