@@ -264,7 +264,9 @@ def test_one_table_has_the_run_its_query_bank_and_its_folds_as_one_model(files, 
         assert row[0] == f"ties {ties}" and row[1].startswith(f"{one:.2f} \u00b1 ") and row[3] == f"{all_of_them:.2f}"
         assert row[2].startswith(f"{bank.mean.flat(ties)['mr']:.2f} ")
         assert row[4] == f"{recall(*load(tmp_path / 'run_all_bank.npy'), ties).mr:.2f}"
-    assert np.array_equal(load(tmp_path / "run_all.npy")[0], mean_similarities(files)[0])
+    for suffix in ("", "_bank"):
+        members = [file.with_name(f"{file.stem}{suffix}.npy") for file in files]
+        assert np.array_equal(load(tmp_path / f"run_all{suffix}.npy")[0], mean_similarities(members)[0])
 
 
 def test_a_matrix_whose_names_are_not_known_is_taken_with_a_warning(files, tmp_path, capsys):

@@ -157,6 +157,7 @@ def test_ties_at_random_have_rows_where_they_matter_and_only_there():
     assert float(rows["std, ties at random"]["mR"]) == pytest.approx(statistics.stdev([17.52, 22.5]), abs=1e-4)
     means, folds, _ = cells_of(markdown(with_ties))
     assert [row[:2] for row in means[1:]] == [["plain", "against"], ["plain", "random"]]
+    assert means[2][-1] == f"20.01 \u00b1 {statistics.stdev([17.52, 22.5]):.2f}"
     assert [row[:2] for row in folds[1:]] == [["fold 0", "against"], ["fold 1", "against"], ["fold 1", "random"]]
 
 
