@@ -73,6 +73,7 @@ def test_test_single_gives_the_numbers_of_test_digit_for_digit(scored_run, run) 
         assert scored.status == 0 and f"{split} split:" in scored.out and "chance mR" in scored.out
         assert np.array_equal(np.load("s.npy"), np.load(f"postprocessing/file/{name}.npy"))
         assert np.array_equal(np.load("s_images.npy"), np.load(f"postprocessing/file/{name}_images.npy"))
+        assert load_gallery(Path("s.npy")) == load_gallery(Path(f"postprocessing/file/{name}.npy"))
     assert Path("f.png").stat().st_size > 1000
     with Path("checkpoint/tiny/results.csv").open(newline="") as file:
         whole = {name: float(value) for name, value in next(csv.DictReader(file)).items() if "2" in name}
