@@ -7,6 +7,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow.parquet
@@ -20,8 +21,9 @@ from layers import build_model
 from layers.drea import Regions
 from option import load_options
 from search.encoder import load_encoder
-from search.pictures import crop_regions
+from search.pictures import crop_regions, given_regions
 from search.query import to_csv, to_geojson
+from search.rasters import RasterRules
 from search.store import Hit, Index, Record, open_index
 from search.windows import selo_windows
 from tests.conftest import ROOT, Outcome
@@ -168,6 +170,11 @@ def test_a_scene_whose_windows_are_not_all_there_is_completed(index, work):
     write_scene(work / "mine/scene.tif", side=120)
     assert index("--scales 64 128 --add", "mine", "none").status == 0
     assert [record[3:8] for record in rows()["scene.tif"]] == [(0, 120, 0, 120, 1)]  # and no window of the old file
+
+
+def test_no_regions_are_none_and_not_proposals():
+    found = given_regions(SimpleNamespace(regions="none"), {"a.tif": Path("a.tif")}, RasterRules())
+    assert [len(one.score) for one in found.values()] == [0]
 
 
 def test_a_detectors_regions_go_to_the_window_that_their_centre_lies_in():
