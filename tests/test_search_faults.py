@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import random
-import resource
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -20,7 +19,7 @@ import vocab
 from layers import build_model
 from option import load_options
 from search.store import open_index
-from tests.conftest import command_line, environment, run_process
+from tests.conftest import Outcome, command_line, environment, run_process
 from tests.searching import vectors
 
 pytestmark = pytest.mark.slow
@@ -85,10 +84,17 @@ def test_kills_lose_nothing_and_double_nothing(folder):
     assert_equal("i.db", whole)
 
 
+def run_after(preparation: str, line: str, folder: Path) -> Outcome:
+    """Run a command in a process that does this first; done between fork and exec, it would meet gRPC's threads."""
+    code = f"import ctypes, os, resource, sys; {preparation}; os.execv(sys.argv[1], sys.argv[1:])"
+    words = [sys.executable, "-c", code, *command_line(line)]
+    done = subprocess.run(words, cwd=folder, env=environment(), capture_output=True, text=True, check=False)
+    return Outcome(done.returncode, done.stdout, done.stderr)
+
+
 def test_a_full_disk_is_one_line_and_the_same_command_goes_on(folder):
     assert run_process(command("whole.db"), folder).status == 0
-    limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))  # noqa: E731 - bytes of a file
-    ended = run_process(command("i.db"), folder, preexec_fn=limit)
+    ended = run_after("resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))", command("i.db"), folder)
     assert ended.status == 3, ended.err
     assert "make room if the disk is full" in ended.message and "i.db" in ended.message
     assert run_process(command("i.db"), folder).status == 0
@@ -105,15 +111,13 @@ def test_files_that_vanish_meanwhile_are_counted_and_stop_nothing(folder):
     assert len(vectors("i.db")) == 200
 
 
-def obey_modes() -> None:
-    """Have the process mind the modes of files, as those of plain users do, though root has started it."""
-    drop_from_bounding_set, dac_override = 24, 1  # linux/prctl.h, linux/capability.h
-    ctypes.CDLL(None).prctl(drop_from_bounding_set, dac_override, 0, 0, 0)
+# Mind the modes of files, as plain users' processes do, though root starts it: linux/prctl.h, linux/capability.h
+OBEY_MODES = "ctypes.CDLL(None).prctl(24, 1, 0, 0, 0)"  # drop from the bounding set: dac_override
 
 
 def test_a_folder_that_is_read_only_is_named(folder):
     assert run_process(command("i.db"), folder).status == 0
     Path("i.db").chmod(0o500)
     for line in (command("i.db"), "-m search.query --index i.db --text plane"):
-        ended = run_process(line, folder, preexec_fn=obey_modes)
+        ended = run_after(OBEY_MODES, line, folder)
         assert ended.status == 2 and "i.db" in ended.message and "that you may write to" in ended.message
