@@ -20,6 +20,7 @@ from layers.distributed import Shard, own_share, shards_of, to_device
 from layers.loss import Pairs
 from option.options import Dataset, KFold, Options
 from util.lists import note_validation_list, read_names, read_pairs, safe_paths, validation_names, warn_of_shared_images
+from util.model_folder import split_file
 from util.pixels import Pixels, open_pixels, training_size
 from util.regions.local_features import load_local
 from util.transforms import augment, draw_augmentation, normalise
@@ -145,7 +146,7 @@ def both_parts(validation: np.ndarray, empty: str) -> tuple[np.ndarray, np.ndarr
 
 def validation_split(folder: Path, options: Options, part: str = "val") -> Split:
     """Return the images of a fold that validate, or `train`, by its split.json. Raise InputError if there are none."""
-    path = folder / "split.json"
+    path = split_file(folder)
     tree = read_json(path, "split", "a published checkpoint has none: use --split test")
     names = tree.get(part) if isinstance(tree, dict) else None
     if not isinstance(names, list) or not names:

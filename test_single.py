@@ -21,7 +21,7 @@ from postprocessing.tables import markdown
 from test import add_classes, describe, fold_score
 from util.checkpoint import read_checkpoint
 from util.device import pick_device
-from util.model_folder import SPLIT, file_of, options_of
+from util.model_folder import options_of
 from utils import InputError, Parser, check_writable_file, run_command
 from vocab import load_words
 
@@ -60,8 +60,6 @@ def main() -> None:
     path = Path(arguments.resume).absolute()
     folder = path if path.is_dir() else path.parent
     test = arguments.split == "test"
-    if path.is_dir() and not test:
-        file_of(path, SPLIT, "use --split test")
     split = read_split(options.dataset.data_path, "test") if test else validation_split(folder, options)
     classes = class_of_images(split.images, arguments.classes) if arguments.classes else None
     data = load_data(split, options, words, device, training=False)

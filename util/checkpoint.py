@@ -16,7 +16,7 @@ from torch import nn
 from layers import models
 from layers.published import is_published, load_published, load_state
 from option.options import Options
-from util.model_folder import SPLIT, file_of, read_state
+from util.model_folder import SPLIT, read_state, split_file
 from util.weights import check_finite, load_torch, weights_of
 from utils import InputError, RunError, atomic, read_as, read_json
 
@@ -207,9 +207,7 @@ def changed_options(old: dict, new: dict, prefix: str = "") -> list[str]:
 def warn_of_seen_images(fold: int, validated: Sequence[str], resume: str) -> None:
     """Warn if the checkpoint to fine-tune from was trained on images that this fold validates on."""
     folder = Path(resume) if Path(resume).is_dir() else Path(resume).parent
-    path = folder / SPLIT
-    if path.is_file() and folder == Path(resume):
-        path = file_of(folder, SPLIT)
+    path = split_file(folder)
     trained = read_as(dict[str, list[str]], path, "split").get("train", []) if path.is_file() else []
     if seen := set(trained).intersection(validated):
         logger.warning(

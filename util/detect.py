@@ -99,7 +99,7 @@ def detect(
     model: torch.nn.Module, paths: list[Path], device: torch.device, batch_size: int, workers: int, truncated: Truncated
 ) -> Iterator[list[list[float]]]:
     """Yield the detections of each image: label, score, left, top, right, bottom, in pixels."""
-    with ThreadPoolExecutor(workers) as pool, memory_advice("lower --batch_size"):
+    with ThreadPoolExecutor(max(1, workers)) as pool, memory_advice("lower --batch_size"):
         for start in range(0, len(paths), batch_size):
             batch = pool.map(_pixels, paths[start : start + batch_size], repeat(truncated))
             yield from map(_rows, model([pixels.to(device) for pixels in batch]))

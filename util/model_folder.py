@@ -73,6 +73,12 @@ def file_of(folder: Path, name: str, advice: str = "") -> Path:
     return path
 
 
+def split_file(folder: Path) -> Path:
+    """Return the path of split.json in a fold's or a model folder. Raise InputError if it leads out of the latter."""
+    path = folder / SPLIT
+    return file_of(folder, SPLIT) if path.is_file() and (folder / WEIGHTS).is_file() else path
+
+
 # ---------------------------------------------------------------- reading
 
 
